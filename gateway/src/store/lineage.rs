@@ -1,0 +1,87 @@
+//! Lineage: which positions belong to a space's history.
+//!
+//! This is Kafka's leader-epoch rule (KIP-101, KIP-320) with names that cannot collide.
+
+use tidegate_protocol::{Epoch, Position, Seq};
+
+/// Entries kept at most.
+pub const MAX_ENTRIES: usize = 4_096;
+
+/// One unbroken stretch of history.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LineageEntry {
+    /// Its random name.
+    pub epoch: Epoch,
+    /// Which life of the store wrote it, opaque.
+    pub incarnation: Vec<u8>,
+    /// The seq after which it starts: the head when it was minted.
+    pub start: Seq,
+}
+
+/// The stretches of a space's history, oldest first, starts never going back.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Lineage(pub Vec<LineageEntry>);
+
+impl Lineage {
+    /// The last epoch's name; `Epoch(0)` without history.
+    pub fn last_epoch(&self) -> Epoch {
+        self.0.last().map_or(Epoch(0), |entry| entry.epoch)
+    }
+
+    /// The seq at which an epoch ends: the next one's start, or `head` for the last. `None` for an unknown epoch.
+    pub fn end_of(&self, epoch: Epoch, head: Seq) -> Option<Seq> {
+        let at = self.0.iter().position(|entry| entry.epoch == epoch)?;
+        Some(self.0.get(at + 1).map_or(head, |next| next.start))
+    }
+
+    /// Whether a client at `position` holds a prefix of this history. (`e`, 0) always does.
+    pub fn holds(&self, position: Position, head: Seq) -> bool {
+        position.seq == Seq::ZERO || self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)
+    }
+
+    /// A mutation's base, cut to the end of its epoch; an unknown epoch counts as 0.
+    pub fn cut(&self, base: Position, head: Seq) -> Seq {
+        self.end_of(base.epoch, head).map_or(Seq::ZERO, |end| base.seq.min(end))
+    }
+
+    /// Appends a new epoch that starts after `head`. Drops entries that no valid position above the
+    /// floor can name: those whose next one starts at or below it, and the oldest over [`MAX_ENTRIES`].
+    pub fn mint(&mut self, epoch: Epoch, incarnation: Vec<u8>, head: Seq, floor: Seq) {
+        self.0.push(LineageEntry { epoch, incarnation, start: head });
+        let beyond = self.0.windows(2).take_while(|pair| pair[1].start <= floor && floor > Seq::ZERO).count();
+        let surplus = self.0.len().saturating_sub(MAX_ENTRIES);
+        self.0.drain(..beyond.max(surplus));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seq(n: u64) -> Seq {
+        Seq::new(n).expect("small")
+    }
+
+    #[test]
+    fn a_position_is_held_up_to_the_end_of_its_epoch() {
+        let mut lineage = Lineage::default();
+        assert!(lineage.holds(Position::START, Seq::ZERO));
+        assert!(!lineage.holds(Position::new(Epoch(7), seq(1)), Seq::ZERO));
+        lineage.mint(Epoch(1), b"a".to_vec(), Seq::ZERO, Seq::ZERO);
+        lineage.mint(Epoch(2), b"b".to_vec(), seq(100), Seq::ZERO);
+        for (epoch, n, held) in [(1, 100, true), (1, 101, false), (2, 105, true), (2, 106, false), (3, 1, false), (3, 0, true)] {
+            assert_eq!(lineage.holds(Position::new(Epoch(epoch), seq(n)), seq(105)), held, "{epoch} {n}");
+        }
+        assert_eq!(lineage.cut(Position::new(Epoch(1), seq(105)), seq(105)), seq(100));
+        assert_eq!(lineage.cut(Position::new(Epoch(9), seq(105)), seq(105)), Seq::ZERO);
+    }
+
+    #[test]
+    fn entries_go_when_the_floor_passes_the_next_ones_start() {
+        let mut lineage = Lineage::default();
+        lineage.mint(Epoch(1), vec![], Seq::ZERO, Seq::ZERO);
+        lineage.mint(Epoch(2), vec![], seq(10), Seq::ZERO);
+        lineage.mint(Epoch(3), vec![], seq(20), seq(10));
+        assert_eq!(lineage.0.iter().map(|e| e.epoch.0).collect::<Vec<_>>(), [2, 3]);
+    }
+}

@@ -1,0 +1,467 @@
+//! The store: truth about every space. One trait, a reference model, and the implementations.
+//!
+//! What a commit is to do has been decided by the engine (`crate::engine`): a *prepared* item lists the
+//! cells to write and what must still hold for that to be right. The store checks and writes in one
+//! atomic step, and knows nothing of ops, rules or policies.
+
+pub mod lineage;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+pub use lineage::{Lineage, LineageEntry};
+use std::collections::{BTreeMap, BTreeSet};
+use tidegate_protocol::{
+    Code, Collection, DocChange, DocPath, Epoch, FieldPath, Mid, MutationKey, Position, Seq, SpaceId, Value, ViewId, Writer,
+};
+
+/// Holds spaces. Every implementation passes the contract suite (`tests/contract.rs`) and agrees with
+/// the model on every answer.
+///
+/// Guarantees: `commit` is atomic per item and in the order of its items, seqs are contiguous per
+/// space, and once it has answered, every later call sees it. `read`, each page of `log` and of
+/// `changes`, and each space of `positions` is one consistent cut, with the checks of its positions
+/// made in the same step. An error of `commit` means *unknown*, never *failed*: retry with the same
+/// (`writer`, `mid`, `key`). No call is lost half-done: what was applied was applied whole.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Applies prepared items in order, each or not at all; answers one outcome an item.
+    async fn commit(&self, group: CommitGroup) -> Result<Committed, StoreError>;
+
+    /// Documents with their cells, as of one position.
+    async fn read(&self, space: &SpaceId, docs: &[DocPath]) -> Result<ReadCut, StoreError>;
+
+    /// Exact commits after `after`, at most `limit` of them and about `bytes` of payload.
+    async fn log(&self, space: &SpaceId, after: Position, limit: usize, bytes: usize, writer: Option<Writer>)
+    -> Result<LogReply, StoreError>;
+
+    /// A page of what changed (see [`ChangesRequest`]).
+    async fn changes(&self, space: &SpaceId, request: ChangesRequest) -> Result<ChangesReply, StoreError>;
+
+    /// Head, lineage and floor of each space, in order. A space without history is at `Position::START`.
+    async fn positions(&self, spaces: &[SpaceId]) -> Result<Vec<SpaceState>, StoreError>;
+
+    /// The newest `limit` entries of a space's conflict log, newest first.
+    async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError>;
+}
+
+/// The store could not answer. Nothing is known of a commit that ended so.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// For now; try again.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    /// What is stored contradicts itself.
+    #[error("the store is damaged: {0}")]
+    Damaged(String),
+}
+
+/// How long and how much a store keeps.
+#[derive(Clone, Debug)]
+pub struct Retention {
+    /// Commits kept in a space's log at most.
+    pub log_commits: u64,
+    /// Bytes of payload kept in a space's log at most.
+    pub log_bytes: u64,
+    /// Tombstones are kept this long, ms.
+    pub tombstones_ms: u64,
+    /// Client records are kept this long after their last write, ms.
+    pub clients_ms: u64,
+    /// Entries kept in a space's conflict log at most.
+    pub conflicts: u64,
+}
+
+/// Results of mutations kept per client; older ones are `client_unknown`.
+pub const KEPT_RESULTS: u64 = 256;
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { log_commits: 10_000, log_bytes: 16 << 20, tombstones_ms: 90 * DAY_MS, clients_ms: 90 * DAY_MS, conflicts: 10_000 }
+    }
+}
+
+impl Retention {
+    /// Whether a `first` (see `WriteHead`) is too old for a client without a record to be new: older
+    /// than record retention less a day. A retention of less than a day counts in full.
+    pub fn first_is_too_old(&self, first: u64, now_ms: u64) -> bool {
+        let keep = self.clients_ms.checked_sub(DAY_MS).unwrap_or(self.clients_ms);
+        first.saturating_add(keep) < now_ms
+    }
+}
+
+/// Prepared items of one space.
+#[derive(Clone, Debug)]
+pub struct CommitGroup {
+    /// The space.
+    pub space: SpaceId,
+    /// The last epoch of the lineage that the items were planned on (`Epoch(0)`: none). Where the
+    /// store's is another, every item that passes the mid check is `Stale`.
+    pub planned_on: Epoch,
+    /// A new random name, not 0, in case a new epoch has to be minted.
+    pub fresh: Epoch,
+    /// The caller's clock, ms since 1970. A commit's time is this, raised to the last commit's.
+    pub now_ms: u64,
+    /// The items, in order.
+    pub items: Vec<Prepared>,
+}
+
+/// A mutation, planned.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// Who writes.
+    pub writer: Writer,
+    /// Which of the writer's mutations.
+    pub mid: Mid,
+    /// Its mark.
+    pub key: MutationKey,
+    /// The mark of the one before; `None` exactly at mid 1.
+    pub prev: Option<MutationKey>,
+    /// At mid 1: when the client was new, ms since 1970.
+    pub first: Option<u64>,
+    /// What it was planned on: each document it looked at. Any other state is `Stale`.
+    pub expects: Vec<(DocPath, Version)>,
+    /// What to do.
+    pub action: Action,
+}
+
+/// The state of a document that a plan was made on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Version {
+    /// No header: never written, or collected.
+    Absent,
+    /// Last touched by this commit.
+    Seq(Seq),
+    /// Last touched by the item of this index in the same group, as planned.
+    Item(usize),
+}
+
+/// What a prepared item does.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Takes the next seq and writes.
+    Apply(Effects),
+    /// Consumes the mid and keeps the refusal as its result, without a commit.
+    Refuse {
+        /// A code that consumes the mid.
+        code: Code,
+        /// Kept with the result, opaque, at most a few KiB.
+        detail: Bytes,
+    },
+}
+
+/// What a commit writes.
+#[derive(Clone, Debug, Default)]
+pub struct Effects {
+    /// A document at most once.
+    pub docs: Vec<DocEffect>,
+    /// The change from its `b` on: `msgpack::encode_body`. The store puts seq and time in front.
+    pub body: Bytes,
+    /// Whether the body or a cell holds the commit's time; if it would be raised, the item is `Stale`.
+    pub uses_now: bool,
+    /// Goes into the conflict log in the same step.
+    pub conflicts: Vec<ConflictEntry>,
+    /// Kept with the result, opaque, at most a few KiB.
+    pub detail: Bytes,
+}
+
+/// What a commit does to a document.
+#[derive(Clone, Debug)]
+pub struct DocEffect {
+    /// The document.
+    pub doc: DocPath,
+    /// Created or replaced: `born` becomes this commit's seq.
+    pub born: bool,
+    /// Deleted at some point in this commit (a later op may have created it again): `deleted` becomes this commit's seq.
+    pub deleted: bool,
+    /// Whether it exists afterwards.
+    pub alive: bool,
+    /// Its size afterwards: the bytes of its live leaves' paths and values.
+    pub size: u64,
+    /// Cells written: a value, or `None` for a tombstone.
+    pub cells: Vec<(FieldPath, Option<Value>)>,
+}
+
+/// A document's header. Writers stand beside the seqs so that a conflict can be told from one's own write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Header {
+    /// The commit that last touched it.
+    pub last: Stamp,
+    /// The commit that created or last replaced it.
+    pub born: Stamp,
+    /// The commit that last deleted it, if any is remembered.
+    pub deleted: Option<Stamp>,
+    /// Whether it exists.
+    pub alive: bool,
+    /// The bytes of its live leaves' paths and values.
+    pub size: u64,
+}
+
+/// Which commit, and whose.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stamp {
+    /// The commit.
+    pub seq: Seq,
+    /// Its writer.
+    pub writer: Writer,
+}
+
+/// A leaf's stored state.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cell {
+    /// The commit that wrote it.
+    pub stamp: Stamp,
+    /// Its value; `None` is a tombstone.
+    pub value: Option<Value>,
+}
+
+/// A document as stored: tombstones too.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DocState {
+    /// `None`: never written, or collected.
+    pub header: Option<Header>,
+    /// Its cells.
+    pub cells: BTreeMap<FieldPath, Cell>,
+}
+
+impl DocState {
+    /// Whether it exists.
+    pub fn alive(&self) -> bool {
+        self.header.is_some_and(|header| header.alive)
+    }
+
+    /// Its live leaves, sorted by path.
+    pub fn leaves(&self) -> impl Iterator<Item = (&FieldPath, &Value)> {
+        self.cells.iter().filter_map(|(path, cell)| Some((path, cell.value.as_ref()?)))
+    }
+}
+
+/// Answer of `commit`.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// One an item, in order.
+    pub outcomes: Vec<Outcome>,
+    /// The lineage after the call.
+    pub lineage: Lineage,
+}
+
+/// What became of an item.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Outcome {
+    /// Applied as the commit of this position.
+    Applied {
+        /// Where.
+        position: Position,
+        /// The commit's time, ms since 1970.
+        at: u64,
+        /// The change as subscribers get it, from its seq on.
+        payload: Bytes,
+    },
+    /// Refused, as planned; the mid is consumed. The position is the head at that time.
+    Refused {
+        /// The head.
+        position: Position,
+    },
+    /// It was answered before: the first result, for the same key.
+    Duplicate(Kept),
+    /// What it was planned on does not hold. Plan again.
+    Stale {
+        /// Time of the last commit, ms since 1970: plan with a clock that is not below it.
+        last_ms: u64,
+    },
+    /// A mid before it has not arrived.
+    OutOfOrder {
+        /// The mid to send next.
+        expected: Mid,
+    },
+    /// Another copy of this client's database has written.
+    ClientCloned,
+    /// No record is kept that could tell whether it was applied.
+    ClientUnknown,
+}
+
+/// The kept result of a mutation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Kept {
+    /// `None`: applied.
+    pub refused: Option<Code>,
+    /// The commit's position, or the head when it was refused.
+    pub position: Position,
+    /// As given.
+    pub detail: Bytes,
+}
+
+/// A conflict, as it goes into the conflict log.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ConflictEntry {
+    /// The document.
+    pub doc: DocPath,
+    /// The unit's path; `None` is the whole document.
+    pub path: Option<FieldPath>,
+    /// What was there: cells at, above and below that path, newer than the base, by other writers.
+    pub theirs: Vec<(FieldPath, Cell)>,
+    /// What the mutation wanted there, rebuilt; `None` is removal.
+    pub ours: Option<Value>,
+    /// What was done.
+    pub done: ConflictDone,
+}
+
+/// What was done about a conflict.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum ConflictDone {
+    /// The mutation's value was written over the other's (`lww`).
+    Overwritten,
+    /// The mutation was refused (`reject`).
+    Rejected,
+    /// The unit was left out (`merge`).
+    Skipped,
+}
+
+/// An entry of the conflict log.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ConflictRecord {
+    /// The position of the commit, or the head when it was refused.
+    pub position: Position,
+    /// Server time, ms since 1970.
+    pub at: u64,
+    /// Whose mutation.
+    pub writer: Writer,
+    /// Which.
+    pub mid: Mid,
+    /// The conflict.
+    pub entry: ConflictEntry,
+}
+
+/// Answer of `read`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ReadCut {
+    /// The space as of this cut.
+    pub state: SpaceState,
+    /// The documents, in the order asked for.
+    pub docs: Vec<DocState>,
+}
+
+/// Where a space stands.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct SpaceState {
+    /// Last epoch and last seq.
+    pub head: Position,
+    /// The epochs that positions may name.
+    pub lineage: Lineage,
+    /// Tombstones at or below it may be gone.
+    pub floor: Seq,
+    /// Time of the last commit, ms since 1970.
+    pub last_ms: u64,
+}
+
+/// Answer of `log`.
+#[derive(Clone, PartialEq, Debug)]
+pub enum LogReply {
+    /// The commits after the position, contiguous; all of them if the last one's seq is the head's.
+    Commits {
+        /// Payloads with their seqs.
+        commits: Vec<LogEntry>,
+        /// The space at that moment.
+        state: SpaceState,
+        /// Last mid of the writer asked for, at that moment.
+        last_mid: Option<Mid>,
+    },
+    /// The log no longer reaches back that far: use `changes`.
+    Trimmed,
+    /// The position is none of this space's history.
+    Reset(ResetReason),
+}
+
+/// A commit as published.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogEntry {
+    /// Its number.
+    pub seq: Seq,
+    /// The change from its seq on.
+    pub payload: Bytes,
+}
+
+/// What a `changes` scan is to bring.
+///
+/// Cost grows with what changed after `after`, not with the space or its log: documents are visited
+/// in the order (seq that last touched them, path), starting after the cursor, and the scan follows
+/// the tail: a document touched meanwhile moves ahead of the cursor and is met again.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ChangesRequest {
+    /// `Some`: what changed after it. `None`: the whole (`reset`).
+    pub after: Option<Position>,
+    /// Where the page before ended.
+    pub cursor: Option<Cursor>,
+    /// What is covered.
+    pub view: View,
+    /// Whose last mid to report at the end.
+    pub writer: Option<Writer>,
+    /// About how many bytes of changes a page holds; at least one document is sent.
+    pub budget: usize,
+}
+
+/// Where a scan stands. Opaque to clients; survives a broken connection and a change of node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cursor {
+    /// As in the request that began the scan.
+    pub after: Option<Position>,
+    /// The epoch, and the seq of the last document visited.
+    pub at: Position,
+    /// The last document visited.
+    pub doc: DocPath,
+    /// The head when the scan began.
+    pub begin: Position,
+    /// The view.
+    pub view: ViewId,
+}
+
+/// What a subscription covers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct View {
+    /// Its digest.
+    pub id: ViewId,
+    /// Collections; `None` is all.
+    pub collections: Option<BTreeSet<Collection>>,
+}
+
+impl View {
+    /// Whether a document is in the view.
+    pub fn covers(&self, doc: &DocPath) -> bool {
+        self.collections.as_ref().is_none_or(|set| set.contains(doc.collection()))
+    }
+}
+
+/// Answer of `changes`.
+#[derive(Clone, PartialEq, Debug)]
+pub enum ChangesReply {
+    /// More follows.
+    Page {
+        /// In order of the seq that last touched them.
+        docs: Vec<DocChange>,
+        /// Where to go on.
+        cursor: Cursor,
+        /// The head when the page was read.
+        head: Position,
+    },
+    /// The last page, read in one step with the position and the mid.
+    Done {
+        /// In order of the seq that last touched them.
+        docs: Vec<DocChange>,
+        /// The space as of which all pages together are complete.
+        state: SpaceState,
+        /// Last mid of the writer asked for; `None` without a record.
+        last_mid: Option<Mid>,
+    },
+    /// `after`, the cursor or the head at begin is not valid: start over without them.
+    Reset(ResetReason),
+}
+
+/// Why a position does not hold.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum ResetReason {
+    /// Its epoch is none of the lineage, or it lies beyond the epoch's end.
+    Lost,
+    /// Tombstones after it may be gone.
+    BelowFloor,
+    /// The cursor belongs to another view or another scan.
+    ForeignCursor,
+}

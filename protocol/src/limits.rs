@@ -1,0 +1,51 @@
+//! The limits of the protocol, announced in `welcome` and enforced on both sides.
+
+/// Longest space name, in bytes.
+pub const SPACE_BYTES: usize = 128;
+/// Longest document path, in bytes.
+pub const DOC_BYTES: usize = 512;
+/// Longest segment of a document path, in bytes.
+pub const SEGMENT_BYTES: usize = 255;
+/// Seqs and mids stay below this (2^53), so that every language can hold them in a double.
+pub const SEQ_LIMIT: u64 = 1 << 53;
+/// Unanswered mutations of one client in one space.
+pub const UNANSWERED: usize = 256;
+/// Longest message before `hello.max_message` says otherwise; iOS kills a connection over it by default.
+pub const MESSAGE_BYTES: usize = 1 << 20;
+
+/// Limits that an operator may set. A message over one of them is refused with an error that names
+/// the limit and the value found; nothing of it is applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest message in either direction, envelope included, in bytes.
+    pub message_bytes: usize,
+    /// Largest document: the sum of its field paths' and values' bytes.
+    pub doc_bytes: usize,
+    /// About how large a catch-up page gets, in bytes.
+    pub page_bytes: usize,
+    /// Longest field path in its escaped form, in bytes.
+    pub field_bytes: usize,
+    /// Deepest nesting: segments of a field path plus the nesting of arrays and maps inside its value.
+    pub depth: usize,
+    /// Most ops in a mutation.
+    pub ops: usize,
+    /// Most subscriptions on a connection.
+    pub subscriptions: usize,
+    /// Most MessagePack objects in a message, each key, value, array and map counted.
+    pub elements: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            message_bytes: MESSAGE_BYTES,
+            doc_bytes: 768 << 10,
+            page_bytes: 256 << 10,
+            field_bytes: 512,
+            depth: 20,
+            ops: 500,
+            subscriptions: 1_000,
+            elements: 65_536,
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! Documents as sets of leaves: flattening, rebuilding, the structure rule, and what each op does.
+//!
+//! The gateway's engine and the client's overlay both evaluate ops with this, so that a local view
+//! shows what the server will do.
+
+use crate::error::Invalid;
+use crate::limits::Limits;
+use crate::message::{Content, OpKind};
+use crate::name::{FieldPath, unescape};
+use crate::value::{Number, Timestamp, Value, ValueRef};
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+/// A document's live leaves.
+pub type Leaves = BTreeMap<FieldPath, Value>;
+
+/// Flattens what is written at `path`: a map with entries becomes its leaves, by absolute path.
+///
+/// `too_large` if a path or the nesting goes over the limits; `invalid` for a key that is no segment.
+pub fn flatten(path: &FieldPath, value: Value, limits: &Limits) -> Result<Content, Invalid> {
+    fn walk(path: &FieldPath, value: &Value, limits: &Limits, out: &mut Vec<(FieldPath, Value)>) -> Result<(), Invalid> {
+        check_path(path, limits)?;
+        match value.as_map() {
+            Some(entries) if !entries.is_empty() => {
+                for (key, value) in entries {
+                    let child = path.child(key).map_err(|e| e.within(path.as_str()))?;
+                    walk(&child, &value, limits, out)?;
+                }
+            }
+            _ => {
+                let depth = path.segments().count() + value.depth();
+                if depth > limits.depth {
+                    return Err(Invalid::too_large("depth", limits.depth, depth).within(path.as_str()));
+                }
+                out.push((path.clone(), value.detached()));
+            }
+        }
+        Ok(())
+    }
+    let is_leaf = value.is_leaf();
+    let mut leaves = Vec::new();
+    walk(path, &value, limits, &mut leaves)?;
+    if is_leaf {
+        let (_, value) = leaves.pop().expect("a leaf flattens to itself");
+        return Ok(Content::Leaf(value));
+    }
+    leaves.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(Content::Map(leaves))
+}
+
+/// Whether a path is within the limits.
+pub fn check_path(path: &FieldPath, limits: &Limits) -> Result<(), Invalid> {
+    if path.as_str().len() > limits.field_bytes {
+        return Err(Invalid::too_large("field path bytes", limits.field_bytes, path.as_str().len()));
+    }
+    let depth = path.segments().count();
+    if depth > limits.depth {
+        return Err(Invalid::too_large("depth", limits.depth, depth));
+    }
+    Ok(())
+}
+
+/// Refuses paths of one op of which one is another, or lies below it.
+pub fn refuse_overlaps<'a>(paths: impl IntoIterator<Item = &'a FieldPath>) -> Result<(), Invalid> {
+    let mut seen = std::collections::BTreeSet::new();
+    for path in paths {
+        if !seen.insert(path) {
+            return Err(Invalid::new("field", &format!("{path} occurs twice in one op")));
+        }
+    }
+    for path in &seen {
+        if let Some(above) = path.ancestors().find(|above| seen.contains(above)) {
+            return Err(Invalid::new("field", &format!("{path} overlaps {above} in one op")));
+        }
+    }
+    Ok(())
+}
+
+/// Rebuilds the nested map of a document's leaves.
+pub fn rebuild<'a>(leaves: impl IntoIterator<Item = (&'a FieldPath, &'a Value)>) -> Value {
+    enum Node {
+        Leaf(Value),
+        Map(BTreeMap<String, Node>),
+    }
+    fn value(node: &Node) -> Value {
+        match node {
+            Node::Leaf(v) => v.clone(),
+            Node::Map(children) => {
+                let built: Vec<_> = children.iter().map(|(key, node)| (key.as_str(), value(node))).collect();
+                Value::map(built.iter().map(|(k, v)| (*k, v))).unwrap_or_else(|_| Value::empty_map())
+            }
+        }
+    }
+    let mut root = BTreeMap::new();
+    for (path, leaf) in leaves {
+        let segments: Vec<String> = path.segments().map(unescape).collect();
+        let Some((last, above)) = segments.split_last() else { continue };
+        let mut here = &mut root;
+        for segment in above {
+            let node = here.entry(segment.clone()).or_insert_with(|| Node::Map(BTreeMap::new()));
+            if let Node::Leaf(_) = node {
+                *node = Node::Map(BTreeMap::new());
+            }
+            let Node::Map(children) = node else { unreachable!("made a map just now") };
+            here = children;
+        }
+        here.insert(last.clone(), Node::Leaf(leaf.clone()));
+    }
+    value(&Node::Map(root))
+}
+
+/// The keys of `map` at or below `path`.
+pub fn subtree<'a, T>(map: &'a BTreeMap<FieldPath, T>, path: &FieldPath) -> impl Iterator<Item = (&'a FieldPath, &'a T)> + use<'a, T> {
+    let (from, to) = path.below();
+    map.get_key_value(path.as_str())
+        .into_iter()
+        .chain(map.range::<str, _>((Bound::Included(from.as_str()), Bound::Excluded(to.as_str()))))
+}
+
+/// The keys of `map` strictly above `path`.
+pub fn above<'a, T>(map: &'a BTreeMap<FieldPath, T>, path: &FieldPath) -> Vec<(&'a FieldPath, &'a T)> {
+    path.ancestors().filter_map(|up| map.get_key_value(up.as_str())).collect()
+}
+
+/// The smallest thing an op writes, and that conflicts or not: a leaf, a map value of `set`, a path of `unset`.
+#[derive(Clone, Debug)]
+pub struct Unit<'a> {
+    /// The path written.
+    pub path: &'a FieldPath,
+    what: What<'a>,
+}
+
+#[derive(Clone, Debug)]
+enum What<'a> {
+    Leaf(&'a Value),
+    Map(&'a [(FieldPath, Value)]),
+    /// `merge` of an empty map: makes sure that there is a map.
+    MergeEmpty(&'a Value),
+    Unset,
+    Inc(Number),
+    Extreme(Ordering, &'a Value),
+    Add(&'a [Value]),
+    Remove(&'a [Value]),
+    Now,
+}
+
+/// One thing done to a document's leaves.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Step {
+    /// Removes every leaf at or below the path.
+    Clear(FieldPath),
+    /// Removes every leaf at a strict prefix of the path and every leaf below it, and writes it (the structure rule).
+    Write(FieldPath, Value),
+}
+
+/// What a document's present leaves are, as far as ops look at them.
+pub trait Present {
+    /// The leaf at `path`.
+    fn leaf(&self, path: &FieldPath) -> Option<&Value>;
+    /// Whether there is a leaf strictly below `path`.
+    fn any_below(&self, path: &FieldPath) -> bool;
+}
+
+impl Present for Leaves {
+    fn leaf(&self, path: &FieldPath) -> Option<&Value> {
+        self.get(path)
+    }
+    fn any_below(&self, path: &FieldPath) -> bool {
+        subtree(self, path).any(|(p, _)| p != path)
+    }
+}
+
+/// The units of an op on fields; none for `create`, `replace`, `delete` and `check`, which are about the document.
+pub fn units(kind: &OpKind) -> Vec<Unit<'_>> {
+    let unit = |path, what| Unit { path, what };
+    match kind {
+        OpKind::Set(fields) => fields
+            .iter()
+            .map(|(path, content)| match content {
+                Content::Leaf(value) => unit(path, What::Leaf(value)),
+                Content::Map(leaves) => unit(path, What::Map(leaves)),
+            })
+            .collect(),
+        OpKind::Merge(fields) => fields
+            .leaves()
+            .map(|(path, value)| match value.get() {
+                ValueRef::Map(_) => unit(path, What::MergeEmpty(value)),
+                _ => unit(path, What::Leaf(value)),
+            })
+            .collect(),
+        OpKind::Unset(paths) => paths.iter().map(|path| unit(path, What::Unset)).collect(),
+        OpKind::Inc { path, by } => vec![unit(path, What::Inc(*by))],
+        OpKind::Max { path, value } => vec![unit(path, What::Extreme(Ordering::Greater, value))],
+        OpKind::Min { path, value } => vec![unit(path, What::Extreme(Ordering::Less, value))],
+        OpKind::Add { path, values } => vec![unit(path, What::Add(values))],
+        OpKind::Remove { path, values } => vec![unit(path, What::Remove(values))],
+        OpKind::Now { path } => vec![unit(path, What::Now)],
+        OpKind::Create(_) | OpKind::Replace(_) | OpKind::Delete | OpKind::Check => vec![],
+    }
+}
+
+impl Unit<'_> {
+    /// Whether another writer's newer cell is a conflict; ops that take the present value in never conflict.
+    pub fn can_conflict(&self) -> bool {
+        matches!(self.what, What::Leaf(_) | What::Map(_) | What::MergeEmpty(_) | What::Unset)
+    }
+
+    /// Whether it brings a document into being that is not there: everything but `unset` and `remove`.
+    pub fn creates(&self) -> bool {
+        !matches!(self.what, What::Unset | What::Remove(_))
+    }
+
+    /// What it does to the present leaves. `now_ms` is the commit's time, ms since 1970.
+    pub fn steps(&self, present: &dyn Present, now_ms: u64) -> Vec<Step> {
+        let write = |value| vec![Step::Write(self.path.clone(), value)];
+        match &self.what {
+            What::Leaf(value) => write((*value).clone()),
+            What::Map(leaves) => std::iter::once(Step::Clear(self.path.clone()))
+                .chain(leaves.iter().map(|(path, value)| Step::Write(path.clone(), value.clone())))
+                .collect(),
+            What::MergeEmpty(value) => {
+                if present.any_below(self.path) || present.leaf(self.path) == Some(value) {
+                    vec![]
+                } else {
+                    write((*value).clone())
+                }
+            }
+            What::Unset => vec![Step::Clear(self.path.clone())],
+            What::Inc(by) => {
+                let old = present.leaf(self.path).and_then(Value::as_number).unwrap_or(Number::Int(0));
+                write(Value::number(old.plus(*by)))
+            }
+            What::Extreme(wanted, value) => match present.leaf(self.path).and_then(|old| compare(value, old)) {
+                Some(order) if order != *wanted => vec![],
+                _ => write((*value).clone()),
+            },
+            What::Add(values) => {
+                let old = present.leaf(self.path).and_then(Value::as_array);
+                let had_array = old.is_some();
+                let mut items = old.unwrap_or_default();
+                let before = items.len();
+                for value in *values {
+                    if !items.contains(value) {
+                        items.push(value.clone());
+                    }
+                }
+                if had_array && items.len() == before { vec![] } else { write(Value::array(items.iter())) }
+            }
+            What::Remove(values) => match present.leaf(self.path).and_then(Value::as_array) {
+                Some(mut items) => {
+                    let before = items.len();
+                    items.retain(|item| !values.contains(item));
+                    if items.len() == before { vec![] } else { write(Value::array(items.iter())) }
+                }
+                None => vec![],
+            },
+            What::Now => write(Value::timestamp(Timestamp::from_ms(now_ms))),
+        }
+    }
+}
+
+/// Compares two numbers or two timestamps.
+fn compare(a: &Value, b: &Value) -> Option<Ordering> {
+    match (a.get(), b.get()) {
+        (ValueRef::Timestamp(a), ValueRef::Timestamp(b)) => Some(a.cmp(&b)),
+        _ => Some(a.as_number()?.compare(b.as_number()?)),
+    }
+}
+
+/// Whether a value can be compared by `max` and `min`.
+pub fn is_comparable(value: &Value) -> bool {
+    value.as_number().is_some() || matches!(value.get(), ValueRef::Timestamp(_))
+}
+
+/// Applies a step to leaves; returns the paths of the leaves that it removed and did not write again.
+pub fn apply(leaves: &mut Leaves, step: &Step) -> Vec<FieldPath> {
+    let removed = removed_by(leaves, step);
+    for path in &removed {
+        leaves.remove(path.as_str());
+    }
+    if let Step::Write(path, value) = step {
+        leaves.insert(path.clone(), value.clone());
+    }
+    removed
+}
+
+/// The keys of `map` that a step removes: for a write, by the structure rule, without the path itself.
+pub fn removed_by<T>(map: &BTreeMap<FieldPath, T>, step: &Step) -> Vec<FieldPath> {
+    match step {
+        Step::Clear(path) => subtree(map, path).map(|(p, _)| p.clone()).collect(),
+        Step::Write(path, _) => above(map, path)
+            .into_iter()
+            .map(|(p, _)| p.clone())
+            .chain(subtree(map, path).map(|(p, _)| p.clone()).filter(|p| p != path))
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Fields;
+
+    fn p(text: &str) -> FieldPath {
+        FieldPath::parse(text).expect("valid")
+    }
+
+    fn run(leaves: &mut Leaves, kind: &OpKind) {
+        for unit in units(kind) {
+            for step in unit.steps(leaves, 1_500) {
+                apply(leaves, &step);
+            }
+        }
+    }
+
+    fn fields(list: &[(&str, Value)]) -> Fields {
+        Fields::new(list.iter().map(|(path, v)| (p(path), v.clone())), &Limits::default()).expect("valid")
+    }
+
+    #[test]
+    fn a_write_removes_what_is_above_and_below_it() {
+        let mut doc = Leaves::new();
+        run(&mut doc, &OpKind::Set(fields(&[("a.b", Value::int(1)), ("a b", Value::int(9)), ("a.c.d", Value::int(2))])));
+        run(&mut doc, &OpKind::Set(fields(&[("a.c", Value::int(3))])));
+        assert_eq!(doc.keys().map(FieldPath::as_str).collect::<Vec<_>>(), ["a b", "a.b", "a.c"]);
+        run(&mut doc, &OpKind::Set(fields(&[("a", Value::int(4))])));
+        run(&mut doc, &OpKind::Set(fields(&[("a.x.y", Value::int(5))])));
+        assert_eq!(doc.keys().map(FieldPath::as_str).collect::<Vec<_>>(), ["a b", "a.x.y"]);
+    }
+
+    #[test]
+    fn a_map_replaces_in_set_and_merges_in_merge() {
+        let map = Value::map([("x", &Value::int(1)), ("y.z", &Value::int(2))]).expect("valid");
+        let mut doc = Leaves::from([(p("m.old"), Value::nil())]);
+        run(&mut doc, &OpKind::Merge(fields(&[("m", map.clone())])));
+        assert_eq!(doc.keys().map(FieldPath::as_str).collect::<Vec<_>>(), ["m.old", "m.x", r"m.y\.z"]);
+        run(&mut doc, &OpKind::Set(fields(&[("m", map.clone())])));
+        assert_eq!(doc.keys().map(FieldPath::as_str).collect::<Vec<_>>(), ["m.x", r"m.y\.z"]);
+        assert_eq!(rebuild(&doc).as_map().expect("map"), [("m", map)]);
+        run(&mut doc, &OpKind::Merge(fields(&[("m", Value::empty_map()), ("n", Value::empty_map())])));
+        assert_eq!(doc.len(), 3, "an empty map merged into a map leaves it alone: {doc:?}");
+    }
+
+    #[test]
+    fn ops_on_the_present_value_do_what_the_table_says() {
+        let mut doc = Leaves::new();
+        run(&mut doc, &OpKind::Inc { path: p("n"), by: Number::Int(2) });
+        run(&mut doc, &OpKind::Inc { path: p("n"), by: Number::Int(3) });
+        run(&mut doc, &OpKind::Max { path: p("n"), value: Value::int(4) });
+        run(&mut doc, &OpKind::Min { path: p("m"), value: Value::int(4) });
+        run(&mut doc, &OpKind::Add { path: p("t"), values: vec![Value::int(1), Value::int(1), Value::int(2)] });
+        run(&mut doc, &OpKind::Remove { path: p("t"), values: vec![Value::int(1)] });
+        run(&mut doc, &OpKind::Now { path: p("at") });
+        assert_eq!(doc[&p("n")], Value::int(5));
+        assert_eq!(doc[&p("m")], Value::int(4));
+        assert_eq!(doc[&p("t")], Value::array([Value::int(2)].iter()));
+        assert_eq!(doc[&p("at")], Value::timestamp(Timestamp { secs: 1, nanos: 500_000_000 }));
+    }
+
+    #[test]
+    fn overlaps_and_depth_are_refused() {
+        let limits = Limits::default();
+        let v = Value::int(1);
+        assert!(Fields::new([(p("a"), v.clone()), (p("a b"), v.clone()), (p("a.b"), v.clone())], &limits).is_err());
+        assert!(Fields::new([(p("a"), v.clone()), (p("a"), v.clone())], &limits).is_err());
+        assert!(Fields::new([(p(&vec!["a"; 20].join(".")), v.clone())], &limits).is_ok());
+        assert!(Fields::new([(p(&vec!["a"; 21].join(".")), v.clone())], &limits).is_err());
+        let deep = Value::array([Value::array([v].iter())].iter());
+        assert!(Fields::new([(p(&vec!["a"; 19].join(".")), deep)], &limits).is_err());
+    }
+}
