@@ -1,1 +1,13 @@
-//! x
+//! The Tidegate gateway. `docs/ARCHITECTURE.md` is the map.
+//!
+//! Data flows one way: socket → session → engine → store → bus → hub → outbox → socket. A module
+//! imports only what is downstream of it; hub and session never import each other.
+
+pub mod auth;
+pub mod cli;
+pub mod engine;
+pub mod env;
+pub mod hub;
+pub mod server;
+pub mod session;
+pub mod store;

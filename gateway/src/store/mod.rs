@@ -4,7 +4,9 @@
 //! cells to write and what must still hold for that to be right. The store checks and writes in one
 //! atomic step, and knows nothing of ops, rules or policies.
 
+pub mod embedded;
 pub mod lineage;
+pub mod model;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -144,6 +146,8 @@ pub enum Action {
     Refuse {
         /// A code that consumes the mid.
         code: Code,
+        /// Goes into the conflict log in the same step.
+        conflicts: Vec<ConflictEntry>,
         /// Kept with the result, opaque, at most a few KiB.
         detail: Bytes,
     },
