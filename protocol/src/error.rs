@@ -142,27 +142,42 @@ pub struct Invalid {
 impl Invalid {
     /// `what` breaks the rule `why`.
     pub fn new(what: &str, why: &str) -> Self {
-        Self { code: Code::Invalid, message: format!("{what} {why}") }
+        Self {
+            code: Code::Invalid,
+            message: format!("{what} {why}"),
+        }
     }
 
     /// `what` must be 1 to `limit` bytes long and is `found`.
     pub fn length(what: &str, limit: usize, found: usize) -> Self {
-        Self { code: Code::Invalid, message: format!("{what} must be 1 to {limit} bytes, is {found}") }
+        Self {
+            code: Code::Invalid,
+            message: format!("{what} must be 1 to {limit} bytes, is {found}"),
+        }
     }
 
     /// `limit` allows `bound` and `found` was sent.
     pub fn too_large(limit: &str, bound: usize, found: usize) -> Self {
-        Self { code: Code::TooLarge, message: format!("{limit} is limited to {bound}, found {found}") }
+        Self {
+            code: Code::TooLarge,
+            message: format!("{limit} is limited to {bound}, found {found}"),
+        }
     }
 
     /// A message type, key or op that is not known.
     pub fn unsupported(what: &str, name: &str) -> Self {
-        Self { code: Code::Unsupported, message: format!("unknown {what} {:?}", name.chars().take(64).collect::<String>()) }
+        Self {
+            code: Code::Unsupported,
+            message: format!("unknown {what} {:?}", name.chars().take(64).collect::<String>()),
+        }
     }
 
     /// Bytes that are not of the form at all.
     pub fn malformed(why: &str) -> Self {
-        Self { code: Code::Malformed, message: why.to_owned() }
+        Self {
+            code: Code::Malformed,
+            message: why.to_owned(),
+        }
     }
 
     /// The same error, said of a part of what `place` names.

@@ -113,7 +113,10 @@ pub struct Position {
 
 impl Position {
     /// The position of a space without history.
-    pub const START: Self = Self { epoch: Epoch(0), seq: Seq::ZERO };
+    pub const START: Self = Self {
+        epoch: Epoch(0),
+        seq: Seq::ZERO,
+    };
 
     /// A position.
     pub const fn new(epoch: Epoch, seq: Seq) -> Self {

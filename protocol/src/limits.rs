@@ -13,6 +13,23 @@ pub const UNANSWERED: usize = 256;
 /// Longest message before `hello.max_message` says otherwise; iOS kills a connection over it by default.
 pub const MESSAGE_BYTES: usize = 1 << 20;
 
+/// Deepest nesting that an operator may allow; it bounds the recursion of every reader.
+pub const DEPTH_MAX: usize = 64;
+/// Most documents in one `get`.
+pub const GET_DOCS: usize = 1_000;
+/// Most collections in the filter of a `sub`.
+pub const FILTER_COLLECTIONS: usize = 1_000;
+/// Longest token, in bytes.
+pub const TOKEN_BYTES: usize = 16 << 10;
+/// Longest name of a client library, in bytes.
+pub const SDK_BYTES: usize = 256;
+/// Most entries of `hello.caps`.
+pub const CAPS: usize = 64;
+/// Longest of them, in bytes.
+pub const CAP_BYTES: usize = 64;
+/// Longest cursor, in bytes: two positions, a document path and a view fit with room to spare.
+pub const CURSOR_BYTES: usize = 2_048;
+
 /// Limits that an operator may set. A message over one of them is refused with an error that names
 /// the limit and the value found; nothing of it is applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +43,7 @@ pub struct Limits {
     /// Longest field path in its escaped form, in bytes.
     pub field_bytes: usize,
     /// Deepest nesting: segments of a field path plus the nesting of arrays and maps inside its value.
+    /// At most [`DEPTH_MAX`].
     pub depth: usize,
     /// Most ops in a mutation.
     pub ops: usize,

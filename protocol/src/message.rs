@@ -211,8 +211,9 @@ pub enum OpKind {
 
 impl OpKind {
     /// The wire names of the ops.
-    pub const NAMES: [&'static str; 13] =
-        ["set", "merge", "unset", "create", "replace", "delete", "inc", "max", "min", "add", "remove", "now", "check"];
+    pub const NAMES: [&'static str; 13] = [
+        "set", "merge", "unset", "create", "replace", "delete", "inc", "max", "min", "add", "remove", "now", "check",
+    ];
 
     /// The wire name.
     pub fn name(&self) -> &'static str {
@@ -252,9 +253,14 @@ impl Fields {
     pub fn new(fields: impl IntoIterator<Item = (FieldPath, Value)>, limits: &Limits) -> Result<Self, Invalid> {
         let mut all = Vec::new();
         for (path, value) in fields {
-            let content = tree::flatten(&path, value, limits)?;
+            let content = tree::flatten(&path, &value, limits)?;
             all.push((path, content));
         }
+        Self::of(all)
+    }
+
+    /// Fields whose values are flattened already.
+    pub(crate) fn of(mut all: Vec<(FieldPath, Content)>) -> Result<Self, Invalid> {
         all.sort_by(|a, b| a.0.cmp(&b.0));
         // In text order a path's descendants need not directly follow it ("a", "a b", "a.b").
         tree::refuse_overlaps(all.iter().map(|(path, _)| path))?;

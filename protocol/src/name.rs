@@ -85,7 +85,10 @@ impl SpaceId {
         if text.is_empty() || text.len() > SPACE_BYTES {
             return Err(Invalid::length("space", SPACE_BYTES, text.len()));
         }
-        match text.bytes().find(|b| !(b.is_ascii_alphanumeric() || b"_.:@~/-".contains(b))) {
+        match text
+            .bytes()
+            .find(|b| !(b.is_ascii_alphanumeric() || b"_.:@~/-".contains(b)))
+        {
             Some(_) => Err(Invalid::new("space", "may hold only A-Z a-z 0-9 _ . : @ ~ / -")),
             None => Ok(()),
         }
@@ -283,7 +286,16 @@ mod tests {
         for bad in ["", ".", "a.", ".a", "a..b", r"a\b", "a\\", "e\u{301}"] {
             assert!(FieldPath::parse(bad).is_err(), "{bad:?}");
         }
-        for bad in ["", "notes", "/n", "n/", "a//b", "a/\u{7}", "a/e\u{301}", &format!("a/{}", "x".repeat(256))] {
+        for bad in [
+            "",
+            "notes",
+            "/n",
+            "n/",
+            "a//b",
+            "a/\u{7}",
+            "a/e\u{301}",
+            &format!("a/{}", "x".repeat(256)),
+        ] {
             assert!(DocPath::parse(bad).is_err(), "{bad:?}");
         }
         for bad in ["", "a b", "é", &"x".repeat(129)] {

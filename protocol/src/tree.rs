@@ -18,41 +18,76 @@ pub type Leaves = BTreeMap<FieldPath, Value>;
 /// Flattens what is written at `path`: a map with entries becomes its leaves, by absolute path.
 ///
 /// `too_large` if a path or the nesting goes over the limits; `invalid` for a key that is no segment.
-pub fn flatten(path: &FieldPath, value: Value, limits: &Limits) -> Result<Content, Invalid> {
-    fn walk(path: &FieldPath, value: &Value, limits: &Limits, out: &mut Vec<(FieldPath, Value)>) -> Result<(), Invalid> {
-        check_path(path, limits)?;
-        match value.as_map() {
-            Some(entries) if !entries.is_empty() => {
-                for (key, value) in entries {
+pub fn flatten(path: &FieldPath, value: &Value, limits: &Limits) -> Result<Content, Invalid> {
+    flatten_bytes(path, value.as_bytes(), limits, &mut { limits.message_bytes })
+}
+
+/// As [`flatten`], of a value's canonical bytes. Each leaf repeats the path above it, so the leaves of a
+/// small map may come to much: `budget` is how many bytes, and is lowered by what they take.
+pub(crate) fn flatten_bytes(
+    path: &FieldPath,
+    bytes: &[u8],
+    limits: &Limits,
+    budget: &mut usize,
+) -> Result<Content, Invalid> {
+    let value = crate::value::view(bytes);
+    let mut leaves = Vec::new();
+    Flatten {
+        limits,
+        budget,
+        leaves: &mut leaves,
+    }
+    .walk(path, value, bytes)?;
+    match value {
+        ValueRef::Map(entries) if !entries.is_empty() => {
+            leaves.sort_by(|a, b| a.0.cmp(&b.0));
+            Ok(Content::Map(leaves))
+        }
+        _ => Ok(Content::Leaf(leaves.pop().expect("a leaf flattens to itself").1)),
+    }
+}
+
+struct Flatten<'a> {
+    limits: &'a Limits,
+    budget: &'a mut usize,
+    leaves: &'a mut Vec<(FieldPath, Value)>,
+}
+
+impl Flatten<'_> {
+    fn walk(&mut self, path: &FieldPath, value: ValueRef<'_>, bytes: &[u8]) -> Result<(), Invalid> {
+        check_path(path, self.limits)?;
+        match value {
+            ValueRef::Map(entries) if !entries.is_empty() => {
+                for (key, value, bytes) in entries {
                     let child = path.child(key).map_err(|e| e.within(path.as_str()))?;
-                    walk(&child, &value, limits, out)?;
+                    self.walk(&child, value, bytes)?;
                 }
             }
             _ => {
                 let depth = path.segments().count() + value.depth();
-                if depth > limits.depth {
-                    return Err(Invalid::too_large("depth", limits.depth, depth).within(path.as_str()));
+                if depth > self.limits.depth {
+                    return Err(Invalid::too_large("depth", self.limits.depth, depth).within(path.as_str()));
                 }
-                out.push((path.clone(), value.detached()));
+                let taken = path.as_str().len() + bytes.len();
+                *self.budget = self.budget.checked_sub(taken).ok_or_else(|| {
+                    let limit = self.limits.message_bytes;
+                    crate::msgpack::scan::over("bytes of a mutation's leaves with their full paths", limit)
+                })?;
+                self.leaves.push((path.clone(), Value::copied(bytes)));
             }
         }
         Ok(())
     }
-    let is_leaf = value.is_leaf();
-    let mut leaves = Vec::new();
-    walk(path, &value, limits, &mut leaves)?;
-    if is_leaf {
-        let (_, value) = leaves.pop().expect("a leaf flattens to itself");
-        return Ok(Content::Leaf(value));
-    }
-    leaves.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(Content::Map(leaves))
 }
 
 /// Whether a path is within the limits.
 pub fn check_path(path: &FieldPath, limits: &Limits) -> Result<(), Invalid> {
     if path.as_str().len() > limits.field_bytes {
-        return Err(Invalid::too_large("field path bytes", limits.field_bytes, path.as_str().len()));
+        return Err(Invalid::too_large(
+            "field path bytes",
+            limits.field_bytes,
+            path.as_str().len(),
+        ));
     }
     let depth = path.segments().count();
     if depth > limits.depth {
@@ -79,6 +114,24 @@ pub fn refuse_overlaps<'a>(paths: impl IntoIterator<Item = &'a FieldPath>) -> Re
 
 /// Rebuilds the nested map of a document's leaves.
 pub fn rebuild<'a>(leaves: impl IntoIterator<Item = (&'a FieldPath, &'a Value)>) -> Value {
+    nest_segments(
+        leaves
+            .into_iter()
+            .map(|(path, value)| (path.segments().map(unescape).collect(), value)),
+    )
+}
+
+/// Rebuilds the map that was flattened at `path` to `leaves`: the inverse of [`flatten`].
+pub fn nest(path: &FieldPath, leaves: &[(FieldPath, Value)]) -> Value {
+    let above = path.segments().count();
+    nest_segments(
+        leaves
+            .iter()
+            .map(|(path, value)| (path.segments().skip(above).map(unescape).collect(), value)),
+    )
+}
+
+fn nest_segments<'a>(leaves: impl Iterator<Item = (Vec<String>, &'a Value)>) -> Value {
     enum Node {
         Leaf(Value),
         Map(BTreeMap<String, Node>),
@@ -93,16 +146,21 @@ pub fn rebuild<'a>(leaves: impl IntoIterator<Item = (&'a FieldPath, &'a Value)>)
         }
     }
     let mut root = BTreeMap::new();
-    for (path, leaf) in leaves {
-        let segments: Vec<String> = path.segments().map(unescape).collect();
-        let Some((last, above)) = segments.split_last() else { continue };
+    for (segments, leaf) in leaves {
+        let Some((last, above)) = segments.split_last() else {
+            continue;
+        };
         let mut here = &mut root;
         for segment in above {
-            let node = here.entry(segment.clone()).or_insert_with(|| Node::Map(BTreeMap::new()));
+            let node = here
+                .entry(segment.clone())
+                .or_insert_with(|| Node::Map(BTreeMap::new()));
             if let Node::Leaf(_) = node {
                 *node = Node::Map(BTreeMap::new());
             }
-            let Node::Map(children) = node else { unreachable!("made a map just now") };
+            let Node::Map(children) = node else {
+                unreachable!("made a map just now")
+            };
             here = children;
         }
         here.insert(last.clone(), Node::Leaf(leaf.clone()));
@@ -111,7 +169,10 @@ pub fn rebuild<'a>(leaves: impl IntoIterator<Item = (&'a FieldPath, &'a Value)>)
 }
 
 /// The keys of `map` at or below `path`.
-pub fn subtree<'a, T>(map: &'a BTreeMap<FieldPath, T>, path: &FieldPath) -> impl Iterator<Item = (&'a FieldPath, &'a T)> + use<'a, T> {
+pub fn subtree<'a, T>(
+    map: &'a BTreeMap<FieldPath, T>,
+    path: &FieldPath,
+) -> impl Iterator<Item = (&'a FieldPath, &'a T)> + use<'a, T> {
     let (from, to) = path.below();
     map.get_key_value(path.as_str())
         .into_iter()
@@ -120,7 +181,9 @@ pub fn subtree<'a, T>(map: &'a BTreeMap<FieldPath, T>, path: &FieldPath) -> impl
 
 /// The keys of `map` strictly above `path`.
 pub fn above<'a, T>(map: &'a BTreeMap<FieldPath, T>, path: &FieldPath) -> Vec<(&'a FieldPath, &'a T)> {
-    path.ancestors().filter_map(|up| map.get_key_value(up.as_str())).collect()
+    path.ancestors()
+        .filter_map(|up| map.get_key_value(up.as_str()))
+        .collect()
 }
 
 /// The smallest thing an op writes, and that conflicts or not: a leaf, a map value of `set`, a path of `unset`.
@@ -203,7 +266,10 @@ pub fn units(kind: &OpKind) -> Vec<Unit<'_>> {
 impl Unit<'_> {
     /// Whether another writer's newer cell is a conflict; ops that take the present value in never conflict.
     pub fn can_conflict(&self) -> bool {
-        matches!(self.what, What::Leaf(_) | What::Map(_) | What::MergeEmpty(_) | What::Unset)
+        matches!(
+            self.what,
+            What::Leaf(_) | What::Map(_) | What::MergeEmpty(_) | What::Unset
+        )
     }
 
     /// Whether it brings a document into being that is not there: everything but `unset` and `remove`.
@@ -217,7 +283,11 @@ impl Unit<'_> {
         match &self.what {
             What::Leaf(value) => write((*value).clone()),
             What::Map(leaves) => std::iter::once(Step::Clear(self.path.clone()))
-                .chain(leaves.iter().map(|(path, value)| Step::Write(path.clone(), value.clone())))
+                .chain(
+                    leaves
+                        .iter()
+                        .map(|(path, value)| Step::Write(path.clone(), value.clone())),
+                )
                 .collect(),
             What::MergeEmpty(value) => {
                 if present.any_below(self.path) || present.leaf(self.path) == Some(value) {
@@ -228,7 +298,10 @@ impl Unit<'_> {
             }
             What::Unset => vec![Step::Clear(self.path.clone())],
             What::Inc(by) => {
-                let old = present.leaf(self.path).and_then(Value::as_number).unwrap_or(Number::Int(0));
+                let old = present
+                    .leaf(self.path)
+                    .and_then(Value::as_number)
+                    .unwrap_or(Number::Int(0));
                 write(Value::number(old.plus(*by)))
             }
             What::Extreme(wanted, value) => match present.leaf(self.path).and_then(|old| compare(value, old)) {
@@ -245,13 +318,21 @@ impl Unit<'_> {
                         items.push(value.clone());
                     }
                 }
-                if had_array && items.len() == before { vec![] } else { write(Value::array(items.iter())) }
+                if had_array && items.len() == before {
+                    vec![]
+                } else {
+                    write(Value::array(items.iter()))
+                }
             }
             What::Remove(values) => match present.leaf(self.path).and_then(Value::as_array) {
                 Some(mut items) => {
                     let before = items.len();
                     items.retain(|item| !values.contains(item));
-                    if items.len() == before { vec![] } else { write(Value::array(items.iter())) }
+                    if items.len() == before {
+                        vec![]
+                    } else {
+                        write(Value::array(items.iter()))
+                    }
                 }
                 None => vec![],
             },
@@ -321,9 +402,19 @@ mod tests {
     #[test]
     fn a_write_removes_what_is_above_and_below_it() {
         let mut doc = Leaves::new();
-        run(&mut doc, &OpKind::Set(fields(&[("a.b", Value::int(1)), ("a b", Value::int(9)), ("a.c.d", Value::int(2))])));
+        run(
+            &mut doc,
+            &OpKind::Set(fields(&[
+                ("a.b", Value::int(1)),
+                ("a b", Value::int(9)),
+                ("a.c.d", Value::int(2)),
+            ])),
+        );
         run(&mut doc, &OpKind::Set(fields(&[("a.c", Value::int(3))])));
-        assert_eq!(doc.keys().map(FieldPath::as_str).collect::<Vec<_>>(), ["a b", "a.b", "a.c"]);
+        assert_eq!(
+            doc.keys().map(FieldPath::as_str).collect::<Vec<_>>(),
+            ["a b", "a.b", "a.c"]
+        );
         run(&mut doc, &OpKind::Set(fields(&[("a", Value::int(4))])));
         run(&mut doc, &OpKind::Set(fields(&[("a.x.y", Value::int(5))])));
         assert_eq!(doc.keys().map(FieldPath::as_str).collect::<Vec<_>>(), ["a b", "a.x.y"]);
@@ -334,35 +425,92 @@ mod tests {
         let map = Value::map([("x", &Value::int(1)), ("y.z", &Value::int(2))]).expect("valid");
         let mut doc = Leaves::from([(p("m.old"), Value::nil())]);
         run(&mut doc, &OpKind::Merge(fields(&[("m", map.clone())])));
-        assert_eq!(doc.keys().map(FieldPath::as_str).collect::<Vec<_>>(), ["m.old", "m.x", r"m.y\.z"]);
+        assert_eq!(
+            doc.keys().map(FieldPath::as_str).collect::<Vec<_>>(),
+            ["m.old", "m.x", r"m.y\.z"]
+        );
         run(&mut doc, &OpKind::Set(fields(&[("m", map.clone())])));
-        assert_eq!(doc.keys().map(FieldPath::as_str).collect::<Vec<_>>(), ["m.x", r"m.y\.z"]);
+        assert_eq!(
+            doc.keys().map(FieldPath::as_str).collect::<Vec<_>>(),
+            ["m.x", r"m.y\.z"]
+        );
         assert_eq!(rebuild(&doc).as_map().expect("map"), [("m", map)]);
-        run(&mut doc, &OpKind::Merge(fields(&[("m", Value::empty_map()), ("n", Value::empty_map())])));
+        run(
+            &mut doc,
+            &OpKind::Merge(fields(&[("m", Value::empty_map()), ("n", Value::empty_map())])),
+        );
         assert_eq!(doc.len(), 3, "an empty map merged into a map leaves it alone: {doc:?}");
     }
 
     #[test]
     fn ops_on_the_present_value_do_what_the_table_says() {
         let mut doc = Leaves::new();
-        run(&mut doc, &OpKind::Inc { path: p("n"), by: Number::Int(2) });
-        run(&mut doc, &OpKind::Inc { path: p("n"), by: Number::Int(3) });
-        run(&mut doc, &OpKind::Max { path: p("n"), value: Value::int(4) });
-        run(&mut doc, &OpKind::Min { path: p("m"), value: Value::int(4) });
-        run(&mut doc, &OpKind::Add { path: p("t"), values: vec![Value::int(1), Value::int(1), Value::int(2)] });
-        run(&mut doc, &OpKind::Remove { path: p("t"), values: vec![Value::int(1)] });
+        run(
+            &mut doc,
+            &OpKind::Inc {
+                path: p("n"),
+                by: Number::Int(2),
+            },
+        );
+        run(
+            &mut doc,
+            &OpKind::Inc {
+                path: p("n"),
+                by: Number::Int(3),
+            },
+        );
+        run(
+            &mut doc,
+            &OpKind::Max {
+                path: p("n"),
+                value: Value::int(4),
+            },
+        );
+        run(
+            &mut doc,
+            &OpKind::Min {
+                path: p("m"),
+                value: Value::int(4),
+            },
+        );
+        run(
+            &mut doc,
+            &OpKind::Add {
+                path: p("t"),
+                values: vec![Value::int(1), Value::int(1), Value::int(2)],
+            },
+        );
+        run(
+            &mut doc,
+            &OpKind::Remove {
+                path: p("t"),
+                values: vec![Value::int(1)],
+            },
+        );
         run(&mut doc, &OpKind::Now { path: p("at") });
         assert_eq!(doc[&p("n")], Value::int(5));
         assert_eq!(doc[&p("m")], Value::int(4));
         assert_eq!(doc[&p("t")], Value::array([Value::int(2)].iter()));
-        assert_eq!(doc[&p("at")], Value::timestamp(Timestamp { secs: 1, nanos: 500_000_000 }));
+        assert_eq!(
+            doc[&p("at")],
+            Value::timestamp(Timestamp {
+                secs: 1,
+                nanos: 500_000_000
+            })
+        );
     }
 
     #[test]
     fn overlaps_and_depth_are_refused() {
         let limits = Limits::default();
         let v = Value::int(1);
-        assert!(Fields::new([(p("a"), v.clone()), (p("a b"), v.clone()), (p("a.b"), v.clone())], &limits).is_err());
+        assert!(
+            Fields::new(
+                [(p("a"), v.clone()), (p("a b"), v.clone()), (p("a.b"), v.clone())],
+                &limits
+            )
+            .is_err()
+        );
         assert!(Fields::new([(p("a"), v.clone()), (p("a"), v.clone())], &limits).is_err());
         assert!(Fields::new([(p(&vec!["a"; 20].join(".")), v.clone())], &limits).is_ok());
         assert!(Fields::new([(p(&vec!["a"; 21].join(".")), v.clone())], &limits).is_err());

@@ -6,6 +6,7 @@
 
 use crate::error::Invalid;
 use bytes::Bytes;
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
 
@@ -28,7 +29,10 @@ pub struct Timestamp {
 impl Timestamp {
     /// The timestamp of a count of ms since 1970.
     pub fn from_ms(ms: u64) -> Self {
-        Self { secs: i64::try_from(ms / 1000).unwrap_or(i64::MAX), nanos: u32::try_from(ms % 1000).unwrap_or(0) * 1_000_000 }
+        Self {
+            secs: i64::try_from(ms / 1000).unwrap_or(i64::MAX),
+            nanos: u32::try_from(ms % 1000).unwrap_or(0) * 1_000_000,
+        }
     }
 }
 
@@ -72,15 +76,40 @@ pub struct Entries<'a> {
 }
 
 impl Value {
-    /// Takes bytes that are known to be one canonical value: from a store or from the scanner.
-    pub(crate) fn from_canonical(bytes: Bytes) -> Self {
-        Self(bytes)
+    /// A copy of bytes that are one canonical value.
+    pub(crate) fn copied(bytes: &[u8]) -> Self {
+        /// Nil, booleans, small integers and what else takes one byte need no memory of their own.
+        static BYTE: [u8; 256] = {
+            let mut all = [0; 256];
+            let mut n: u8 = 0;
+            while n < 255 {
+                all[n as usize] = n;
+                n += 1;
+            }
+            all[255] = 255;
+            all
+        };
+        match *bytes {
+            [one] => Self(Bytes::from_static(std::slice::from_ref(&BYTE[usize::from(one)]))),
+            _ => Self(Bytes::copy_from_slice(bytes)),
+        }
+    }
+
+    /// Takes what the scanner found.
+    pub(crate) fn from_scan(bytes: Cow<'_, [u8]>) -> Self {
+        match bytes {
+            Cow::Borrowed(bytes) => Self::copied(bytes),
+            Cow::Owned(bytes) => Self(bytes.into()),
+        }
     }
 
     /// Takes bytes that this crate wrote before, as kept by a store, without looking at them again.
     /// Bytes of other origin go through [`crate::msgpack::value`].
     pub fn from_trusted(bytes: Bytes) -> Self {
-        debug_assert!(crate::msgpack::value(&bytes).is_ok_and(|v| v.0 == bytes), "not canonical: {bytes:02x?}");
+        debug_assert!(
+            crate::msgpack::value(&bytes).is_ok_and(|v| v.0 == bytes),
+            "not canonical: {bytes:02x?}"
+        );
         Self(bytes)
     }
 
@@ -149,7 +178,10 @@ impl Value {
     /// A typed value; `kind` is 0–31.
     pub fn ext(kind: u8, bytes: &[u8]) -> Result<Self, Invalid> {
         if kind > 31 {
-            return Err(Invalid::new("value", &format!("has ext type {kind}; 0 to 31 and -1 are allowed")));
+            return Err(Invalid::new(
+                "value",
+                &format!("has ext type {kind}; 0 to 31 and -1 are allowed"),
+            ));
         }
         Ok(Self::build(|out| write::ext(out, kind.cast_signed(), bytes)))
     }
@@ -172,7 +204,10 @@ impl Value {
             return Err(Invalid::new("value", &format!("has the key {:?} twice", pair[0].0)));
         }
         if let Some((key, _)) = all.iter().find(|(key, _)| !crate::name::is_nfc(key)) {
-            return Err(Invalid::new("value", &format!("has the key {key:?}, which is not in Unicode NFC")));
+            return Err(Invalid::new(
+                "value",
+                &format!("has the key {key:?}, which is not in Unicode NFC"),
+            ));
         }
         Ok(Self::build(|out| {
             write::map(out, all.len());
@@ -190,19 +225,12 @@ impl Value {
 
     /// Whether a document can hold it as one leaf: anything but a map with entries.
     pub fn is_leaf(&self) -> bool {
-        !matches!(self.get(), ValueRef::Map(entries) if entries.len() > 0)
+        !matches!(self.get(), ValueRef::Map(entries) if !entries.is_empty())
     }
 
     /// How deeply arrays and maps nest in it: 0 for a scalar, 1 for an array of scalars.
     pub fn depth(&self) -> usize {
-        fn depth(value: ValueRef<'_>) -> usize {
-            match value {
-                ValueRef::Array(items) => 1 + items.map(|(v, _)| depth(v)).max().unwrap_or(0),
-                ValueRef::Map(entries) => 1 + entries.map(|(_, v, _)| depth(v)).max().unwrap_or(0),
-                _ => 0,
-            }
-        }
-        depth(self.get())
+        self.get().depth()
     }
 
     /// The number, if it is one.
@@ -225,7 +253,11 @@ impl Value {
     /// The entries, if it is a map.
     pub fn as_map(&self) -> Option<Vec<(&str, Self)>> {
         match self.get() {
-            ValueRef::Map(entries) => Some(entries.map(|(key, _, bytes)| (key, Self(self.0.slice_ref(bytes)))).collect()),
+            ValueRef::Map(entries) => Some(
+                entries
+                    .map(|(key, _, bytes)| (key, Self(self.0.slice_ref(bytes))))
+                    .collect(),
+            ),
             _ => None,
         }
     }
@@ -241,8 +273,24 @@ impl Value {
     /// A copy whose bytes belong to it alone, so that it pins no larger buffer.
     #[must_use]
     pub fn detached(&self) -> Self {
-        Self(Bytes::copy_from_slice(&self.0))
+        Self::copied(&self.0)
     }
+}
+
+impl ValueRef<'_> {
+    /// How deeply arrays and maps nest in it.
+    pub(crate) fn depth(self) -> usize {
+        match self {
+            Self::Array(items) => 1 + items.map(|(v, _)| v.depth()).max().unwrap_or(0),
+            Self::Map(entries) => 1 + entries.map(|(_, v, _)| v.depth()).max().unwrap_or(0),
+            _ => 0,
+        }
+    }
+}
+
+/// What canonical bytes are.
+pub(crate) fn view(bytes: &[u8]) -> ValueRef<'_> {
+    read(bytes).0
 }
 
 impl fmt::Debug for Value {
@@ -323,7 +371,9 @@ impl<'a> Iterator for Entries<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         self.len = self.len.checked_sub(1)?;
         let (key, used) = read(self.rest);
-        let ValueRef::Str(key) = key else { unreachable!("a canonical map has string keys") };
+        let ValueRef::Str(key) = key else {
+            unreachable!("a canonical map has string keys")
+        };
         self.rest = &self.rest[used..];
         let (value, used) = read(self.rest);
         let (bytes, rest) = self.rest.split_at(used);
@@ -347,7 +397,10 @@ fn read(bytes: &[u8]) -> (ValueRef<'_>, usize) {
         (u32::from_be_bytes(be(bytes, 1)) as usize, 5)
     }
     fn text(bytes: &[u8], (len, head): (usize, usize)) -> (ValueRef<'_>, usize) {
-        (ValueRef::Str(std::str::from_utf8(&bytes[head..head + len]).expect("canonical")), head + len)
+        (
+            ValueRef::Str(std::str::from_utf8(&bytes[head..head + len]).expect("canonical")),
+            head + len,
+        )
     }
     fn bin(bytes: &[u8], (len, head): (usize, usize)) -> (ValueRef<'_>, usize) {
         (ValueRef::Bin(&bytes[head..head + len]), head + len)
@@ -356,12 +409,21 @@ fn read(bytes: &[u8]) -> (ValueRef<'_>, usize) {
         let body = &bytes[head + 1..head + 1 + len];
         let value = match bytes[head].cast_signed() {
             -1 => ValueRef::Timestamp(match len {
-                4 => Timestamp { secs: i64::from(u32::from_be_bytes(be(body, 0))), nanos: 0 },
+                4 => Timestamp {
+                    secs: i64::from(u32::from_be_bytes(be(body, 0))),
+                    nanos: 0,
+                },
                 8 => {
                     let both = u64::from_be_bytes(be(body, 0));
-                    Timestamp { secs: (both & ((1 << 34) - 1)).cast_signed(), nanos: u32::try_from(both >> 34).expect("30 bits") }
+                    Timestamp {
+                        secs: (both & ((1 << 34) - 1)).cast_signed(),
+                        nanos: u32::try_from(both >> 34).expect("30 bits"),
+                    }
                 }
-                _ => Timestamp { secs: i64::from_be_bytes(be(body, 4)), nanos: u32::from_be_bytes(be(body, 0)) },
+                _ => Timestamp {
+                    secs: i64::from_be_bytes(be(body, 4)),
+                    nanos: u32::from_be_bytes(be(body, 0)),
+                },
             }),
             kind => ValueRef::Ext(kind.cast_unsigned(), body),
         };
@@ -372,14 +434,26 @@ fn read(bytes: &[u8]) -> (ValueRef<'_>, usize) {
         for _ in 0..len {
             end += read(&bytes[end..]).1;
         }
-        (ValueRef::Array(Items { len, rest: &bytes[head..end] }), end)
+        (
+            ValueRef::Array(Items {
+                len,
+                rest: &bytes[head..end],
+            }),
+            end,
+        )
     }
     fn entries(bytes: &[u8], (len, head): (usize, usize)) -> (ValueRef<'_>, usize) {
         let mut end = head;
         for _ in 0..2 * len {
             end += read(&bytes[end..]).1;
         }
-        (ValueRef::Map(Entries { len, rest: &bytes[head..end] }), end)
+        (
+            ValueRef::Map(Entries {
+                len,
+                rest: &bytes[head..end],
+            }),
+            end,
+        )
     }
     match bytes[0] {
         n @ 0x00..=0x7f => (ValueRef::Int(i64::from(n)), 1),
@@ -538,7 +612,10 @@ mod tests {
         assert_eq!(Number::Float(1e300).compare(big), Ordering::Greater);
         assert_eq!(Number::Int(1).compare(Number::Float(1.0)), Ordering::Equal);
         assert_eq!(Number::Int(i64::MAX).plus(Number::Int(1)), Number::Int(i64::MAX));
-        assert_eq!(Number::Float(f64::MAX).plus(Number::Float(f64::MAX)), Number::Float(f64::MAX));
+        assert_eq!(
+            Number::Float(f64::MAX).plus(Number::Float(f64::MAX)),
+            Number::Float(f64::MAX)
+        );
         assert_eq!(Number::Int(1).plus(Number::Float(0.5)), Number::Float(1.5));
     }
 
@@ -546,20 +623,44 @@ mod tests {
     fn values_read_back_as_what_they_were_made_of() {
         let at = [
             Timestamp { secs: 1, nanos: 0 },
-            Timestamp { secs: 1 << 33, nanos: 999_999_999 },
+            Timestamp {
+                secs: 1 << 33,
+                nanos: 999_999_999,
+            },
             Timestamp { secs: -1, nanos: 5 },
-            Timestamp { secs: 1 << 34, nanos: 0 },
+            Timestamp {
+                secs: 1 << 34,
+                nanos: 0,
+            },
         ];
         for at in at {
             assert_eq!(Value::timestamp(at).get(), ValueRef::Timestamp(at));
         }
-        for n in [0, 1, -1, 127, 128, -32, -33, 255, 256, -129, 65_536, i64::MAX, i64::MIN, 1 << 40] {
+        for n in [
+            0,
+            1,
+            -1,
+            127,
+            128,
+            -32,
+            -33,
+            255,
+            256,
+            -129,
+            65_536,
+            i64::MAX,
+            i64::MIN,
+            1 << 40,
+        ] {
             assert_eq!(Value::int(n).get(), ValueRef::Int(n));
         }
         let inner = Value::map([("b", &Value::str("x")), ("a", &Value::nil())]).expect("valid");
         let array = Value::array([&inner, &Value::bool(true), &Value::ext(31, b"zz").expect("valid")].into_iter());
         let items = array.as_array().expect("array");
-        assert_eq!(items[0].as_map().expect("map"), [("a", Value::nil()), ("b", Value::str("x"))]);
+        assert_eq!(
+            items[0].as_map().expect("map"),
+            [("a", Value::nil()), ("b", Value::str("x"))]
+        );
         assert_eq!(items[2].get(), ValueRef::Ext(31, b"zz"));
         assert_eq!(array.depth(), 2);
         assert!(Value::map([("a", &Value::nil()), ("a", &Value::nil())]).is_err());

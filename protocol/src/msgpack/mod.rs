@@ -1,0 +1,68 @@
+//! The binary form: MessagePack.
+//!
+//! Decoders never panic, hold to the limits while they read, and take memory within a small constant
+//! times the input. Encoders write the shortest form of everything, in the order of the structs' fields.
+
+mod change;
+mod client;
+mod read;
+pub(crate) mod scan;
+mod server;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub use change::{
+    change_prefix, decode_doc_changes, decode_payload, encode_body, encode_doc_changes, payload, payload_seq,
+};
+pub use client::{decode_client, decode_ops, encode_client, encode_ops};
+pub use server::{decode_server, encode_server};
+
+use crate::error::{Code, Invalid};
+use crate::limits::DEPTH_MAX;
+use crate::message::{At, WriteHead};
+use crate::value::Value;
+use scan::{Elements, Scan};
+
+/// A client's message that was refused.
+#[derive(Clone, PartialEq, Debug)]
+pub struct DecodeError {
+    /// Why. `malformed` means that the bytes are no message at all, and ends the connection.
+    pub error: Invalid,
+    /// Set when the envelope of a `write` is in order and something else in it is refused: the refusal
+    /// can be a `reject`, and can consume the mid.
+    pub write: Option<Box<WriteHead>>,
+    /// Where in the ops of that `write`.
+    pub at: Option<At>,
+    /// The `id` of a refused `sub`, `unsub` or `get`, where it is known.
+    pub re: Option<u64>,
+}
+
+impl DecodeError {
+    /// Whether the connection ends: the bytes are no message of the negotiated form.
+    pub fn closes(&self) -> bool {
+        self.error.code == Code::Malformed
+    }
+}
+
+impl std::fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for DecodeError {}
+
+/// Reads exactly one value of any origin into canonical form.
+pub fn value(bytes: &[u8]) -> Result<Value, Invalid> {
+    let mut elements = Elements::new(usize::MAX);
+    let (value, end) = Scan {
+        elements: &mut elements,
+        depth: DEPTH_MAX,
+    }
+    .canonical(bytes, 0)?;
+    match bytes.len() - end {
+        0 => Ok(Value::from_scan(value)),
+        n => Err(Invalid::malformed(&format!("{n} bytes follow the value"))),
+    }
+}
