@@ -48,9 +48,14 @@ impl Lineage {
     /// floor can name: those whose next one starts at or below it, and the oldest over [`MAX_ENTRIES`].
     pub fn mint(&mut self, epoch: Epoch, incarnation: Vec<u8>, head: Seq, floor: Seq) {
         self.0.push(LineageEntry { epoch, incarnation, start: head });
+        self.forget_below(floor);
+    }
+
+    /// Drops what [`Self::mint`] drops, for a floor that has risen. Says whether there was any.
+    pub fn forget_below(&mut self, floor: Seq) -> bool {
         let beyond = self.0.windows(2).take_while(|pair| pair[1].start <= floor && floor > Seq::ZERO).count();
         let surplus = self.0.len().saturating_sub(MAX_ENTRIES);
-        self.0.drain(..beyond.max(surplus));
+        self.0.drain(..beyond.max(surplus)).count() > 0
     }
 }
 
