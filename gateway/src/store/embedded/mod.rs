@@ -1,1 +1,286 @@
-//! The embedded store, on fjall.
+//! The embedded store, on fjall: one directory, one process.
+//!
+//! Reads run on snapshots and never wait for writes. All writes go through one thread
+//! ([`writer`]), which applies whatever is waiting as one atomic write with one sync. What is stored
+//! is laid out in [`disk`] (tables), [`keys`] and [`records`].
+
+mod changes;
+mod collect;
+mod commit;
+mod disk;
+mod keys;
+mod overlay;
+mod read;
+mod records;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use super::{
+    ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, LogReply, ReadCut, Retention, SpaceState,
+    Store, StoreError,
+};
+use crate::env::Env;
+use async_trait::async_trait;
+pub use collect::Collected;
+use collect::{Task, TaskDone};
+use disk::{Cut, Disk};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use tidegate_protocol::{DocPath, Position, SpaceId};
+pub use writer::Stats;
+use writer::{Counters, QUEUE_BYTES, QUEUE_GROUPS, Queue, Writer, stopped};
+
+/// A key's length is stored in 16 bits.
+const KEY_BYTES: usize = 65_535;
+/// How long a store that ends waits for reads under way.
+const LAST_READS: Duration = Duration::from_secs(5);
+
+/// What an `ack` means.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Durability {
+    /// On disk: it survives a power cut.
+    #[default]
+    Fsync,
+    /// Handed to the operating system: it survives the gateway's death, not the machine's.
+    Memory,
+}
+
+/// How to open a store.
+#[derive(Clone)]
+pub struct EmbeddedOptions {
+    /// When a commit is answered.
+    pub durability: Durability,
+    /// What is kept.
+    pub retention: Retention,
+    /// Gives the incarnation, a random number drawn at every open.
+    pub env: Arc<dyn Env>,
+}
+
+/// Why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process, or another store of this one, has it open.
+    #[error("{} is in use: another gateway holds {}", dir.display(), lock.display())]
+    InUse {
+        /// The store's directory.
+        dir: PathBuf,
+        /// The locked file.
+        lock: PathBuf,
+    },
+    /// Written by a newer version.
+    #[error("{} says format {found}, which a newer version wrote; this one reads {known}: upgrade it", path.display())]
+    Newer {
+        /// The file that says so.
+        path: PathBuf,
+        /// The format found.
+        found: u32,
+        /// The format that this version knows.
+        known: u32,
+    },
+    /// There is a database without the marker of a store, or with another one.
+    #[error("{} is missing or is not a store's format marker: this is not a Tidegate data directory", path.display())]
+    NotAStore {
+        /// The marker.
+        path: PathBuf,
+    },
+    /// A file is where the directory should be.
+    #[error("{} is not a directory", path.display())]
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The database does not recover.
+    #[error("the database in {} cannot be recovered: {why}", path.display())]
+    Damaged {
+        /// The database's directory.
+        path: PathBuf,
+        /// What it says.
+        why: String,
+    },
+}
+
+/// A store in a directory of its own.
+///
+/// Dropping it waits for the writes in line, and makes them durable.
+pub struct EmbeddedStore {
+    disk: Arc<Disk>,
+    /// `None` only while dropping.
+    queue: Option<Queue>,
+    writer: Option<JoinHandle<()>>,
+    retention: Retention,
+    counters: Arc<Counters>,
+    /// Cloned into every read under way; `None` only while dropping.
+    reading: Option<mpsc::Sender<Infallible>>,
+    /// Disconnected once no read is under way.
+    idle: Mutex<mpsc::Receiver<Infallible>>,
+}
+
+/// Opens the store in `dir`, or creates it there.
+///
+/// Blocks for as long as recovery takes: it reads what was written since the last flush, at most some
+/// hundred MiB.
+pub fn open(dir: &Path, options: EmbeddedOptions) -> Result<EmbeddedStore, OpenError> {
+    open_bounded(dir, options, QUEUE_GROUPS, QUEUE_BYTES)
+}
+
+fn open_bounded(dir: &Path, options: EmbeddedOptions, groups: usize, bytes: usize) -> Result<EmbeddedStore, OpenError> {
+    let disk = Arc::new(Disk::open(dir)?);
+    let counters = Arc::<Counters>::default();
+    let (queue, jobs) = Queue::new(groups, bytes, counters.clone());
+    let writer = Writer {
+        disk: disk.clone(),
+        durability: options.durability,
+        retention: options.retention.clone(),
+        incarnation: options.env.random().to_be_bytes().to_vec(),
+        counters: counters.clone(),
+        spaces: HashMap::new(),
+    };
+    let thread = thread::Builder::new()
+        .name("store-writer".to_owned())
+        .spawn(move || writer.run(&jobs));
+    let thread = thread.map_err(|source| OpenError::Io {
+        path: dir.to_owned(),
+        source,
+    })?;
+    let (reading, idle) = mpsc::channel();
+    Ok(EmbeddedStore {
+        disk,
+        queue: Some(queue),
+        writer: Some(thread),
+        retention: options.retention,
+        counters,
+        reading: Some(reading),
+        idle: Mutex::new(idle),
+    })
+}
+
+impl EmbeddedStore {
+    /// What the writer has done since `open`.
+    pub fn stats(&self) -> Stats {
+        self.counters.stats()
+    }
+
+    /// Ends the store: what is in line is written and made durable, and the directory is free when
+    /// this returns, unless a read is stuck for more than five seconds. Blocks.
+    pub fn close(self) {
+        drop(self);
+    }
+
+    fn retention(&self) -> &Retention {
+        &self.retention
+    }
+
+    fn queue(&self) -> Result<&Queue, StoreError> {
+        self.queue.as_ref().ok_or_else(stopped)
+    }
+
+    async fn task(&self, task: Task) -> Result<TaskDone, StoreError> {
+        self.queue()?.task(task)?.await.map_err(|_| stopped())?
+    }
+
+    /// Runs a read on a snapshot, away from the runtime's threads.
+    async fn snapshot<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Cut<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (disk, reading) = (self.disk.clone(), self.reading.clone());
+        let answer = tokio::task::spawn_blocking(move || {
+            let answer = read(&disk.cut());
+            drop(disk);
+            drop(reading);
+            answer
+        })
+        .await;
+        answer.unwrap_or_else(|error| {
+            Err(match error.is_panic() {
+                true => StoreError::Damaged("a read failed; see the log".to_owned()),
+                false => StoreError::Unavailable("the gateway is stopping".to_owned()),
+            })
+        })
+    }
+}
+
+impl Drop for EmbeddedStore {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(writer) = self.writer.take() {
+            // It catches its own panics.
+            let _ = writer.join();
+        }
+        // A read whose caller has gone may still be under way, and holds the directory's lock.
+        drop(self.reading.take());
+        let _ = self.idle.get_mut().recv_timeout(LAST_READS);
+    }
+}
+
+#[async_trait]
+impl Store for EmbeddedStore {
+    async fn commit(&self, group: CommitGroup) -> Result<Committed, StoreError> {
+        refuse_long_keys(&group)?;
+        self.queue()?.commit(group)?.await.map_err(|_| stopped())?
+    }
+
+    async fn read(&self, space: &SpaceId, docs: &[DocPath]) -> Result<ReadCut, StoreError> {
+        let (space, docs) = (space.clone(), docs.to_vec());
+        self.snapshot(move |cut| read::read(cut, &space, &docs)).await
+    }
+
+    async fn log(
+        &self,
+        space: &SpaceId,
+        after: Position,
+        limit: usize,
+        bytes: usize,
+        writer: Option<tidegate_protocol::Writer>,
+    ) -> Result<LogReply, StoreError> {
+        let space = space.clone();
+        self.snapshot(move |cut| read::log(cut, &space, after, limit, bytes, writer))
+            .await
+    }
+
+    async fn changes(&self, space: &SpaceId, request: ChangesRequest) -> Result<ChangesReply, StoreError> {
+        let space = space.clone();
+        self.snapshot(move |cut| changes::changes(cut, &space, &request)).await
+    }
+
+    async fn positions(&self, spaces: &[SpaceId]) -> Result<Vec<SpaceState>, StoreError> {
+        let spaces = spaces.to_vec();
+        self.snapshot(move |cut| read::positions(cut, &spaces)).await
+    }
+
+    async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError> {
+        let space = space.clone();
+        self.snapshot(move |cut| read::conflicts(cut, &space, limit)).await
+    }
+}
+
+/// The database panics on a key that its format cannot hold; field paths have no bound of their own.
+fn refuse_long_keys(group: &CommitGroup) -> Result<(), StoreError> {
+    let mut paths = group.items.iter().flat_map(|item| match &item.action {
+        super::Action::Apply(effects) => effects.docs.as_slice(),
+        super::Action::Refuse { .. } => &[],
+    });
+    // Beside the field, a key holds at most a space, a seq, a document and three ends.
+    let most = KEY_BYTES - tidegate_protocol::limits::SPACE_BYTES - tidegate_protocol::limits::DOC_BYTES - 16;
+    let long = paths.any(|doc| doc.cells.iter().any(|(path, _)| path.as_str().len() > most));
+    match long {
+        true => Err(StoreError::Unavailable(format!(
+            "a field path is longer than {most} bytes"
+        ))),
+        false => Ok(()),
+    }
+}

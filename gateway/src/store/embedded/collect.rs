@@ -1,0 +1,393 @@
+//! Collection: raising the floor, and deleting what lies below it, in small steps between commits.
+//!
+//! The floor rises first, in a write of its own that is on disk before the first deletion: a reader
+//! either sees the tombstones that its position needs, or a floor that tells it to start over.
+
+use super::commit::Space;
+use super::disk::{Cut, Disk, Look, Table, damaged, told};
+use super::overlay::Overlay;
+use super::records::{Client, Record};
+use super::{EmbeddedStore, keys};
+use crate::store::{Cell, ConflictRecord, Header, StoreError};
+use std::collections::HashMap;
+use std::ops::Bound;
+use tidegate_protocol::{DocPath, Mid, Seq, SpaceId, Writer};
+
+/// Entries that one step deletes at most: a few milliseconds between commits.
+const STEP: usize = 512;
+/// Spaces or clients that are looked at in one read.
+const PAGE: usize = 1_024;
+
+/// What a step of collection is to do.
+pub(super) enum Task {
+    /// Raises a space's floor, to the head at most, and forgets the epochs below.
+    Raise { space: SpaceId, to: Seq },
+    /// Deletes tombstones, dead documents and marks at or below the floor.
+    Sweep { space: SpaceId },
+    /// Deletes a client's record if it last wrote before `before`.
+    Forget {
+        space: SpaceId,
+        writer: Writer,
+        before: u64,
+    },
+    /// Deletes entries of the conflict log that are older than `before`.
+    Age { space: SpaceId, before: u64 },
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TaskDone {
+    /// Entries deleted.
+    deleted: usize,
+    /// Whether there may be more to do.
+    more: bool,
+    /// The space's floor.
+    floor: Seq,
+}
+
+/// What a round of collection did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Collected {
+    /// Spaces looked at.
+    pub spaces: u64,
+    /// Floors raised.
+    pub floors: u64,
+    /// Tombstones, cells of dead documents, and dead documents deleted.
+    pub tombstones: u64,
+    /// Client records deleted.
+    pub clients: u64,
+    /// Entries of conflict logs deleted.
+    pub conflicts: u64,
+}
+
+/// Runs a step on the writer's thread; also says whether its write must be synced at once.
+pub(super) fn run(
+    task: &Task,
+    disk: &Disk,
+    spaces: &mut HashMap<SpaceId, Space>,
+    overlay: &mut Overlay<'_>,
+) -> Result<(TaskDone, bool), StoreError> {
+    let (Task::Raise { space: name, .. }
+    | Task::Sweep { space: name }
+    | Task::Forget { space: name, .. }
+    | Task::Age { space: name, .. }) = task;
+    let space = match spaces.get_mut(name) {
+        Some(space) => space,
+        None => spaces.entry(name.clone()).or_insert(Space::load(overlay, name)?),
+    };
+    let cut = disk.cut();
+    let (deleted, more, durable) = match task {
+        Task::Raise { to, .. } => (0, false, raise(*to, space)),
+        Task::Sweep { .. } => {
+            let (deleted, more) = sweep(name, space.meta.floor, &cut, overlay)?;
+            (deleted, more, false)
+        }
+        Task::Forget { writer, before, .. } => (forget(name, *writer, *before, overlay)?, false, false),
+        Task::Age { before, .. } => {
+            let (deleted, more) = age(name, *before, space, &cut, overlay)?;
+            (deleted, more, false)
+        }
+    };
+    space.save(name, overlay);
+    Ok((
+        TaskDone {
+            deleted,
+            more,
+            floor: space.meta.floor,
+        },
+        durable,
+    ))
+}
+
+/// Raises the floor. Says whether it did.
+fn raise(to: Seq, space: &mut Space) -> bool {
+    let to = to.min(space.meta.head);
+    if to <= space.meta.floor {
+        return false;
+    }
+    space.meta.floor = to;
+    space.meta_changed = true;
+    space.lineage_changed |= space.lineage.forget_below(to);
+    true
+}
+
+/// Deletes up to a step of what is dead at or below the floor.
+fn sweep(name: &SpaceId, floor: Seq, cut: &Cut<'_>, overlay: &mut Overlay<'_>) -> Result<(usize, bool), StoreError> {
+    let mut deleted = 0;
+    let end = keys::idx_after(name, floor);
+    for (n, guard) in cut
+        .range(Table::Dead, Bound::Included(keys::space(name)), end)
+        .enumerate()
+    {
+        if n >= STEP || deleted >= STEP {
+            return Ok((deleted, true));
+        }
+        let key = guard.key().map_err(told)?;
+        let (seq, doc, field) = keys::dead_parts(name, &key).ok_or_else(|| damaged(Table::Dead, &key))?;
+        match field {
+            Some(field) => {
+                let cell_key = keys::cell(name, &doc, &field);
+                let cell: Option<Cell> = overlay.record(Table::Cells, &cell_key)?;
+                // It may have been written again, or have gone with its document.
+                if cell.is_some_and(|cell| cell.value.is_none() && cell.stamp.seq == seq) {
+                    overlay.remove(Table::Cells, cell_key);
+                    deleted += 1;
+                }
+            }
+            None => {
+                let (gone, more) = sweep_doc(name, seq, &doc, STEP - deleted, cut, overlay)?;
+                deleted += gone;
+                if more {
+                    return Ok((deleted, true));
+                }
+            }
+        }
+        overlay.remove(Table::Dead, key.to_vec());
+    }
+    // Marks of time at or below the floor can raise it no more.
+    for (n, guard) in cut
+        .range(
+            Table::Spaces,
+            Bound::Included(keys::mark(name, 0)),
+            keys::mark(name, u64::MAX),
+        )
+        .enumerate()
+    {
+        let (key, value) = guard.into_inner().map_err(told)?;
+        if Seq::decode(&value).ok_or_else(|| damaged(Table::Spaces, &key))? > floor {
+            break;
+        }
+        if n >= STEP {
+            return Ok((deleted, true));
+        }
+        overlay.remove(Table::Spaces, key.to_vec());
+    }
+    Ok((deleted, false))
+}
+
+/// Deletes a document if it has been dead since `seq`: up to `most` of its cells, and the header and
+/// its place in the index with the last of them, so that cells never stand without a header.
+fn sweep_doc(
+    name: &SpaceId,
+    seq: Seq,
+    doc: &DocPath,
+    most: usize,
+    cut: &Cut<'_>,
+    overlay: &mut Overlay<'_>,
+) -> Result<(usize, bool), StoreError> {
+    let header_key = keys::doc(name, doc);
+    let header: Option<Header> = overlay.record(Table::Cells, &header_key)?;
+    if header.is_none_or(|header| header.alive || header.last.seq != seq) {
+        return Ok((0, false));
+    }
+    let start = Bound::Excluded(header_key.clone());
+    for (n, guard) in cut.range(Table::Cells, start, keys::doc_end(name, doc)).enumerate() {
+        if n >= most {
+            return Ok((n, true));
+        }
+        overlay.remove(Table::Cells, guard.key().map_err(told)?.to_vec());
+    }
+    overlay.remove(Table::Cells, header_key);
+    overlay.remove(Table::Idx, keys::idx(name, seq, doc));
+    Ok((1, false))
+}
+
+/// Deletes an expired client with its results.
+fn forget(name: &SpaceId, writer: Writer, before: u64, overlay: &mut Overlay<'_>) -> Result<usize, StoreError> {
+    let key = keys::client(name, writer);
+    let client: Option<Client> = overlay.record(Table::Clients, &key)?;
+    // It may have written since it was found.
+    let Some(client) = client.filter(|client| client.when < before) else {
+        return Ok(0);
+    };
+    let last = client.last.get();
+    for mid in last.saturating_sub(crate::store::KEPT_RESULTS) + 1..=last {
+        let Some(mid) = Mid::new(mid) else { continue };
+        overlay.remove(Table::Results, keys::result(name, writer, mid));
+    }
+    overlay.remove(Table::Clients, key);
+    Ok(1)
+}
+
+/// Deletes up to a step of old conflicts.
+fn age(
+    name: &SpaceId,
+    before: u64,
+    space: &mut Space,
+    cut: &Cut<'_>,
+    overlay: &mut Overlay<'_>,
+) -> Result<(usize, bool), StoreError> {
+    let mut deleted = 0;
+    while space.meta.conflicts_first < space.meta.conflicts_next {
+        let key = keys::conflict(name, space.meta.conflicts_first);
+        let record: Option<ConflictRecord> = cut.record(Table::Conflicts, &key)?;
+        if record.is_some_and(|record| record.at >= before) {
+            break;
+        }
+        if deleted >= STEP {
+            return Ok((deleted, true));
+        }
+        overlay.remove(Table::Conflicts, key);
+        space.meta.conflicts_first += 1;
+        space.meta_changed = true;
+        deleted += 1;
+    }
+    Ok((deleted, false))
+}
+
+impl EmbeddedStore {
+    /// Raises a space's tombstone floor to `to`, the head at most, and deletes what lies below.
+    /// Returns the floor that now holds; one that is higher already stays.
+    pub async fn raise_floor(&self, space: &SpaceId, to: Seq) -> Result<Seq, StoreError> {
+        let raised = self
+            .task(Task::Raise {
+                space: space.clone(),
+                to,
+            })
+            .await?;
+        self.sweep(space).await?;
+        Ok(raised.floor)
+    }
+
+    /// One round of collection: everything older than the retention goes, as of `now_ms`. It works
+    /// in small steps between commits; a round that is dropped halfway is taken up by the next.
+    pub async fn collect(&self, now_ms: u64) -> Result<Collected, StoreError> {
+        let mut done = Collected::default();
+        let mut last = None;
+        loop {
+            let from = last.take();
+            let spaces = self.snapshot(move |cut| spaces_after(cut, from.as_ref())).await?;
+            let Some(end) = spaces.last().cloned() else {
+                return Ok(done);
+            };
+            for space in spaces {
+                done.spaces += 1;
+                self.collect_space(&space, now_ms, &mut done).await?;
+            }
+            last = Some(end);
+        }
+    }
+
+    async fn collect_space(&self, space: &SpaceId, now_ms: u64, done: &mut Collected) -> Result<(), StoreError> {
+        let old = now_ms.saturating_sub(self.retention().tombstones_ms);
+        let name = space.clone();
+        let (floor, to) = self.snapshot(move |cut| seq_before(cut, &name, old)).await?;
+        if to > floor {
+            self.task(Task::Raise {
+                space: space.clone(),
+                to,
+            })
+            .await?;
+            done.floors += 1;
+        }
+        // Also where the floor stays: a round before may not have come to its end.
+        done.tombstones += self.sweep(space).await?;
+        loop {
+            let aged = self
+                .task(Task::Age {
+                    space: space.clone(),
+                    before: old,
+                })
+                .await?;
+            done.conflicts += aged.deleted as u64;
+            if !aged.more {
+                break;
+            }
+        }
+        let before = now_ms.saturating_sub(self.retention().clients_ms);
+        let mut last = None;
+        loop {
+            let (name, from) = (space.clone(), last.take());
+            let (expired, end) = self
+                .snapshot(move |cut| clients_before(cut, &name, from, before))
+                .await?;
+            for writer in expired {
+                done.clients += self
+                    .task(Task::Forget {
+                        space: space.clone(),
+                        writer,
+                        before,
+                    })
+                    .await?
+                    .deleted as u64;
+            }
+            if end.is_none() {
+                return Ok(());
+            }
+            last = end;
+        }
+    }
+
+    async fn sweep(&self, space: &SpaceId) -> Result<u64, StoreError> {
+        let mut deleted = 0;
+        loop {
+            let step = self.task(Task::Sweep { space: space.clone() }).await?;
+            deleted += step.deleted as u64;
+            if !step.more {
+                return Ok(deleted);
+            }
+        }
+    }
+}
+
+/// The next spaces in the order of their names.
+fn spaces_after(cut: &Cut<'_>, last: Option<&SpaceId>) -> Result<Vec<SpaceId>, StoreError> {
+    let mut spaces = Vec::new();
+    let mut from = last.map_or_else(Vec::new, keys::space_end);
+    // A space has many keys here (marks of time): seek past them instead of walking over them.
+    while spaces.len() < PAGE {
+        let end = vec![0xff];
+        let Some(guard) = cut.range(Table::Spaces, Bound::Included(from), end).next() else {
+            break;
+        };
+        let key = guard.key().map_err(told)?;
+        let space = keys::space_of(&key).ok_or_else(|| damaged(Table::Spaces, &key))?;
+        from = keys::space_end(&space);
+        spaces.push(space);
+    }
+    Ok(spaces)
+}
+
+/// A space's floor, and the head that it had at a time before `old`, as far as its marks tell.
+fn seq_before(cut: &Cut<'_>, space: &SpaceId, old: u64) -> Result<(Seq, Seq), StoreError> {
+    let (state, _) = cut.state(space)?;
+    if state.last_ms < old {
+        return Ok((state.floor, state.head.seq));
+    }
+    let marks = cut.range(
+        Table::Spaces,
+        Bound::Included(keys::mark(space, 0)),
+        keys::mark(space, old),
+    );
+    let Some(guard) = marks.into_iter().next_back() else {
+        return Ok((state.floor, Seq::ZERO));
+    };
+    let (key, value) = guard.into_inner().map_err(told)?;
+    let seq = Seq::decode(&value).ok_or_else(|| damaged(Table::Spaces, &key))?;
+    Ok((state.floor, seq))
+}
+
+/// The expired ones of the next clients, and the last looked at, if there are more.
+fn clients_before(
+    cut: &Cut<'_>,
+    space: &SpaceId,
+    last: Option<Writer>,
+    before: u64,
+) -> Result<(Vec<Writer>, Option<Writer>), StoreError> {
+    let mut expired = Vec::new();
+    let start = last.map_or(Bound::Included(keys::space(space)), |last| {
+        Bound::Excluded(keys::client(space, last))
+    });
+    for (n, guard) in cut.range(Table::Clients, start, keys::space_end(space)).enumerate() {
+        let (key, value) = guard.into_inner().map_err(told)?;
+        let writer = keys::client_writer(&key).ok_or_else(|| damaged(Table::Clients, &key))?;
+        let client = Client::decode(&value).ok_or_else(|| damaged(Table::Clients, &key))?;
+        if client.when < before {
+            expired.push(writer);
+        }
+        if n + 1 == PAGE {
+            return Ok((expired, Some(writer)));
+        }
+    }
+    Ok((expired, None))
+}

@@ -1,0 +1,266 @@
+//! The database on disk: its format marker, its tables, and how its errors are told.
+
+use super::OpenError;
+use super::keys;
+use super::records::{Record, SpaceMeta};
+use crate::store::{Lineage, SpaceState, StoreError};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice, Snapshot};
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use tidegate_protocol::{Position, SpaceId};
+
+/// The format that this version reads and writes.
+const FORMAT: u32 = 1;
+/// The file that says which format a directory is in, as text, so that any version can read it.
+const MARKER: &str = "FORMAT";
+const MARKER_WORD: &str = "tidegate-store";
+/// The database's own directory.
+const DATABASE: &str = "db";
+/// A table's writes in memory before they go to a file. The journal is kept until they have.
+const MEMTABLE_BYTES: u64 = 16 << 20;
+/// Blocks cached.
+const CACHE_BYTES: u64 = 64 << 20;
+
+/// A table, one keyspace of the database.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Table {
+    /// Where a space stands, its lineage, its marks of time.
+    Spaces,
+    /// Payloads of recent commits.
+    Log,
+    /// Documents: the header under the empty field, and the cells.
+    Cells,
+    /// Documents in the order of the commit that last touched them.
+    Idx,
+    /// Tombstones in the order of their commits, so that collection finds them without a search.
+    Dead,
+    /// Clients.
+    Clients,
+    /// Results of mutations.
+    Results,
+    /// The conflict log.
+    Conflicts,
+}
+
+impl Table {
+    /// Every table, in the order of the enum.
+    pub(super) const ALL: [Self; 8] = [
+        Self::Spaces,
+        Self::Log,
+        Self::Cells,
+        Self::Idx,
+        Self::Dead,
+        Self::Clients,
+        Self::Results,
+        Self::Conflicts,
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Spaces => "spaces",
+            Self::Log => "log",
+            Self::Cells => "cells",
+            Self::Idx => "idx",
+            Self::Dead => "dead",
+            Self::Clients => "clients",
+            Self::Results => "results",
+            Self::Conflicts => "conflicts",
+        }
+    }
+}
+
+/// An open database.
+pub(super) struct Disk {
+    db: Database,
+    tables: Vec<Keyspace>,
+}
+
+impl Disk {
+    /// Opens or creates it. Only one process, and in it one `Disk`, can have a directory open.
+    pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| OpenError::Io { path, source }
+        };
+        if dir.exists() && !dir.is_dir() {
+            return Err(OpenError::NotADirectory { path: dir.to_owned() });
+        }
+        fs::create_dir_all(dir).map_err(io(dir))?;
+        let path = dir.join(DATABASE);
+        check_format(dir, &path)?;
+        let failed = |error| match error {
+            fjall::Error::Locked => OpenError::InUse {
+                dir: dir.to_owned(),
+                lock: path.join("lock"),
+            },
+            fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => io(&path)(source),
+            other => OpenError::Damaged {
+                path: path.clone(),
+                why: other.to_string(),
+            },
+        };
+        let db = Database::builder(&path)
+            .cache_size(CACHE_BYTES)
+            .worker_threads(2)
+            .open()
+            .map_err(failed)?;
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
+        let tables = Table::ALL
+            .iter()
+            .map(|table| db.keyspace(table.name(), options))
+            .collect::<Result<_, _>>();
+        Ok(Self {
+            tables: tables.map_err(failed)?,
+            db,
+        })
+    }
+
+    pub(super) fn table(&self, table: Table) -> &Keyspace {
+        &self.tables[table as usize]
+    }
+
+    /// Everything as of now.
+    pub(super) fn cut(&self) -> Cut<'_> {
+        Cut {
+            disk: self,
+            snapshot: self.db.snapshot(),
+        }
+    }
+
+    /// Starts an atomic write.
+    pub(super) fn batch(&self, mode: PersistMode) -> fjall::OwnedWriteBatch {
+        self.db.batch().durability(Some(mode))
+    }
+
+    /// Makes everything written so far survive a power cut.
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
+        self.db.persist(PersistMode::SyncAll).map_err(told)
+    }
+}
+
+/// Checks the format marker, or writes it into a directory without a database.
+fn check_format(dir: &Path, database: &Path) -> Result<(), OpenError> {
+    let path = dir.join(MARKER);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound && !database.exists() => return write_format(dir, &path),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => {
+            return Err(OpenError::NotAStore { path });
+        }
+        Err(source) => return Err(OpenError::Io { path, source }),
+    };
+    let found = text
+        .strip_prefix(MARKER_WORD)
+        .and_then(|rest| rest.trim().parse::<u32>().ok());
+    match found {
+        Some(FORMAT) => Ok(()),
+        Some(found) if found > FORMAT => Err(OpenError::Newer {
+            path,
+            found,
+            known: FORMAT,
+        }),
+        _ => Err(OpenError::NotAStore { path }),
+    }
+}
+
+/// Writes the marker so that it is whole or not there.
+fn write_format(dir: &Path, path: &Path) -> Result<(), OpenError> {
+    let fresh = dir.join("FORMAT.new");
+    let write = || {
+        let mut file = fs::File::create(&fresh)?;
+        writeln!(file, "{MARKER_WORD} {FORMAT}")?;
+        file.sync_all()?;
+        fs::rename(&fresh, path)?;
+        fs::File::open(dir)?.sync_all()
+    };
+    write().map_err(|source| OpenError::Io {
+        path: PathBuf::from(path),
+        source,
+    })
+}
+
+/// A database error in the store's words. One of the disk may pass; one of the content will not.
+pub(super) fn told(error: fjall::Error) -> StoreError {
+    match error {
+        fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => {
+            StoreError::Unavailable(format!("the disk: {error}"))
+        }
+        fjall::Error::Poisoned => {
+            StoreError::Unavailable("a write to disk failed before; restart to recover".to_owned())
+        }
+        fjall::Error::Locked | fjall::Error::KeyspaceDeleted => StoreError::Unavailable(error.to_string()),
+        other => StoreError::Damaged(other.to_string()),
+    }
+}
+
+/// A record that cannot be read.
+pub(super) fn damaged(table: Table, key: &[u8]) -> StoreError {
+    StoreError::Damaged(format!(
+        "the record \"{}\" in {} cannot be read",
+        key.escape_ascii(),
+        table.name()
+    ))
+}
+
+/// Something that records can be looked up in.
+pub(super) trait Look {
+    /// The bytes under a key.
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, StoreError>;
+
+    /// The record under a key.
+    fn record<T: Record>(&self, table: Table, key: &[u8]) -> Result<Option<T>, StoreError> {
+        let Some(bytes) = self.get(table, key)? else {
+            return Ok(None);
+        };
+        T::decode(&bytes).map(Some).ok_or_else(|| damaged(table, key))
+    }
+
+    /// Where a space stands; `None` if it was never written to.
+    fn space(&self, space: &SpaceId) -> Result<Option<(SpaceMeta, Lineage)>, StoreError> {
+        let Some(meta) = self.record(Table::Spaces, &keys::meta(space))? else {
+            return Ok(None);
+        };
+        let key = keys::lineage(space);
+        let lineage = self
+            .record(Table::Spaces, &key)?
+            .ok_or_else(|| damaged(Table::Spaces, &key))?;
+        Ok(Some((meta, lineage)))
+    }
+}
+
+/// All tables as of one moment.
+pub(super) struct Cut<'a> {
+    disk: &'a Disk,
+    snapshot: Snapshot,
+}
+
+impl Look for Cut<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, StoreError> {
+        self.snapshot.get(self.disk.table(table), key).map_err(told)
+    }
+}
+
+impl Cut<'_> {
+    /// The entries from `start` up to, not including, `end`.
+    pub(super) fn range(&self, table: Table, start: Bound<Vec<u8>>, end: Vec<u8>) -> fjall::Iter {
+        self.snapshot
+            .range(self.disk.table(table), (start, Bound::Excluded(end)))
+    }
+
+    /// Where a space stands, as the store's callers see it; and its record.
+    pub(super) fn state(&self, space: &SpaceId) -> Result<(SpaceState, SpaceMeta), StoreError> {
+        let (meta, lineage) = self.space(space)?.unwrap_or_default();
+        let head = Position::new(lineage.last_epoch(), meta.head);
+        Ok((
+            SpaceState {
+                head,
+                lineage,
+                floor: meta.floor,
+                last_ms: meta.last_ms,
+            },
+            meta,
+        ))
+    }
+}

@@ -1,0 +1,171 @@
+//! Keys of the stored records.
+//!
+//! Names of spaces and documents hold no control characters, so a 0 byte ends them: no space's keys
+//! can lie among another's, whatever their names, and byte order is (seq, path) order. A field path
+//! may hold any character; it is always last.
+
+use tidegate_protocol::{DocPath, FieldPath, Mid, Seq, SpaceId, Writer};
+
+/// Ends a name.
+const END: u8 = 0;
+/// Kinds of records in the table of spaces.
+const META: u8 = b'm';
+const LINEAGE: u8 = b'l';
+const MARK: u8 = b't';
+
+fn named(space: &SpaceId, more: usize) -> Vec<u8> {
+    let name = space.as_str().as_bytes();
+    let mut key = Vec::with_capacity(name.len() + 1 + more);
+    key.extend_from_slice(name);
+    key.push(END);
+    key
+}
+
+/// Before everything of a space, in any table.
+pub(super) fn space(space: &SpaceId) -> Vec<u8> {
+    named(space, 0)
+}
+
+/// After everything of a space, in any table.
+pub(super) fn space_end(space: &SpaceId) -> Vec<u8> {
+    after(named(space, 0))
+}
+
+/// The least key above everything that begins with this prefix, which ends with a 0 byte.
+fn after(mut prefix: Vec<u8>) -> Vec<u8> {
+    debug_assert_eq!(prefix.last(), Some(&END));
+    prefix.pop();
+    prefix.push(END + 1);
+    prefix
+}
+
+/// The space that a key of any table belongs to.
+pub(super) fn space_of(key: &[u8]) -> Option<SpaceId> {
+    let end = key.iter().position(|b| *b == END)?;
+    SpaceId::parse(std::str::from_utf8(&key[..end]).ok()?).ok()
+}
+
+/// A space's [`super::records::SpaceMeta`].
+pub(super) fn meta(space: &SpaceId) -> Vec<u8> {
+    let mut key = named(space, 1);
+    key.push(META);
+    key
+}
+
+/// A space's lineage.
+pub(super) fn lineage(space: &SpaceId) -> Vec<u8> {
+    let mut key = named(space, 1);
+    key.push(LINEAGE);
+    key
+}
+
+/// The head that a space had at a time.
+pub(super) fn mark(space: &SpaceId, at: u64) -> Vec<u8> {
+    let mut key = named(space, 9);
+    key.push(MARK);
+    key.extend_from_slice(&at.to_be_bytes());
+    key
+}
+
+fn numbered(space: &SpaceId, n: u64) -> Vec<u8> {
+    let mut key = named(space, 8);
+    key.extend_from_slice(&n.to_be_bytes());
+    key
+}
+
+/// A commit's payload.
+pub(super) fn log(space: &SpaceId, seq: Seq) -> Vec<u8> {
+    numbered(space, seq.get())
+}
+
+/// The seq of a log key.
+pub(super) fn log_seq(key: &[u8]) -> Option<Seq> {
+    let (_, seq) = key.split_last_chunk::<8>()?;
+    Seq::new(u64::from_be_bytes(*seq))
+}
+
+/// An entry of the conflict log.
+pub(super) fn conflict(space: &SpaceId, n: u64) -> Vec<u8> {
+    numbered(space, n)
+}
+
+/// A client's record.
+pub(super) fn client(space: &SpaceId, writer: Writer) -> Vec<u8> {
+    numbered(space, writer.0)
+}
+
+/// The writer of a client's key.
+pub(super) fn client_writer(key: &[u8]) -> Option<Writer> {
+    let (_, writer) = key.split_last_chunk::<8>()?;
+    Some(Writer(u64::from_be_bytes(*writer)))
+}
+
+/// A kept result.
+pub(super) fn result(space: &SpaceId, writer: Writer, mid: Mid) -> Vec<u8> {
+    let mut key = numbered(space, writer.0);
+    key.extend_from_slice(&mid.get().to_be_bytes());
+    key
+}
+
+/// A document's cells: the prefix of all, and the key of its header.
+pub(super) fn doc(space: &SpaceId, doc: &DocPath) -> Vec<u8> {
+    let path = doc.as_str().as_bytes();
+    let mut key = named(space, path.len() + 1);
+    key.extend_from_slice(path);
+    key.push(END);
+    key
+}
+
+/// After everything of a document, in the table of cells.
+pub(super) fn doc_end(space: &SpaceId, path: &DocPath) -> Vec<u8> {
+    after(doc(space, path))
+}
+
+/// A cell; a field path is never empty, so this is never the header's key.
+pub(super) fn cell(space: &SpaceId, path: &DocPath, field: &FieldPath) -> Vec<u8> {
+    let mut key = doc(space, path);
+    key.extend_from_slice(field.as_str().as_bytes());
+    key
+}
+
+/// A document's place in the order of touching.
+pub(super) fn idx(space: &SpaceId, seq: Seq, doc: &DocPath) -> Vec<u8> {
+    let mut key = numbered(space, seq.get());
+    key.extend_from_slice(doc.as_str().as_bytes());
+    key
+}
+
+/// The first place after everything touched up to `seq`.
+pub(super) fn idx_after(space: &SpaceId, seq: Seq) -> Vec<u8> {
+    numbered(space, seq.get() + 1)
+}
+
+/// Seq and document of an idx key.
+pub(super) fn idx_parts(space: &SpaceId, key: &[u8]) -> Option<(Seq, DocPath)> {
+    let rest = key.get(space.as_str().len() + 1..)?;
+    let (seq, path) = rest.split_first_chunk::<8>()?;
+    let doc = DocPath::parse(std::str::from_utf8(path).ok()?).ok()?;
+    Some((Seq::new(u64::from_be_bytes(*seq))?, doc))
+}
+
+/// A tombstone: of a cell, or of the document where `field` is `None`.
+pub(super) fn dead(space: &SpaceId, seq: Seq, doc: &DocPath, field: Option<&FieldPath>) -> Vec<u8> {
+    let mut key = idx(space, seq, doc);
+    key.push(END);
+    if let Some(field) = field {
+        key.extend_from_slice(field.as_str().as_bytes());
+    }
+    key
+}
+
+/// Seq, document and field of a tombstone's key.
+pub(super) fn dead_parts(space: &SpaceId, key: &[u8]) -> Option<(Seq, DocPath, Option<FieldPath>)> {
+    let start = space.as_str().len() + 1 + 8;
+    let end = start + key.get(start..)?.iter().position(|b| *b == END)?;
+    let (seq, doc) = idx_parts(space, &key[..end])?;
+    let field = match std::str::from_utf8(&key[end + 1..]).ok()? {
+        "" => None,
+        path => Some(FieldPath::parse(path).ok()?),
+    };
+    Some((seq, doc, field))
+}

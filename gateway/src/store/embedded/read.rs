@@ -1,0 +1,122 @@
+//! Reads: each from one snapshot of all tables.
+
+use super::disk::{Cut, Look, Table, damaged, told};
+use super::keys;
+use super::records::{Client, Record};
+use crate::store::{
+    Cell, ConflictRecord, DocState, Header, LogEntry, LogReply, ReadCut, ResetReason, SpaceState, StoreError,
+};
+use bytes::Bytes;
+use std::ops::Bound;
+use tidegate_protocol::{DocPath, FieldPath, Mid, Position, Seq, SpaceId, Writer};
+
+pub(super) fn positions(cut: &Cut<'_>, spaces: &[SpaceId]) -> Result<Vec<SpaceState>, StoreError> {
+    spaces.iter().map(|space| Ok(cut.state(space)?.0)).collect()
+}
+
+pub(super) fn read(cut: &Cut<'_>, space: &SpaceId, docs: &[DocPath]) -> Result<ReadCut, StoreError> {
+    let (state, _) = cut.state(space)?;
+    let docs = docs
+        .iter()
+        .map(|doc| document(cut, space, doc))
+        .collect::<Result<_, _>>()?;
+    Ok(ReadCut { state, docs })
+}
+
+fn document(cut: &Cut<'_>, space: &SpaceId, doc: &DocPath) -> Result<DocState, StoreError> {
+    let mut found = DocState::default();
+    found.header = each_cell(cut, space, doc, |field, cell| {
+        found.cells.insert(field, cell);
+    })?;
+    Ok(found)
+}
+
+/// Hands every cell of a document on, sorted by field; returns its header.
+pub(super) fn each_cell(
+    cut: &Cut<'_>,
+    space: &SpaceId,
+    doc: &DocPath,
+    mut each: impl FnMut(FieldPath, Cell),
+) -> Result<Option<Header>, StoreError> {
+    let start = keys::doc(space, doc);
+    let prefix = start.len();
+    let mut header = None;
+    for guard in cut.range(Table::Cells, Bound::Included(start), keys::doc_end(space, doc)) {
+        let (key, value) = guard.into_inner().map_err(told)?;
+        let wrong = || damaged(Table::Cells, &key);
+        if key.len() == prefix {
+            header = Some(Header::decode(&value).ok_or_else(wrong)?);
+            continue;
+        }
+        // The header sorts first; cells without one would pass for a document that never was.
+        let field = header.and_then(|_| FieldPath::parse(std::str::from_utf8(&key[prefix..]).ok()?).ok());
+        each(field.ok_or_else(wrong)?, Cell::decode(&value).ok_or_else(wrong)?);
+    }
+    Ok(header)
+}
+
+/// The last mutation of a client, if there is a record of it.
+pub(super) fn last_mid(cut: &Cut<'_>, space: &SpaceId, writer: Option<Writer>) -> Result<Option<Mid>, StoreError> {
+    let Some(writer) = writer else { return Ok(None) };
+    let client: Option<Client> = cut.record(Table::Clients, &keys::client(space, writer))?;
+    Ok(client.map(|client| client.last))
+}
+
+pub(super) fn log(
+    cut: &Cut<'_>,
+    space: &SpaceId,
+    after: Position,
+    limit: usize,
+    bytes: usize,
+    writer: Option<Writer>,
+) -> Result<LogReply, StoreError> {
+    let (state, meta) = cut.state(space)?;
+    if !state.lineage.holds(after, state.head.seq) {
+        return Ok(LogReply::Reset(ResetReason::Lost));
+    }
+    if after.seq < state.head.seq && after.seq.next() < meta.log_first {
+        return Ok(LogReply::Trimmed);
+    }
+    let mut commits: Vec<LogEntry> = Vec::new();
+    let (mut spent, mut expected) = (0, after.seq);
+    let start = Bound::Excluded(keys::log(space, after.seq));
+    for guard in cut.range(Table::Log, start, keys::space_end(space)).take(limit) {
+        if !commits.is_empty() && spent >= bytes {
+            break;
+        }
+        let (key, payload) = guard.into_inner().map_err(told)?;
+        expected = expected.next();
+        if keys::log_seq(&key) != Some(expected) {
+            return Err(gap(space, expected));
+        }
+        spent += payload.len();
+        commits.push(LogEntry {
+            seq: expected,
+            payload: Bytes::copy_from_slice(&payload),
+        });
+    }
+    if commits.is_empty() && limit > 0 && after.seq < state.head.seq {
+        return Err(gap(space, expected.next()));
+    }
+    Ok(LogReply::Commits {
+        commits,
+        last_mid: last_mid(cut, space, writer)?,
+        state,
+    })
+}
+
+fn gap(space: &SpaceId, seq: Seq) -> StoreError {
+    StoreError::Damaged(format!("commit {seq} of {space} is missing in log"))
+}
+
+pub(super) fn conflicts(cut: &Cut<'_>, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError> {
+    let start = Bound::Included(keys::space(space));
+    let entries = cut.range(Table::Conflicts, start, keys::space_end(space));
+    let newest_first = entries.rev().take(limit);
+    newest_first
+        .map(|guard| {
+            let (key, value) = guard.into_inner().map_err(told)?;
+            ConflictRecord::decode(&value).ok_or_else(|| damaged(Table::Conflicts, &key))
+        })
+        .collect()
+}

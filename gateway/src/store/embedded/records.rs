@@ -1,0 +1,399 @@
+//! Stored records, in a fixed binary form: integers big-endian, byte strings with a 32-bit length.
+//!
+//! Decoding never panics: a record that is not whole is `None`, and its reader says which one it was.
+
+use crate::store::{Cell, ConflictDone, ConflictEntry, ConflictRecord, Header, Kept, Lineage, LineageEntry, Stamp};
+use bytes::Bytes;
+use tidegate_protocol::{Code, DocPath, Epoch, FieldPath, Mid, MutationKey, Position, Seq, Value, Writer};
+
+/// Something that is stored.
+pub(super) trait Record: Sized {
+    /// Appends its bytes.
+    fn put(&self, out: &mut Vec<u8>);
+    /// Reads it from the front.
+    fn take(from: &mut Take<'_>) -> Option<Self>;
+
+    /// Its bytes.
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(64);
+        self.put(&mut out);
+        out
+    }
+
+    /// Reads it from exactly these bytes.
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut from = Take(bytes);
+        let record = Self::take(&mut from)?;
+        from.0.is_empty().then_some(record)
+    }
+}
+
+/// Bytes yet to be read.
+pub(super) struct Take<'a>(&'a [u8]);
+
+impl<'a> Take<'a> {
+    fn u8(&mut self) -> Option<u8> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        let (first, rest) = self.0.split_first_chunk::<8>()?;
+        self.0 = rest;
+        Some(u64::from_be_bytes(*first))
+    }
+
+    fn seq(&mut self) -> Option<Seq> {
+        Seq::new(self.u64()?)
+    }
+
+    fn len(&mut self) -> Option<usize> {
+        let (first, rest) = self.0.split_first_chunk::<4>()?;
+        self.0 = rest;
+        usize::try_from(u32::from_be_bytes(*first)).ok()
+    }
+
+    fn bytes(&mut self) -> Option<&'a [u8]> {
+        let len = self.len()?;
+        let (first, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(first)
+    }
+
+    fn text(&mut self) -> Option<&'a str> {
+        std::str::from_utf8(self.bytes()?).ok()
+    }
+
+    fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+}
+
+fn put_u64(out: &mut Vec<u8>, n: u64) {
+    out.extend_from_slice(&n.to_be_bytes());
+}
+
+fn put_len(out: &mut Vec<u8>, len: usize) {
+    let len = u32::try_from(len).expect("a record's parts are bounded by the message size");
+    out.extend_from_slice(&len.to_be_bytes());
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_len(out, bytes.len());
+    out.extend_from_slice(bytes);
+}
+
+/// Where a space stands, and what of its logs is kept.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct SpaceMeta {
+    /// Last commit.
+    pub(super) head: Seq,
+    /// Time of the last commit, ms since 1970.
+    pub(super) last_ms: u64,
+    /// Tombstones at or below it may be gone.
+    pub(super) floor: Seq,
+    /// The first commit that the log still has; `head + 1` if none.
+    pub(super) log_first: Seq,
+    /// Bytes of the payloads that the log has.
+    pub(super) log_bytes: u64,
+    /// Number of the oldest entry of the conflict log.
+    pub(super) conflicts_first: u64,
+    /// Number of the next entry of the conflict log.
+    pub(super) conflicts_next: u64,
+    /// Time of the last mark.
+    pub(super) mark_ms: Option<u64>,
+}
+
+impl Default for SpaceMeta {
+    fn default() -> Self {
+        Self {
+            head: Seq::ZERO,
+            last_ms: 0,
+            floor: Seq::ZERO,
+            log_first: Seq::ZERO.next(),
+            log_bytes: 0,
+            conflicts_first: 0,
+            conflicts_next: 0,
+            mark_ms: None,
+        }
+    }
+}
+
+impl Record for SpaceMeta {
+    fn put(&self, out: &mut Vec<u8>) {
+        for n in [
+            self.head.get(),
+            self.last_ms,
+            self.floor.get(),
+            self.log_first.get(),
+            self.log_bytes,
+            self.conflicts_first,
+            self.conflicts_next,
+        ] {
+            put_u64(out, n);
+        }
+        if let Some(at) = self.mark_ms {
+            put_u64(out, at);
+        }
+    }
+
+    fn take(from: &mut Take<'_>) -> Option<Self> {
+        Some(Self {
+            head: from.seq()?,
+            last_ms: from.u64()?,
+            floor: from.seq()?,
+            log_first: from.seq()?,
+            log_bytes: from.u64()?,
+            conflicts_first: from.u64()?,
+            conflicts_next: from.u64()?,
+            mark_ms: if from.0.is_empty() { None } else { Some(from.u64()?) },
+        })
+    }
+}
+
+impl Record for Lineage {
+    fn put(&self, out: &mut Vec<u8>) {
+        for entry in &self.0 {
+            put_u64(out, entry.epoch.0);
+            put_u64(out, entry.start.get());
+            put_bytes(out, &entry.incarnation);
+        }
+    }
+
+    fn take(from: &mut Take<'_>) -> Option<Self> {
+        let mut entries = Vec::new();
+        while !from.0.is_empty() {
+            let (epoch, start) = (Epoch(from.u64()?), from.seq()?);
+            entries.push(LineageEntry {
+                epoch,
+                incarnation: from.bytes()?.to_vec(),
+                start,
+            });
+        }
+        Some(Self(entries))
+    }
+}
+
+impl Record for Seq {
+    fn put(&self, out: &mut Vec<u8>) {
+        put_u64(out, self.get());
+    }
+
+    fn take(from: &mut Take<'_>) -> Option<Self> {
+        from.seq()
+    }
+}
+
+impl Record for Stamp {
+    fn put(&self, out: &mut Vec<u8>) {
+        put_u64(out, self.seq.get());
+        put_u64(out, self.writer.0);
+    }
+
+    fn take(from: &mut Take<'_>) -> Option<Self> {
+        Some(Self {
+            seq: from.seq()?,
+            writer: Writer(from.u64()?),
+        })
+    }
+}
+
+impl Record for Header {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.last.put(out);
+        self.born.put(out);
+        put_u64(out, self.size);
+        out.push(u8::from(self.alive));
+        if let Some(deleted) = &self.deleted {
+            deleted.put(out);
+        }
+    }
+
+    fn take(from: &mut Take<'_>) -> Option<Self> {
+        let (last, born, size) = (Stamp::take(from)?, Stamp::take(from)?, from.u64()?);
+        let alive = match from.u8()? {
+            0 => false,
+            1 => true,
+            _ => return None,
+        };
+        let deleted = if from.0.is_empty() {
+            None
+        } else {
+            Some(Stamp::take(from)?)
+        };
+        Some(Self {
+            last,
+            born,
+            deleted,
+            alive,
+            size,
+        })
+    }
+}
+
+/// `seq ‖ writer ‖ MessagePack value`; nothing after the writer for a tombstone.
+impl Record for Cell {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.stamp.put(out);
+        if let Some(value) = &self.value {
+            out.extend_from_slice(value.as_bytes());
+        }
+    }
+
+    fn take(from: &mut Take<'_>) -> Option<Self> {
+        let stamp = Stamp::take(from)?;
+        let value = match from.rest() {
+            [] => None,
+            bytes => Some(Value::from_trusted(Bytes::copy_from_slice(bytes))),
+        };
+        Some(Self { stamp, value })
+    }
+}
+
+/// What is known of a client.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Client {
+    /// Its last mutation.
+    pub(super) last: Mid,
+    /// That one's key.
+    pub(super) key: MutationKey,
+    /// When it last wrote, duplicates too, ms since 1970.
+    pub(super) when: u64,
+}
+
+impl Client {
+    /// Whether it last wrote longer ago than records are kept: then it counts as unknown.
+    pub(super) fn expired(&self, clients_ms: u64, now_ms: u64) -> bool {
+        self.when.saturating_add(clients_ms) < now_ms
+    }
+}
+
+impl Record for Client {
+    fn put(&self, out: &mut Vec<u8>) {
+        put_u64(out, self.last.get());
+        put_u64(out, self.key.0);
+        put_u64(out, self.when);
+    }
+
+    fn take(from: &mut Take<'_>) -> Option<Self> {
+        Some(Self {
+            last: Mid::new(from.u64()?)?,
+            key: MutationKey(from.u64()?),
+            when: from.u64()?,
+        })
+    }
+}
+
+/// A mutation's key and result.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct KeptResult {
+    /// The mutation's mark.
+    pub(super) key: MutationKey,
+    /// What became of it.
+    pub(super) kept: Kept,
+}
+
+impl Record for KeptResult {
+    fn put(&self, out: &mut Vec<u8>) {
+        put_u64(out, self.key.0);
+        put_u64(out, self.kept.position.epoch.0);
+        put_u64(out, self.kept.position.seq.get());
+        // By name: the numbers of the codes are not pinned.
+        put_bytes(out, self.kept.refused.map_or("", Code::name).as_bytes());
+        out.extend_from_slice(&self.kept.detail);
+    }
+
+    fn take(from: &mut Take<'_>) -> Option<Self> {
+        let key = MutationKey(from.u64()?);
+        let position = Position::new(Epoch(from.u64()?), from.seq()?);
+        let refused = match from.text()? {
+            "" => None,
+            name => Some(Code::from_name(name)?),
+        };
+        Some(Self {
+            key,
+            kept: Kept {
+                refused,
+                position,
+                detail: Bytes::copy_from_slice(from.rest()),
+            },
+        })
+    }
+}
+
+fn put_option<T>(out: &mut Vec<u8>, option: Option<&T>, put: impl FnOnce(&mut Vec<u8>, &T)) {
+    out.push(u8::from(option.is_some()));
+    if let Some(some) = option {
+        put(out, some);
+    }
+}
+
+fn take_option<'a, T>(from: &mut Take<'a>, take: impl FnOnce(&mut Take<'a>) -> Option<T>) -> Option<Option<T>> {
+    match from.u8()? {
+        0 => Some(None),
+        1 => Some(Some(take(from)?)),
+        _ => None,
+    }
+}
+
+const DONE: [(ConflictDone, u8); 3] = [
+    (ConflictDone::Overwritten, 0),
+    (ConflictDone::Rejected, 1),
+    (ConflictDone::Skipped, 2),
+];
+
+impl Record for ConflictRecord {
+    fn put(&self, out: &mut Vec<u8>) {
+        let (position, entry) = (self.position, &self.entry);
+        for n in [
+            position.epoch.0,
+            position.seq.get(),
+            self.at,
+            self.writer.0,
+            self.mid.get(),
+        ] {
+            put_u64(out, n);
+        }
+        put_bytes(out, entry.doc.as_str().as_bytes());
+        put_option(out, entry.path.as_ref(), |out, path| {
+            put_bytes(out, path.as_str().as_bytes())
+        });
+        put_option(out, entry.ours.as_ref(), |out, value| put_bytes(out, value.as_bytes()));
+        out.extend(DONE.iter().filter(|(done, _)| *done == entry.done).map(|(_, n)| *n));
+        for (path, cell) in &entry.theirs {
+            put_bytes(out, path.as_str().as_bytes());
+            put_bytes(out, &cell.encode());
+        }
+    }
+
+    fn take(from: &mut Take<'_>) -> Option<Self> {
+        let position = Position::new(Epoch(from.u64()?), from.seq()?);
+        let (at, writer, mid) = (from.u64()?, Writer(from.u64()?), Mid::new(from.u64()?)?);
+        let doc = DocPath::parse(from.text()?).ok()?;
+        let path = take_option(from, |from| FieldPath::parse(from.text()?).ok())?;
+        let ours = take_option(from, |from| {
+            Some(Value::from_trusted(Bytes::copy_from_slice(from.bytes()?)))
+        })?;
+        let code = from.u8()?;
+        let done = DONE.iter().find(|(_, n)| *n == code)?.0;
+        let mut theirs = Vec::new();
+        while !from.0.is_empty() {
+            let path = FieldPath::parse(from.text()?).ok()?;
+            theirs.push((path, Cell::decode(from.bytes()?)?));
+        }
+        Some(Self {
+            position,
+            at,
+            writer,
+            mid,
+            entry: ConflictEntry {
+                doc,
+                path,
+                theirs,
+                ours,
+                done,
+            },
+        })
+    }
+}

@@ -1,0 +1,73 @@
+//! Records that cannot be read are told, by table and key; nothing panics.
+
+use super::*;
+use disk::Table;
+
+async fn spoiled(table: Table, key: Vec<u8>) -> EmbeddedStore {
+    let store = Place::new().open();
+    applied(&store, "s", item(1, 1, vec![set("c/a", true, &[("x", 1)])])).await;
+    let mut batch = store.disk.batch(fjall::PersistMode::Buffer);
+    batch.insert(store.disk.table(table), key, "\x01?");
+    batch.commit().expect("writes");
+    store
+}
+
+fn names<T: std::fmt::Debug>(answer: Result<T, StoreError>, words: &[&str]) {
+    match answer {
+        Err(StoreError::Damaged(text)) => assert!(words.iter().all(|word| text.contains(word)), "{text}"),
+        other => panic!("not told as damaged: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn damaged_records_are_told_by_table_and_key() {
+    let s = space("s");
+    let a = doc("c/a");
+
+    let store = spoiled(Table::Spaces, keys::lineage(&s)).await;
+    names(store.positions(std::slice::from_ref(&s)).await, &["spaces", "s\\x00l"]);
+
+    let store = spoiled(Table::Cells, keys::cell(&s, &a, &field("x"))).await;
+    names(store.read(&s, std::slice::from_ref(&a)).await, &["cells", "c/a\\x00x"]);
+    names(store.changes(&s, everything(None)).await, &["cells"]);
+
+    let store = spoiled(Table::Cells, keys::doc(&s, &a)).await;
+    let expecting = Prepared {
+        expects: vec![(a.clone(), Version::Absent)],
+        ..item(1, 2, vec![])
+    };
+    names(commit_at(&store, "s", 1_000, vec![expecting]).await, &["cells", "c/a"]);
+    // The mid was not consumed, and other documents can be written.
+    applied(&store, "s", item(1, 2, vec![set("c/b", true, &[])])).await;
+
+    let store = spoiled(Table::Clients, keys::client(&s, Writer(1))).await;
+    names(
+        commit_at(&store, "s", 1_000, vec![item(1, 2, vec![])]).await,
+        &["clients"],
+    );
+
+    let store = spoiled(Table::Results, keys::result(&s, Writer(1), Mid::ZERO.next())).await;
+    names(
+        commit_at(&store, "s", 1_000, vec![item(1, 1, vec![])]).await,
+        &["results"],
+    );
+
+    let store = spoiled(Table::Idx, keys::idx(&s, seq(9), &doc("c/ghost"))).await;
+    names(store.changes(&s, everything(None)).await, &["idx", "ghost"]);
+
+    let store = spoiled(Table::Conflicts, keys::conflict(&s, 5)).await;
+    names(store.conflicts(&s, 5).await, &["conflicts"]);
+}
+
+#[tokio::test]
+async fn a_commit_missing_in_the_log_is_told() {
+    let store = Place::new().open();
+    for mid in 1..=3 {
+        applied(&store, "s", item(1, mid, vec![])).await;
+    }
+    let mut batch = store.disk.batch(fjall::PersistMode::Buffer);
+    batch.remove(store.disk.table(Table::Log), keys::log(&space("s"), seq(2)));
+    batch.commit().expect("writes");
+    let from_start = store.log(&space("s"), Position::START, 10, 1 << 20, None).await;
+    names(from_start, &["commit 2 of s", "log"]);
+}

@@ -1,0 +1,130 @@
+//! Opening, closing, opening again.
+
+use super::*;
+use crate::store::LogReply;
+
+#[tokio::test]
+async fn a_store_opened_again_holds_everything_and_mints_at_the_first_commit_only() {
+    let place = Place::new();
+    let store = place.open();
+    applied(&store, "s", item(1, 1, vec![set("c/a", true, &[("x", 1), ("y.z", 2)])])).await;
+    let last = applied(&store, "s", item(1, 2, vec![unset("c/a", &["x"])])).await;
+    let before = store.read(&space("s"), &[doc("c/a")]).await.expect("answers");
+    let log = store
+        .log(&space("s"), Position::START, 10, 1 << 20, None)
+        .await
+        .expect("answers");
+    store.close();
+
+    let store = place.open();
+    assert_eq!(store.read(&space("s"), &[doc("c/a")]).await.expect("answers"), before);
+    assert_eq!(
+        store
+            .log(&space("s"), Position::START, 10, 1 << 20, None)
+            .await
+            .expect("answers"),
+        log
+    );
+    assert_eq!(before.state.head, last);
+    assert_eq!(before.state.lineage.0.len(), 1);
+    let next = applied(&store, "s", item(1, 3, vec![set("c/a", false, &[("x", 3)])])).await;
+    assert_eq!(next.seq, last.seq.next());
+    assert_ne!(next.epoch, last.epoch);
+    let second = applied(&store, "s", item(1, 4, vec![])).await;
+    assert_eq!(second.epoch, next.epoch);
+    let now = state(&store, "s").await;
+    assert_eq!(
+        now.lineage.0.iter().map(|e| e.start).collect::<Vec<_>>(),
+        [seq(0), last.seq]
+    );
+    // A position of the old epoch is a position of this history.
+    let LogReply::Commits { commits, .. } = store.log(&space("s"), last, 10, 1 << 20, None).await.expect("answers")
+    else {
+        panic!("no commits")
+    };
+    assert_eq!(
+        commits.iter().map(|c| c.seq).collect::<Vec<_>>(),
+        [next.seq, second.seq]
+    );
+}
+
+#[tokio::test]
+async fn a_mutation_sent_again_after_a_restart_is_answered_and_not_applied() {
+    let place = Place::new();
+    let first = {
+        let store = place.open();
+        applied(&store, "s", item(1, 1, vec![set("c/a", true, &[("n", 1)])])).await
+    };
+    let store = place.open();
+    let Outcome::Duplicate(kept) = one(&store, "s", item(1, 1, vec![set("c/a", true, &[("n", 1)])])).await else {
+        panic!("not told as a duplicate")
+    };
+    assert_eq!((kept.position, kept.refused, &*kept.detail), (first, None, &b"1/1"[..]));
+    assert_eq!(state(&store, "s").await.head.seq, first.seq);
+    let cloned = Prepared {
+        key: MutationKey(99),
+        ..item(1, 1, vec![])
+    };
+    assert_eq!(one(&store, "s", cloned).await, Outcome::ClientCloned);
+    let cloned = Prepared {
+        prev: Some(MutationKey(99)),
+        ..item(1, 2, vec![])
+    };
+    assert_eq!(one(&store, "s", cloned).await, Outcome::ClientCloned);
+    assert_eq!(
+        one(&store, "s", item(1, 4, vec![])).await,
+        Outcome::OutOfOrder {
+            expected: Mid::new(2).expect("small")
+        }
+    );
+    assert_eq!(one(&store, "s", item(2, 2, vec![])).await, Outcome::ClientUnknown);
+}
+
+#[tokio::test]
+async fn a_directory_is_open_once() {
+    let place = Place::new();
+    let store = place.open();
+    let error = open(place.dir.path(), place.options()).err().expect("refused");
+    assert!(matches!(error, OpenError::InUse { .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("in use") && text.contains("lock"), "{text}");
+    store.close();
+    place.open();
+}
+
+#[test]
+fn a_directory_of_a_newer_format_is_left_alone() {
+    let place = Place::new();
+    place.open().close();
+    let marker = place.dir.path().join("FORMAT");
+    std::fs::write(&marker, "tidegate-store 2\n").expect("writes");
+    let error = open(place.dir.path(), place.options()).err().expect("refused");
+    assert!(
+        matches!(error, OpenError::Newer { found: 2, known: 1, .. }),
+        "{error:?}"
+    );
+    assert!(error.to_string().contains(&marker.display().to_string()), "{error}");
+}
+
+#[test]
+fn what_is_no_store_is_refused_by_name() {
+    let place = Place::new();
+    let file = place.dir.path().join("file");
+    std::fs::write(&file, "").expect("writes");
+    let error = open(&file, place.options()).err().expect("refused");
+    assert!(matches!(error, OpenError::NotADirectory { .. }), "{error:?}");
+    let error = open(&file.join("below"), place.options()).err().expect("refused");
+    assert!(
+        matches!(error, OpenError::Io { .. }) && error.to_string().contains("below"),
+        "{error}"
+    );
+
+    let dir = place.dir.path().join("store");
+    open(&dir, place.options()).expect("opens").close();
+    std::fs::remove_file(dir.join("FORMAT")).expect("removes");
+    let error = open(&dir, place.options()).err().expect("refused");
+    assert!(
+        matches!(error, OpenError::NotAStore { .. }) && error.to_string().contains("FORMAT"),
+        "{error}"
+    );
+}

@@ -1,0 +1,313 @@
+//! The writer: one thread that applies everything waiting as one atomic write with one sync.
+//!
+//! Throughput so rises with load, while a lone commit pays for one sync and nothing more.
+
+use super::Durability;
+use super::collect::{self, Task, TaskDone};
+use super::commit::{self, Space};
+use super::disk::Disk;
+use super::overlay::Overlay;
+use crate::store::{Action, CommitGroup, Committed, Outcome, Retention, StoreError};
+use fjall::PersistMode;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use tidegate_protocol::SpaceId;
+use tokio::sync::oneshot;
+
+/// Groups that may wait for the writer; over it, `Unavailable`, and the caller tries again.
+pub(super) const QUEUE_GROUPS: usize = 1_024;
+/// Bytes of groups that may wait or be written; over it, `Unavailable`.
+pub(super) const QUEUE_BYTES: usize = 64 << 20;
+/// Spaces that the writer remembers between batches; over it, it forgets them all and reads again.
+const CACHED_SPACES: usize = 4_096;
+
+/// What the writer has done since the store was opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stats {
+    /// Syncs to disk.
+    pub syncs: u64,
+    /// Atomic writes.
+    pub batches: u64,
+    /// Calls of `commit` answered.
+    pub groups: u64,
+    /// Commits: items applied.
+    pub commits: u64,
+    /// Calls refused because too much was waiting.
+    pub refused: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Counters {
+    syncs: AtomicU64,
+    batches: AtomicU64,
+    groups: AtomicU64,
+    commits: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn stats(&self) -> Stats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            syncs: read(&self.syncs),
+            batches: read(&self.batches),
+            groups: read(&self.groups),
+            commits: read(&self.commits),
+            refused: read(&self.refused),
+        }
+    }
+
+    pub(super) fn synced(&self) {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Work for the writer. Dropping its reply answers `Unavailable`.
+pub(super) enum Job {
+    Commit(Waiting),
+    Task(Task, oneshot::Sender<Result<TaskDone, StoreError>>),
+}
+
+/// A group, and where its answer goes.
+pub(super) struct Waiting {
+    group: CommitGroup,
+    reply: oneshot::Sender<Result<Committed, StoreError>>,
+    _bytes: Reserved,
+}
+
+/// The sending end of the writer's bounded queue.
+pub(super) struct Queue {
+    sender: SyncSender<Job>,
+    bytes: Arc<AtomicUsize>,
+    most_bytes: usize,
+    counters: Arc<Counters>,
+}
+
+impl Queue {
+    pub(super) fn new(groups: usize, bytes: usize, counters: Arc<Counters>) -> (Self, Receiver<Job>) {
+        let (sender, receiver) = sync_channel(groups);
+        (
+            Self {
+                sender,
+                bytes: Arc::default(),
+                most_bytes: bytes,
+                counters,
+            },
+            receiver,
+        )
+    }
+
+    /// Puts a group in line.
+    pub(super) fn commit(
+        &self,
+        group: CommitGroup,
+    ) -> Result<oneshot::Receiver<Result<Committed, StoreError>>, StoreError> {
+        let size = size_of(&group);
+        let waiting = self.bytes.fetch_add(size, Ordering::Relaxed);
+        let reserved = Reserved {
+            bytes: self.bytes.clone(),
+            size,
+        };
+        // One alone is always let in, however large: refused it would be for ever.
+        if waiting > 0 && waiting + size > self.most_bytes {
+            return Err(self.full());
+        }
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Commit(Waiting {
+            group,
+            reply,
+            _bytes: reserved,
+        }))?;
+        Ok(answer)
+    }
+
+    /// Puts a task in line.
+    pub(super) fn task(&self, task: Task) -> Result<oneshot::Receiver<Result<TaskDone, StoreError>>, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Task(task, reply))?;
+        Ok(answer)
+    }
+
+    fn send(&self, job: Job) -> Result<(), StoreError> {
+        self.sender.try_send(job).map_err(|error| match error {
+            TrySendError::Full(_) => self.full(),
+            TrySendError::Disconnected(_) => stopped(),
+        })
+    }
+
+    fn full(&self) -> StoreError {
+        self.counters.refused.fetch_add(1, Ordering::Relaxed);
+        StoreError::Unavailable("too many writes are waiting".to_owned())
+    }
+}
+
+/// The answer where the writer is gone, or dropped the question.
+pub(super) fn stopped() -> StoreError {
+    StoreError::Unavailable("the writer has stopped".to_owned())
+}
+
+/// Bytes counted as waiting until this is dropped.
+struct Reserved {
+    bytes: Arc<AtomicUsize>,
+    size: usize,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.bytes.fetch_sub(self.size, Ordering::Relaxed);
+    }
+}
+
+/// About how much memory a group takes.
+fn size_of(group: &CommitGroup) -> usize {
+    let item = |action: &Action| match action {
+        Action::Apply(effects) => {
+            let cells = effects.docs.iter().flat_map(|doc| &doc.cells);
+            let cells: usize = cells
+                .map(|(path, value)| path.as_str().len() + value.as_ref().map_or(0, |v| v.as_bytes().len()))
+                .sum();
+            effects.body.len() + effects.detail.len() + cells
+        }
+        Action::Refuse { detail, .. } => detail.len(),
+    };
+    group.items.iter().map(|prepared| 128 + item(&prepared.action)).sum()
+}
+
+/// The writer's own state; lives on its thread.
+pub(super) struct Writer {
+    pub(super) disk: Arc<Disk>,
+    pub(super) durability: Durability,
+    pub(super) retention: Retention,
+    pub(super) incarnation: Vec<u8>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) spaces: HashMap<SpaceId, Space>,
+}
+
+impl Writer {
+    /// Works until every sender is gone and the queue is empty; then makes all of it durable.
+    pub(super) fn run(mut self, jobs: &Receiver<Job>) {
+        while let Ok(first) = jobs.recv() {
+            let mut waiting = Vec::new();
+            for job in std::iter::once(first).chain(jobs.try_iter().take(QUEUE_GROUPS)) {
+                match job {
+                    Job::Commit(group) => waiting.push(group),
+                    Job::Task(task, reply) => {
+                        // Tasks scan the disk, so what came before them has to be there.
+                        self.commit(std::mem::take(&mut waiting));
+                        self.task(&task, reply);
+                    }
+                }
+            }
+            self.commit(waiting);
+            if self.spaces.len() > CACHED_SPACES {
+                self.spaces.clear();
+            }
+        }
+        if let Err(error) = self.disk.sync() {
+            tracing::error!(%error, "the last sync of the store failed");
+        }
+        self.counters.synced();
+    }
+
+    /// Applies groups as one atomic write, and answers each.
+    fn commit(&mut self, waiting: Vec<Waiting>) {
+        if waiting.is_empty() {
+            return;
+        }
+        let (groups, replies): (Vec<_>, Vec<_>) = waiting.into_iter().map(|w| (w.group, (w.reply, w._bytes))).unzip();
+        let written = catch_unwind(AssertUnwindSafe(|| self.write(groups))).unwrap_or_else(|_| Err(panicked()));
+        let answers = written.unwrap_or_else(|error| {
+            // Nobody knows what is on disk, so nothing remembered may be trusted.
+            self.spaces.clear();
+            tracing::error!(%error, "a write to the store failed");
+            let why = error.to_string();
+            replies
+                .iter()
+                .map(|_| Err(StoreError::Unavailable(why.clone())))
+                .collect()
+        });
+        for ((reply, _bytes), answer) in replies.into_iter().zip(answers) {
+            self.counters.groups.fetch_add(1, Ordering::Relaxed);
+            // The caller may have gone; what was applied stays applied.
+            let _ = reply.send(answer);
+        }
+    }
+
+    fn write(&mut self, groups: Vec<CommitGroup>) -> Result<Vec<Result<Committed, StoreError>>, StoreError> {
+        let disk = self.disk.clone();
+        let mut overlay = Overlay::new(&disk);
+        let answers: Vec<_> = groups
+            .into_iter()
+            .map(|group| self.group(group, &mut overlay))
+            .collect();
+        self.flush(overlay, self.mode())?;
+        let applied = |answer: &Committed| {
+            answer
+                .outcomes
+                .iter()
+                .filter(|o| matches!(o, Outcome::Applied { .. }))
+                .count()
+        };
+        let commits: usize = answers.iter().flatten().map(applied).sum();
+        self.counters.commits.fetch_add(commits as u64, Ordering::Relaxed);
+        Ok(answers)
+    }
+
+    fn group(&mut self, group: CommitGroup, overlay: &mut Overlay<'_>) -> Result<Committed, StoreError> {
+        let name = group.space.clone();
+        let space = match self.spaces.get_mut(&name) {
+            Some(space) => space,
+            None => self.spaces.entry(name.clone()).or_insert(Space::load(overlay, &name)?),
+        };
+        let answer = commit::group(group, space, overlay, &self.retention, &self.incarnation);
+        // Also after an error: items before the one that failed were applied.
+        space.save(&name, overlay);
+        answer
+    }
+
+    fn task(&mut self, task: &Task, reply: oneshot::Sender<Result<TaskDone, StoreError>>) {
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            let disk = self.disk.clone();
+            let mut overlay = Overlay::new(&disk);
+            let (done, durable) = collect::run(task, &disk, &mut self.spaces, &mut overlay)?;
+            let mode = if durable {
+                PersistMode::SyncAll
+            } else {
+                PersistMode::Buffer
+            };
+            self.flush(overlay, mode)?;
+            Ok(done)
+        }));
+        let done = done.unwrap_or_else(|_| Err(panicked()));
+        if done.is_err() {
+            self.spaces.clear();
+        }
+        let _ = reply.send(done);
+    }
+
+    fn mode(&self) -> PersistMode {
+        match self.durability {
+            Durability::Fsync => PersistMode::SyncAll,
+            Durability::Memory => PersistMode::Buffer,
+        }
+    }
+
+    fn flush(&self, overlay: Overlay<'_>, mode: PersistMode) -> Result<(), StoreError> {
+        if overlay.is_empty() {
+            return Ok(());
+        }
+        overlay.write(mode)?;
+        self.counters.batches.fetch_add(1, Ordering::Relaxed);
+        if mode == PersistMode::SyncAll {
+            self.counters.synced();
+        }
+        Ok(())
+    }
+}
+
+fn panicked() -> StoreError {
+    StoreError::Unavailable("the writer failed; see the log".to_owned())
+}
