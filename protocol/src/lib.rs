@@ -6,6 +6,7 @@
 //! `docs/PROTOCOL.md` is the normative text; `protocol/vectors` pins every form in bytes.
 
 pub mod error;
+pub mod form;
 pub mod ids;
 pub mod json;
 pub mod limits;
@@ -16,6 +17,7 @@ pub mod tree;
 pub mod value;
 
 pub use error::{Action, Code, Invalid};
+pub use form::Form;
 pub use ids::{ClientId, Epoch, Mid, MutationKey, Position, Seq, ViewId, Writer};
 pub use limits::Limits;
 pub use message::*;

@@ -18,6 +18,8 @@ pub use change::{
 pub use client::{decode_client, decode_ops, encode_client, encode_ops};
 pub use server::{decode_server, encode_server};
 
+pub(crate) use client::refused;
+
 use crate::error::{Code, Invalid};
 use crate::limits::DEPTH_MAX;
 use crate::message::{At, WriteHead};
