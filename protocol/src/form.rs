@@ -51,7 +51,7 @@ impl Form {
         let text = text(frame).map_err(closing)?;
         let (bytes, problem) = json::transcode(text).map_err(closing)?;
         let problem = match frame.len() {
-            n if n > limits.message_bytes => Some(Invalid::too_large("message bytes", limits.message_bytes, n)),
+            n if n > limits.message_bytes => Some(Invalid::too_large("message size in bytes", limits.message_bytes, n)),
             _ => problem,
         };
         match problem {

@@ -84,7 +84,7 @@ impl Flatten<'_> {
 pub fn check_path(path: &FieldPath, limits: &Limits) -> Result<(), Invalid> {
     if path.as_str().len() > limits.field_bytes {
         return Err(Invalid::too_large(
-            "field path bytes",
+            "field path size in bytes",
             limits.field_bytes,
             path.as_str().len(),
         ));

@@ -22,7 +22,11 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// Transcodes one JSON text, a message or a value, to MessagePack in its shortest form.
 pub fn to_msgpack(text: &str, limits: &Limits) -> Result<Vec<u8>, Invalid> {
     if text.len() > limits.message_bytes {
-        return Err(Invalid::too_large("message bytes", limits.message_bytes, text.len()));
+        return Err(Invalid::too_large(
+            "message size in bytes",
+            limits.message_bytes,
+            text.len(),
+        ));
     }
     match transcode(text)? {
         (bytes, None) => Ok(bytes),

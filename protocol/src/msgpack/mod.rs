@@ -5,6 +5,7 @@
 
 mod change;
 mod client;
+mod op;
 mod read;
 pub(crate) mod scan;
 mod server;
@@ -15,7 +16,8 @@ mod write;
 pub use change::{
     change_prefix, decode_doc_changes, decode_payload, encode_body, encode_doc_changes, payload, payload_seq,
 };
-pub use client::{decode_client, decode_ops, encode_client, encode_ops};
+pub use client::{decode_client, encode_client};
+pub use op::{decode_ops, encode_ops};
 pub use server::{decode_server, encode_server};
 
 pub(crate) use client::refused;

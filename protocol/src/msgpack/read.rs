@@ -1,7 +1,7 @@
 //! A cursor over a message's bytes that reads what a field must be, and holds to the limits while it does.
 
 use super::scan::{Elements, Scan, Token, skip, token, utf8};
-use crate::error::Invalid;
+use crate::error::{Code, Invalid};
 use crate::ids::{Epoch, Mid, Position, Seq};
 use crate::limits::{DEPTH_MAX, Limits};
 use crate::name::{DocPath, FieldPath};
@@ -132,7 +132,7 @@ impl<'a> Reader<'a> {
     pub(super) fn string(&mut self, what: &str, limit: usize) -> Result<String, Invalid> {
         let text = self.str(what)?;
         if text.len() > limit {
-            return Err(Invalid::too_large(&format!("{what} bytes"), limit, text.len()));
+            return Err(Invalid::too_large(&format!("{what} size in bytes"), limit, text.len()));
         }
         Ok(text.to_owned())
     }
@@ -146,7 +146,7 @@ impl<'a> Reader<'a> {
         let text = self.str("field path")?;
         if text.len() > self.limits.field_bytes {
             return Err(Invalid::too_large(
-                "field path bytes",
+                "field path size in bytes",
                 self.limits.field_bytes,
                 text.len(),
             ));
@@ -163,7 +163,7 @@ impl<'a> Reader<'a> {
     pub(super) fn bin(&mut self, what: &str, limit: usize) -> Result<Bytes, Invalid> {
         match self.next()? {
             Token::Bin(body) if body.len() > limit => {
-                Err(Invalid::too_large(&format!("{what} bytes"), limit, body.len()))
+                Err(Invalid::too_large(&format!("{what} size in bytes"), limit, body.len()))
             }
             Token::Bin(body) => Ok(Bytes::copy_from_slice(body)),
             other => Err(must_be(what, "binary", &other)),
@@ -211,7 +211,7 @@ impl<'a> Reader<'a> {
     ) -> Result<Vec<T>, Invalid> {
         let n = self.array(what)?;
         if n > limit {
-            return Err(Invalid::too_large(what, limit, n));
+            return Err(Invalid::too_large(&format!("number of {what}"), limit, n));
         }
         // Grows with what is read: the elements of a bomb may end at the first.
         let mut all = Vec::with_capacity(n.min(64));
@@ -245,9 +245,10 @@ impl<'a> Reader<'a> {
         let mut seen = Seen::default();
         seen.insert(before);
         for _ in 0..n {
-            let key = self
-                .str("key")
-                .map_err(|e| refuse(format!("has a bad key: {}", e.message)))?;
+            let key = self.str("key").map_err(|e| match e.code {
+                Code::Invalid => refuse(format!("has a bad key: {}", e.message)),
+                _ => e,
+            })?;
             if !seen.insert(key) {
                 return Err(refuse(format!("has the key {key:.64?} twice")));
             }

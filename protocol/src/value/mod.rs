@@ -4,10 +4,14 @@
 //! and lengths, 64-bit floats, map keys sorted by their bytes – so that equality of values (by type
 //! and content, map key order aside; 1 ≠ 1.0) is equality of bytes.
 
+mod number;
+pub(crate) mod write;
+
+pub use number::Number;
+
 use crate::error::Invalid;
 use bytes::Bytes;
 use std::borrow::Cow;
-use std::cmp::Ordering;
 use std::fmt;
 
 /// A MessagePack value in canonical form: nil, bool, signed 64-bit integer, finite double, string,
@@ -491,133 +495,9 @@ fn read(bytes: &[u8]) -> (ValueRef<'_>, usize) {
     }
 }
 
-/// Writing of canonical MessagePack, over `rmp`. Writing to a `Vec` cannot fail.
-pub(crate) mod write {
-    use super::Timestamp;
-    use rmp::encode as mp;
-
-    const VEC: &str = "a Vec takes any write";
-
-    fn len(n: usize) -> u32 {
-        u32::try_from(n).expect("lengths are bounded by the message size")
-    }
-
-    pub(crate) fn nil(out: &mut Vec<u8>) {
-        mp::write_nil(out).expect(VEC);
-    }
-    pub(crate) fn bool(out: &mut Vec<u8>, b: bool) {
-        mp::write_bool(out, b).expect(VEC);
-    }
-    pub(crate) fn int(out: &mut Vec<u8>, n: i64) {
-        mp::write_sint(out, n).expect(VEC);
-    }
-    pub(crate) fn uint(out: &mut Vec<u8>, n: u64) {
-        mp::write_uint(out, n).expect(VEC);
-    }
-    /// In 9 bytes whatever the number, so that it can be spliced in later.
-    pub(crate) fn uint_fixed(out: &mut Vec<u8>, n: u64) {
-        mp::write_u64(out, n).expect(VEC);
-    }
-    pub(crate) fn float(out: &mut Vec<u8>, x: f64) {
-        mp::write_f64(out, x).expect(VEC);
-    }
-    pub(crate) fn str(out: &mut Vec<u8>, text: &str) {
-        mp::write_str(out, text).expect(VEC);
-    }
-    pub(crate) fn bin(out: &mut Vec<u8>, bytes: &[u8]) {
-        mp::write_bin(out, bytes).expect(VEC);
-    }
-    pub(crate) fn array(out: &mut Vec<u8>, n: usize) {
-        mp::write_array_len(out, len(n)).expect(VEC);
-    }
-    pub(crate) fn map(out: &mut Vec<u8>, n: usize) {
-        mp::write_map_len(out, len(n)).expect(VEC);
-    }
-    pub(crate) fn ext(out: &mut Vec<u8>, kind: i8, bytes: &[u8]) {
-        mp::write_ext_meta(out, len(bytes.len()), kind).expect(VEC);
-        out.extend_from_slice(bytes);
-    }
-    /// The shortest of the three forms of the MessagePack specification.
-    pub(crate) fn timestamp(out: &mut Vec<u8>, at: Timestamp) {
-        match (u32::try_from(at.secs), u64::try_from(at.secs)) {
-            (Ok(secs), _) if at.nanos == 0 => ext(out, -1, &secs.to_be_bytes()),
-            (_, Ok(secs)) if secs < 1 << 34 => ext(out, -1, &((u64::from(at.nanos) << 34) | secs).to_be_bytes()),
-            _ => {
-                let mut body = [0; 12];
-                body[..4].copy_from_slice(&at.nanos.to_be_bytes());
-                body[4..].copy_from_slice(&at.secs.to_be_bytes());
-                ext(out, -1, &body);
-            }
-        }
-    }
-}
-
-/// An integer or a finite double.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub enum Number {
-    /// Integer.
-    Int(i64),
-    /// Finite double.
-    Float(f64),
-}
-
-impl Number {
-    /// The sum: integers saturate at 63 bits, doubles at their largest; an integer and a double give a double.
-    #[must_use]
-    pub fn plus(self, other: Self) -> Self {
-        #[allow(clippy::cast_precision_loss)]
-        let float = |n| match n {
-            Self::Int(n) => n as f64,
-            Self::Float(x) => x,
-        };
-        match (self, other) {
-            (Self::Int(a), Self::Int(b)) => Self::Int(a.saturating_add(b)),
-            (a, b) => Self::Float((float(a) + float(b)).clamp(f64::MIN, f64::MAX)),
-        }
-    }
-
-    /// Exact comparison across integer and double.
-    pub fn compare(self, other: Self) -> Ordering {
-        match (self, other) {
-            (Self::Int(a), Self::Int(b)) => a.cmp(&b),
-            (Self::Float(a), Self::Float(b)) => a.partial_cmp(&b).expect("finite"),
-            (Self::Int(a), Self::Float(b)) => compare_int_float(a, b),
-            (Self::Float(a), Self::Int(b)) => compare_int_float(b, a).reverse(),
-        }
-    }
-}
-
-fn compare_int_float(a: i64, b: f64) -> Ordering {
-    const TWO_63: f64 = 9_223_372_036_854_775_808.0;
-    if b >= TWO_63 {
-        return Ordering::Less;
-    }
-    if b < -TWO_63 {
-        return Ordering::Greater;
-    }
-    #[allow(clippy::cast_possible_truncation)]
-    let whole = b.trunc() as i64;
-    a.cmp(&whole).then_with(|| 0.0.partial_cmp(&b.fract()).expect("finite"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_compare_exactly_and_saturate() {
-        let big = Number::Int((1 << 53) + 1);
-        assert_eq!(big.compare(Number::Float(9_007_199_254_740_992.0)), Ordering::Greater);
-        assert_eq!(Number::Int(-1).compare(Number::Float(-1.5)), Ordering::Greater);
-        assert_eq!(Number::Float(1e300).compare(big), Ordering::Greater);
-        assert_eq!(Number::Int(1).compare(Number::Float(1.0)), Ordering::Equal);
-        assert_eq!(Number::Int(i64::MAX).plus(Number::Int(1)), Number::Int(i64::MAX));
-        assert_eq!(
-            Number::Float(f64::MAX).plus(Number::Float(f64::MAX)),
-            Number::Float(f64::MAX)
-        );
-        assert_eq!(Number::Int(1).plus(Number::Float(0.5)), Number::Float(1.5));
-    }
 
     #[test]
     fn values_read_back_as_what_they_were_made_of() {
