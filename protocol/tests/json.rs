@@ -1,5 +1,7 @@
 //! The text form says what the binary form says.
 
+#![allow(clippy::unwrap_used)] // a test may panic
+
 use serde_json::json;
 use tidegate_protocol::*;
 
