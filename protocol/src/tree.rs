@@ -277,6 +277,18 @@ impl Unit<'_> {
         !matches!(self.what, What::Unset | What::Remove(_))
     }
 
+    /// What it wants to stand at its path, rebuilt, where that does not depend on what is there;
+    /// `None` is removal.
+    pub fn wanted(&self) -> Option<Value> {
+        match &self.what {
+            What::Leaf(value) | What::MergeEmpty(value) | What::Extreme(_, value) => Some((*value).clone()),
+            What::Map(leaves) => Some(nest(self.path, leaves)),
+            What::Inc(by) => Some(Value::number(*by)),
+            What::Add(values) => Some(Value::array(values.iter())),
+            What::Unset | What::Remove(_) | What::Now => None,
+        }
+    }
+
     /// What it does to the present leaves. `now_ms` is the commit's time, ms since 1970.
     pub fn steps(&self, present: &dyn Present, now_ms: u64) -> Vec<Step> {
         let write = |value| vec![Step::Write(self.path.clone(), value)];
@@ -434,7 +446,13 @@ mod tests {
             doc.keys().map(FieldPath::as_str).collect::<Vec<_>>(),
             ["m.x", r"m.y\.z"]
         );
-        assert_eq!(rebuild(&doc).as_map().expect("map"), [("m", map)]);
+        assert_eq!(rebuild(&doc).as_map().expect("map"), [("m", map.clone())]);
+        let set = OpKind::Set(fields(&[("m", map.clone())]));
+        assert_eq!(
+            units(&set)[0].wanted(),
+            Some(map),
+            "a unit tells its value as it was written"
+        );
         run(
             &mut doc,
             &OpKind::Merge(fields(&[("m", Value::empty_map()), ("n", Value::empty_map())])),

@@ -126,6 +126,21 @@ pub struct Prepared {
     pub action: Action,
 }
 
+/// The seq by which a plan names the commit of the group's item `index`, before the store has given
+/// it one. It is greater than any commit's. Outside the engine's planning it occurs in
+/// [`ConflictEntry::theirs`] alone, where the store resolves it (see [`ConflictEntry::resolve`]).
+pub fn planned_seq(index: usize) -> Seq {
+    Seq::new(PLANNED + index as u64).expect("a group is far smaller than 2^52")
+}
+
+/// The index that [`planned_seq`] was given; `None` for a commit's seq.
+pub fn planned_index(seq: Seq) -> Option<usize> {
+    usize::try_from(seq.get().checked_sub(PLANNED)?).ok()
+}
+
+/// Half of the seqs there are: no space gets here.
+const PLANNED: u64 = 1 << 52;
+
 /// The state of a document that a plan was made on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Version {
@@ -302,11 +317,25 @@ pub struct ConflictEntry {
     /// The unit's path; `None` is the whole document.
     pub path: Option<FieldPath>,
     /// What was there: cells at, above and below that path, newer than the base, by other writers.
+    /// One written by an earlier item of the same group has that item's [`planned_seq`].
     pub theirs: Vec<(FieldPath, Cell)>,
     /// What the mutation wanted there, rebuilt; `None` is removal.
     pub ours: Option<Value>,
     /// What was done.
     pub done: ConflictDone,
+}
+
+impl ConflictEntry {
+    /// Puts the seqs of commits in the place of planned ones. A store calls it before it writes the
+    /// entry; `seq_of` gives the seq that the item of an index was applied as in this very call (the
+    /// item's `expects` make sure that it was).
+    pub fn resolve(&mut self, seq_of: impl Fn(usize) -> Option<Seq>) {
+        for (_, cell) in &mut self.theirs {
+            if let Some(seq) = planned_index(cell.stamp.seq).and_then(&seq_of) {
+                cell.stamp.seq = seq;
+            }
+        }
+    }
 }
 
 /// What was done about a conflict.

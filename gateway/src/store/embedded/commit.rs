@@ -316,7 +316,8 @@ impl Apply<'_, '_> {
     }
 
     fn note_conflicts(&mut self, named: Named, position: Position, at: u64, conflicts: Vec<ConflictEntry>) {
-        for entry in conflicts {
+        for mut entry in conflicts {
+            entry.resolve(|index| self.applied.get(index).copied().flatten());
             let record = ConflictRecord {
                 position,
                 at,
