@@ -1,1 +1,487 @@
-//! The reference model.
+//! The reference model: the store's contract in plain maps, as naive as it can be. The contract suite
+//! compares every implementation with it; it is no production store, and keeps nothing on disk.
+
+use super::{
+    Action, Cell, ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Cursor, DocState, Effects,
+    Header, KEPT_RESULTS, Kept, Lineage, LogEntry, LogReply, Outcome, Prepared, ReadCut, ResetReason, Retention,
+    SpaceState, Stamp, Store, StoreError, Version,
+};
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tidegate_protocol::{DocChange, DocChangeKind, DocPath, Mid, MutationKey, Position, Seq, SpaceId, Writer, msgpack};
+
+/// A store in memory, with knobs that bring about what happens to real ones.
+pub struct Model {
+    retention: Retention,
+    /// Which life of the store this is; no two in a process are the same.
+    life: u64,
+    state: Mutex<Spaces>,
+}
+
+/// Everything that a model holds at some moment, to go back to.
+#[derive(Clone, Default)]
+pub struct Spaces {
+    spaces: BTreeMap<SpaceId, Space>,
+}
+
+#[derive(Clone, Default)]
+struct Space {
+    head: Seq,
+    lineage: Lineage,
+    floor: Seq,
+    last_ms: u64,
+    docs: BTreeMap<DocPath, DocState>,
+    /// The newest commits, without a gap up to the head.
+    log: Vec<LogEntry>,
+    clients: BTreeMap<Writer, Client>,
+    /// Oldest first.
+    conflicts: Vec<ConflictRecord>,
+}
+
+#[derive(Clone)]
+struct Client {
+    last: Mid,
+    /// By mid: the mutation's key and its result.
+    results: BTreeMap<Mid, (MutationKey, Kept)>,
+    wrote_ms: u64,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self::new(Retention::default())
+    }
+}
+
+impl Model {
+    /// An empty store.
+    pub fn new(retention: Retention) -> Self {
+        Self::restored(retention, Spaces::default())
+    }
+
+    /// The same store opened again: a new life of it, which commits find at the next call.
+    #[must_use]
+    pub fn reopened(&self) -> Self {
+        Self::restored(self.retention.clone(), self.checkpoint())
+    }
+
+    /// What it holds now.
+    pub fn checkpoint(&self) -> Spaces {
+        self.state.lock().clone()
+    }
+
+    /// A store that holds what another held: what came after is lost, as in a failover or a restore.
+    #[must_use]
+    pub fn restored(retention: Retention, spaces: Spaces) -> Self {
+        static LIVES: AtomicU64 = AtomicU64::new(1);
+        Self {
+            retention,
+            life: LIVES.fetch_add(1, Ordering::Relaxed),
+            state: Mutex::new(spaces),
+        }
+    }
+
+    /// Raises a space's tombstone floor to `to`, the head at most, and drops what lies below it.
+    /// Returns the floor that now holds.
+    pub fn raise_floor(&self, space: &SpaceId, to: Seq) -> Seq {
+        let mut state = self.state.lock();
+        let space = state.spaces.entry(space.clone()).or_default();
+        space.floor = space.floor.max(to.min(space.head));
+        let floor = space.floor;
+        space.lineage.forget_below(floor);
+        space
+            .docs
+            .retain(|_, doc| doc.alive() || doc.header.is_some_and(|header| header.last.seq > floor));
+        for doc in space.docs.values_mut() {
+            doc.cells
+                .retain(|_, cell| cell.value.is_some() || cell.stamp.seq > floor);
+        }
+        floor
+    }
+
+    /// Trims a space's log to the newest `keep` commits.
+    pub fn trim(&self, space: &SpaceId, keep: usize) {
+        if let Some(space) = self.state.lock().spaces.get_mut(space) {
+            space.log.drain(..space.log.len().saturating_sub(keep));
+        }
+    }
+
+    /// Loses a space altogether.
+    pub fn wipe(&self, space: &SpaceId) {
+        self.state.lock().spaces.remove(space);
+    }
+
+    fn with<R>(&self, space: &SpaceId, look: impl FnOnce(&Space) -> R) -> R {
+        look(self.state.lock().spaces.get(space).unwrap_or(&Space::default()))
+    }
+}
+
+#[async_trait]
+impl Store for Model {
+    async fn commit(&self, group: CommitGroup) -> Result<Committed, StoreError> {
+        let mut state = self.state.lock();
+        let space = state.spaces.entry(group.space.clone()).or_default();
+        let planned = group.planned_on == space.lineage.last_epoch();
+        let incarnation = self.life.to_be_bytes().to_vec();
+        if space
+            .lineage
+            .0
+            .last()
+            .is_none_or(|last| last.incarnation != incarnation)
+        {
+            space.lineage.mint(group.fresh, incarnation, space.head, space.floor);
+        }
+        let mut outcomes: Vec<Outcome> = vec![];
+        for item in group.items {
+            let outcome = space.commit(item, planned, group.now_ms, &outcomes, &self.retention);
+            outcomes.push(outcome);
+        }
+        space.retain(&self.retention);
+        Ok(Committed {
+            outcomes,
+            lineage: space.lineage.clone(),
+        })
+    }
+
+    async fn read(&self, space: &SpaceId, docs: &[DocPath]) -> Result<ReadCut, StoreError> {
+        Ok(self.with(space, |space| ReadCut {
+            state: space.state(),
+            docs: docs
+                .iter()
+                .map(|doc| space.docs.get(doc).cloned().unwrap_or_default())
+                .collect(),
+        }))
+    }
+
+    async fn log(
+        &self,
+        space: &SpaceId,
+        after: Position,
+        limit: usize,
+        bytes: usize,
+        writer: Option<Writer>,
+    ) -> Result<LogReply, StoreError> {
+        Ok(self.with(space, |space| space.log(after, limit, bytes, writer)))
+    }
+
+    async fn changes(&self, space: &SpaceId, request: ChangesRequest) -> Result<ChangesReply, StoreError> {
+        Ok(self.with(space, |space| space.changes(&request)))
+    }
+
+    async fn positions(&self, spaces: &[SpaceId]) -> Result<Vec<SpaceState>, StoreError> {
+        Ok(spaces.iter().map(|space| self.with(space, Space::state)).collect())
+    }
+
+    async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError> {
+        Ok(self.with(space, |space| {
+            space.conflicts.iter().rev().take(limit).cloned().collect()
+        }))
+    }
+}
+
+impl Space {
+    fn state(&self) -> SpaceState {
+        SpaceState {
+            head: self.head(),
+            lineage: self.lineage.clone(),
+            floor: self.floor,
+            last_ms: self.last_ms,
+        }
+    }
+
+    fn head(&self) -> Position {
+        Position::new(self.lineage.last_epoch(), self.head)
+    }
+
+    fn last_mid(&self, writer: Option<Writer>) -> Option<Mid> {
+        self.clients.get(&writer?).map(|client| client.last)
+    }
+
+    fn commit(
+        &mut self,
+        item: Prepared,
+        planned: bool,
+        now_ms: u64,
+        before: &[Outcome],
+        retention: &Retention,
+    ) -> Outcome {
+        if self
+            .clients
+            .get(&item.writer)
+            .is_some_and(|client| client.wrote_ms + retention.clients_ms < now_ms)
+        {
+            self.clients.remove(&item.writer);
+        }
+        match self.clients.get_mut(&item.writer) {
+            None => {
+                let too_old = item
+                    .first
+                    .is_some_and(|first| retention.first_is_too_old(first, now_ms));
+                if item.mid.get() != 1 || too_old {
+                    return Outcome::ClientUnknown;
+                }
+            }
+            Some(client) => {
+                if item.mid <= client.last {
+                    return match client.results.get(&item.mid) {
+                        None => Outcome::ClientUnknown,
+                        Some((key, _)) if *key != item.key => Outcome::ClientCloned,
+                        Some((_, kept)) => {
+                            client.wrote_ms = client.wrote_ms.max(now_ms);
+                            Outcome::Duplicate(kept.clone())
+                        }
+                    };
+                }
+                if item.mid > client.last.next() {
+                    return Outcome::OutOfOrder {
+                        expected: client.last.next(),
+                    };
+                }
+                if client.results.get(&client.last).map(|(key, _)| *key) != item.prev {
+                    return Outcome::ClientCloned;
+                }
+            }
+        }
+        let holds = |(doc, version): &(DocPath, Version)| {
+            let stands = self
+                .docs
+                .get(doc)
+                .and_then(|doc| doc.header)
+                .map(|header| header.last.seq);
+            match version {
+                Version::Absent => stands.is_none(),
+                Version::Seq(seq) => stands == Some(*seq),
+                Version::Item(index) => stands.is_some() && stands == applied(before, *index),
+            }
+        };
+        let raised = matches!(&item.action, Action::Apply(effects) if effects.uses_now && now_ms < self.last_ms);
+        if !planned || raised || !item.expects.iter().all(holds) {
+            return Outcome::Stale { last_ms: self.last_ms };
+        }
+        let (kept, conflicts, outcome) = match item.action {
+            Action::Apply(effects) => self.apply(item.writer, effects, now_ms),
+            Action::Refuse {
+                code,
+                conflicts,
+                detail,
+            } => {
+                let kept = Kept {
+                    refused: Some(code),
+                    position: self.head(),
+                    detail,
+                };
+                (kept, conflicts, Outcome::Refused { position: self.head() })
+            }
+        };
+        for mut entry in conflicts {
+            entry.resolve(|index| applied(before, index));
+            self.conflicts.push(ConflictRecord {
+                position: kept.position,
+                at: now_ms.max(self.last_ms),
+                writer: item.writer,
+                mid: item.mid,
+                entry,
+            });
+        }
+        let client = self.clients.entry(item.writer).or_insert_with(|| Client {
+            last: Mid::ZERO,
+            results: BTreeMap::new(),
+            wrote_ms: 0,
+        });
+        client.last = item.mid;
+        client.wrote_ms = now_ms;
+        client.results.insert(item.mid, (item.key, kept));
+        client
+            .results
+            .retain(|mid, _| mid.get() + KEPT_RESULTS > item.mid.get());
+        outcome
+    }
+
+    fn apply(&mut self, writer: Writer, effects: Effects, now_ms: u64) -> (Kept, Vec<super::ConflictEntry>, Outcome) {
+        let seq = self.head.next();
+        let at = now_ms.max(self.last_ms);
+        (self.head, self.last_ms) = (seq, at);
+        let stamp = Stamp { seq, writer };
+        for effect in effects.docs {
+            let doc = self.docs.entry(effect.doc).or_default();
+            let old = doc.header;
+            doc.header = Some(Header {
+                last: stamp,
+                born: match old {
+                    Some(old) if !effect.born => old.born,
+                    _ => stamp,
+                },
+                deleted: match old {
+                    _ if effect.deleted => Some(stamp),
+                    Some(old) => old.deleted,
+                    None => None,
+                },
+                alive: effect.alive,
+                size: effect.size,
+            });
+            for (path, value) in effect.cells {
+                doc.cells.insert(path, Cell { stamp, value });
+            }
+        }
+        let payload = msgpack::payload(seq, at, &effects.body);
+        self.log.push(LogEntry {
+            seq,
+            payload: payload.clone(),
+        });
+        let position = self.head();
+        let kept = Kept {
+            refused: None,
+            position,
+            detail: effects.detail,
+        };
+        (kept, effects.conflicts, Outcome::Applied { position, at, payload })
+    }
+
+    fn retain(&mut self, retention: &Retention) {
+        let bytes = |log: &[LogEntry]| log.iter().map(|entry| entry.payload.len() as u64).sum::<u64>();
+        while self.log.len() as u64 > retention.log_commits || bytes(&self.log) > retention.log_bytes {
+            self.log.remove(0);
+        }
+        while self.conflicts.len() as u64 > retention.conflicts {
+            self.conflicts.remove(0);
+        }
+    }
+
+    fn log(&self, after: Position, limit: usize, bytes: usize, writer: Option<Writer>) -> LogReply {
+        if !self.lineage.holds(after, self.head) {
+            return LogReply::Reset(ResetReason::Lost);
+        }
+        if (self.log.len() as u64) < self.head.get() - after.seq.get() {
+            return LogReply::Trimmed;
+        }
+        let mut commits: Vec<LogEntry> = vec![];
+        let mut spent = 0;
+        for entry in self.log.iter().filter(|entry| entry.seq > after.seq) {
+            if commits.len() >= limit || (spent >= bytes && !commits.is_empty()) {
+                break;
+            }
+            spent += entry.payload.len();
+            commits.push(entry.clone());
+        }
+        LogReply::Commits {
+            commits,
+            state: self.state(),
+            last_mid: self.last_mid(writer),
+        }
+    }
+
+    fn changes(&self, request: &ChangesRequest) -> ChangesReply {
+        let lost = |position: Position| !self.lineage.holds(position, self.head);
+        let after = request.after.map(|after| after.seq);
+        let begin = request.cursor.as_ref().map_or(self.head(), |cursor| cursor.begin);
+        if request.after.is_some_and(lost) {
+            return ChangesReply::Reset(ResetReason::Lost);
+        }
+        if let Some(cursor) = &request.cursor {
+            if cursor.after != request.after || cursor.view != request.view.id {
+                return ChangesReply::Reset(ResetReason::ForeignCursor);
+            }
+            if lost(cursor.at) || lost(cursor.begin) {
+                return ChangesReply::Reset(ResetReason::Lost);
+            }
+        }
+        if self.floor > after.unwrap_or(begin.seq) {
+            return ChangesReply::Reset(ResetReason::BelowFloor);
+        }
+        // Everything that was touched after the position, in order of the seq that last touched it.
+        let mut touched: Vec<(Seq, &DocPath, &DocState)> = vec![];
+        for (path, doc) in &self.docs {
+            if let Some(header) = doc.header
+                && after.is_none_or(|after| header.last.seq > after)
+                && request.view.covers(path)
+            {
+                touched.push((header.last.seq, path, doc));
+            }
+        }
+        touched.sort_by_key(|(seq, path, _)| (*seq, *path));
+        if let Some(cursor) = &request.cursor {
+            touched.retain(|(seq, path, _)| (*seq, *path) > (cursor.at.seq, &cursor.doc));
+        }
+        let mut docs: Vec<DocChange> = vec![];
+        let mut spent = 0;
+        let mut last = None;
+        for (seq, path, doc) in touched {
+            if let Some(kind) = what_changed(doc, after, begin.seq) {
+                let size = size_of(path, &kind);
+                if let Some((at, doc)) = last.filter(|_| !docs.is_empty() && spent + size > request.budget) {
+                    let cursor = Cursor {
+                        after: request.after,
+                        at: Position::new(self.lineage.last_epoch(), at),
+                        doc,
+                        begin,
+                        view: request.view.id,
+                    };
+                    return ChangesReply::Page {
+                        docs,
+                        cursor,
+                        head: self.head(),
+                    };
+                }
+                spent += size;
+                docs.push(DocChange {
+                    doc: path.clone(),
+                    kind,
+                });
+            }
+            last = Some((seq, path.clone()));
+        }
+        ChangesReply::Done {
+            docs,
+            state: self.state(),
+            last_mid: self.last_mid(request.writer),
+        }
+    }
+}
+
+/// What one lacks of a document who holds it as of `after`, or nothing but what a scan that began at
+/// `begin` has brought (`None`).
+fn what_changed(doc: &DocState, after: Option<Seq>, begin: Seq) -> Option<DocChangeKind> {
+    let header = doc.header?;
+    if !header.alive {
+        // In a reset only an earlier page can have brought it.
+        return (after.is_some() || header.last.seq > begin).then_some(DocChangeKind::Deleted);
+    }
+    let Some(after) = after.filter(|after| header.born.seq <= *after) else {
+        let leaves = doc.leaves().map(|(path, value)| (path.clone(), value.clone()));
+        return Some(DocChangeKind::Whole(leaves.collect()));
+    };
+    let (mut set, mut unset) = (vec![], vec![]);
+    for (path, cell) in doc.cells.iter().filter(|(_, cell)| cell.stamp.seq > after) {
+        match &cell.value {
+            Some(value) => set.push((path.clone(), value.clone())),
+            None => unset.push(path.clone()),
+        }
+    }
+    Some(DocChangeKind::Change { set, unset })
+}
+
+fn size_of(doc: &DocPath, kind: &DocChangeKind) -> usize {
+    let leaves = match kind {
+        DocChangeKind::Change { set, unset } => {
+            set.iter()
+                .map(|(path, value)| path.as_str().len() + value.as_bytes().len() + 8)
+                .sum::<usize>()
+                + unset.iter().map(|path| path.as_str().len() + 8).sum::<usize>()
+        }
+        DocChangeKind::Whole(set) => set
+            .iter()
+            .map(|(path, value)| path.as_str().len() + value.as_bytes().len() + 8)
+            .sum(),
+        DocChangeKind::Deleted => 0,
+    };
+    doc.as_str().len() + 8 + leaves
+}
+
+/// The seq that the item of an index was applied as, earlier in the same call.
+fn applied(outcomes: &[Outcome], index: usize) -> Option<Seq> {
+    match outcomes.get(index)? {
+        Outcome::Applied { position, .. } => Some(position.seq),
+        _ => None,
+    }
+}
