@@ -1,9 +1,36 @@
 //! The engine: turns mutations into prepared commits, and groups them per space.
+//!
+//! `plan` is pure: a mutation and the documents it is about become a prepared commit. `evaluate` runs
+//! the ops on working copies (`scratch`), checks preconditions and conflicts (`guard`) and limits
+//! (`bounds`), and notes what the writer is to be told (`report`). `queue` has one worker per active space, which plans what waits,
+//! commits it in one store call, publishes, and answers (`answer`).
 
-use crate::auth::Identity;
-use crate::store::{Lineage, LogEntry};
+mod answer;
+mod bounds;
+mod evaluate;
+mod guard;
+mod plan;
+mod queue;
+mod report;
+mod scratch;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+use crate::auth::{Authoriser, Identity};
+use crate::env::Env;
+use crate::store::{DocState, Lineage, LogEntry, Store, StoreError};
+use dashmap::DashMap;
+use parking_lot::Mutex;
+pub use plan::{Plan, Planner};
+pub use report::Report;
+pub use stats::{Counter, EngineStats, Refusals};
 use std::sync::Arc;
-use tidegate_protocol::{Ack, At, Code, Op, Policy, Position, Reject, SpaceId, WriteHead};
+use std::time::Duration;
+use tidegate_protocol::{
+    Ack, At, Code, DocChange, DocChangeKind, DocPath, Limits, Op, Policy, Position, Reject, SpaceId, WriteHead,
+};
+use tokio_util::task::TaskTracker;
 
 /// A mutation on its way in.
 #[derive(Clone, Debug)]
@@ -55,4 +82,112 @@ pub type Done = Box<dyn FnOnce(WriteReply) + Send>;
 pub trait Publish: Send + Sync + 'static {
     /// Commits of one space that follow each other, and the lineage they belong to.
     fn publish(&self, space: &SpaceId, lineage: &Lineage, commits: &[LogEntry]);
+}
+
+/// Bounds of the engine. What is over one is answered `unavailable`, and counted.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Mutations planned and committed in one store call at most.
+    pub group_items: usize,
+    /// About how many bytes of mutations go into one store call.
+    pub group_bytes: usize,
+    /// Mutations waiting in one space.
+    pub space_items: usize,
+    /// Their bytes.
+    pub space_bytes: usize,
+    /// Bytes of all mutations that are not answered.
+    pub node_bytes: usize,
+    /// Times a mutation is planned again because what its plan was made on did not hold.
+    pub stale_tries: u32,
+    /// Times a store call is made again after one whose outcome is unknown.
+    pub unknown_tries: u32,
+    /// Wait before the first of those; each next one waits twice as long.
+    pub unknown_wait: Duration,
+    /// What a client is told to wait before it sends a mutation again.
+    pub retry_ms: u64,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            group_items: 256,
+            group_bytes: 8 << 20,
+            space_items: 8_192,
+            space_bytes: 32 << 20,
+            node_bytes: 256 << 20,
+            stale_tries: 16,
+            unknown_tries: 4,
+            unknown_wait: Duration::from_millis(50),
+            retry_ms: 1_000,
+        }
+    }
+}
+
+/// Takes mutations in, and answers each exactly once.
+///
+/// Mutations of one space are committed in the order of [`Engine::submit`], those of one writer
+/// without exception; they are published before they are answered. Spaces do not wait for each other.
+pub struct Engine {
+    store: Arc<dyn Store>,
+    publish: Arc<dyn Publish>,
+    rules: Arc<dyn Authoriser>,
+    env: Arc<dyn Env>,
+    limits: Limits,
+    config: EngineConfig,
+    tasks: TaskTracker,
+    stats: Arc<EngineStats>,
+    /// The spaces that have a worker. The map's own lock guards a queue; the mutex is never contended,
+    /// and there because an answer's callback need not be `Sync`.
+    queues: DashMap<SpaceId, Mutex<queue::Queue>>,
+}
+
+impl Engine {
+    /// An engine whose workers are tracked by `tasks`. Their time is bounded by the store's calls.
+    pub fn new(
+        store: Arc<dyn Store>,
+        publish: Arc<dyn Publish>,
+        authoriser: Arc<dyn Authoriser>,
+        env: Arc<dyn Env>,
+        limits: Limits,
+        config: EngineConfig,
+        tasks: TaskTracker,
+    ) -> Arc<Self> {
+        let stats = Arc::default();
+        Arc::new(Self {
+            store,
+            publish,
+            rules: authoriser,
+            env,
+            limits,
+            config,
+            tasks,
+            stats,
+            queues: DashMap::new(),
+        })
+    }
+
+    /// What it counts.
+    pub fn stats(&self) -> &EngineStats {
+        &self.stats
+    }
+
+    /// Documents, whole or deleted (also if they never were), as of one position. Whether they may be
+    /// read is the caller's to check.
+    pub async fn get(&self, space: &SpaceId, docs: &[DocPath]) -> Result<(Position, Vec<DocChange>), StoreError> {
+        let cut = self.store.read(space, docs).await?;
+        let whole = |(doc, state): (&DocPath, DocState)| {
+            let kind = if state.alive() {
+                DocChangeKind::Whole(
+                    state
+                        .leaves()
+                        .map(|(path, value)| (path.clone(), value.clone()))
+                        .collect(),
+                )
+            } else {
+                DocChangeKind::Deleted
+            };
+            DocChange { doc: doc.clone(), kind }
+        };
+        Ok((cut.state.head, docs.iter().zip(cut.docs).map(whole).collect()))
+    }
 }

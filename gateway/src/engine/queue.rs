@@ -1,0 +1,360 @@
+//! The commit queue of each space, and its worker: while one store call is in flight the next group
+//! gathers, so throughput rises with load and latency at low load stays one round trip.
+
+use super::answer::{Answer, Pending};
+use super::bounds::cells_share;
+use super::evaluate::readable;
+use super::plan::{Plan, Planner};
+use super::{Done, Engine, Report, WriteRequest};
+use crate::store::{CommitGroup, Committed, DocState, Kept, Lineage, LogEntry, LogReply, Outcome, StoreError};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::sync::Arc;
+use tidegate_protocol::{Code, DocPath, Epoch, Position, Seq, SpaceId, Writer};
+
+/// What waits in a space. It is in the engine's map exactly as long as its worker lives.
+#[derive(Default)]
+pub(super) struct Queue {
+    waiting: VecDeque<Pending>,
+    bytes: usize,
+}
+
+/// Documents read for a group at most, unless one mutation alone is about more.
+const GROUP_DOCS: usize = 1_024;
+
+impl Engine {
+    /// Takes a mutation in. Returns at once; `done` is called exactly once, from here if the queue is
+    /// full, else from the space's worker.
+    pub fn submit(self: &Arc<Self>, request: WriteRequest, done: Done) {
+        let space = request.head.space.clone();
+        let pending = Pending::new(request, done, Arc::clone(&self.stats), self.config.retry_ms);
+        if self.stats.waiting_bytes.get() > self.config.node_bytes as u64 {
+            self.stats.queue_full.add(1);
+            return pending.later(
+                Code::Unavailable,
+                "too many writes are waiting on this node; send it again later",
+            );
+        }
+        // The map's lock is held to the end of this block: a worker that finds its queue empty removes
+        // it under the same lock, so that no mutation is left without a worker.
+        let refused = {
+            let entry = self.queues.entry(space.clone());
+            let idle = matches!(entry, dashmap::Entry::Vacant(_));
+            let mut slot = entry.or_default();
+            let queue = slot.get_mut();
+            let full =
+                queue.waiting.len() >= self.config.space_items || queue.bytes + pending.bytes > self.config.space_bytes;
+            // One that is larger than the bound alone still passes when nothing else waits.
+            if full && !queue.waiting.is_empty() {
+                Some(pending)
+            } else {
+                queue.bytes += pending.bytes;
+                queue.waiting.push_back(pending);
+                if idle {
+                    self.tasks.spawn(work(Arc::clone(self), space));
+                }
+                None
+            }
+        };
+        if let Some(pending) = refused {
+            self.stats.queue_full.add(1);
+            pending.later(
+                Code::Unavailable,
+                "too many writes are waiting in this space; send it again later",
+            );
+        }
+    }
+
+    /// The next group: what has to be planned again, then what waits. `None`: nothing does, and the
+    /// queue is removed.
+    fn take(&self, space: &SpaceId, again: VecDeque<Pending>) -> Option<Vec<Pending>> {
+        let mut group: Vec<Pending> = again.into();
+        let mut docs = group.iter().map(docs_of).sum::<usize>();
+        let mut bytes = group.iter().map(|pending| pending.bytes).sum::<usize>();
+        let room = |group: &Vec<Pending>, bytes: usize, docs: usize| {
+            group.is_empty()
+                || group.len() < self.config.group_items && bytes <= self.config.group_bytes && docs <= GROUP_DOCS
+        };
+        if let Some(mut entry) = self.queues.get_mut(space) {
+            let queue = entry.get_mut();
+            while let Some(next) = queue.waiting.front() {
+                (bytes, docs) = (bytes + next.bytes, docs + docs_of(next));
+                if !room(&group, bytes, docs) {
+                    break;
+                }
+                if let Some(next) = queue.waiting.pop_front() {
+                    queue.bytes -= next.bytes;
+                    group.push(next);
+                }
+            }
+        }
+        let idle = group.is_empty()
+            && self
+                .queues
+                .remove_if_mut(space, |_, queue| queue.get_mut().waiting.is_empty())
+                .is_some();
+        (!idle).then_some(group)
+    }
+
+    /// Plans, commits, publishes and answers a group. Returns what has to be done again.
+    async fn group(&self, space: &SpaceId, group: Vec<Pending>) -> VecDeque<Pending> {
+        let docs: BTreeSet<&DocPath> = group
+            .iter()
+            .filter_map(|p| p.request.body.as_ref().ok())
+            .flat_map(|body| body.ops.iter().map(|op| &op.doc))
+            .collect();
+        let docs: Vec<DocPath> = docs.into_iter().cloned().collect();
+        let cut = match self.store.read(space, &docs).await {
+            Ok(cut) => cut,
+            Err(error) => return self.unknown(space, group, &error).await,
+        };
+        let planned_on = cut.state.lineage.last_epoch();
+        let mut planner = Planner::new(&*self.rules, &self.limits, space, docs, cut, self.env.now_ms());
+        let mut items = Vec::with_capacity(group.len());
+        let mut planned = Vec::with_capacity(group.len());
+        for pending in group {
+            match planner.plan(&pending.request) {
+                Plan::Item(item, report) => {
+                    planned.push((pending, item.writer, report));
+                    items.push(*item);
+                }
+                Plan::Later(refusal) => pending.later(refusal.code, &refusal.message),
+            }
+        }
+        if items.is_empty() {
+            return VecDeque::new();
+        }
+        let fresh = Epoch(self.env.random().max(1));
+        let call = CommitGroup {
+            space: space.clone(),
+            planned_on,
+            fresh,
+            now_ms: planner.now_ms(),
+            items,
+        };
+        match self.store.commit(call).await {
+            Ok(committed) if committed.outcomes.len() == planned.len() => self.settle(space, planned, committed).await,
+            Ok(_) => {
+                let error = StoreError::Damaged("an outcome for each item was due".into());
+                self.unknown(
+                    space,
+                    planned.into_iter().map(|(pending, ..)| pending).collect(),
+                    &error,
+                )
+                .await
+            }
+            Err(error) => {
+                self.unknown(
+                    space,
+                    planned.into_iter().map(|(pending, ..)| pending).collect(),
+                    &error,
+                )
+                .await
+            }
+        }
+    }
+
+    /// Publishes and answers what the store decided.
+    async fn settle(
+        &self,
+        space: &SpaceId,
+        planned: Vec<(Pending, Writer, Report)>,
+        committed: Committed,
+    ) -> VecDeque<Pending> {
+        let Committed { outcomes, lineage } = committed;
+        self.stats.groups.add(1);
+        let seqs: Vec<Option<Seq>> = outcomes.iter().map(applied_seq).collect();
+        let seq_of = |index: usize| seqs.get(index).copied().flatten();
+        let mut commits = Vec::new();
+        let mut answers: Vec<(Pending, Answer)> = Vec::new();
+        let mut repeats: Vec<(Pending, Kept)> = Vec::new();
+        let mut again = VecDeque::new();
+        // Writers of whom a mutation has to be planned again: those behind it have to wait for it.
+        let mut held: HashSet<Writer> = HashSet::new();
+        for ((mut pending, writer, mut report), outcome) in planned.into_iter().zip(outcomes) {
+            match outcome {
+                Outcome::Applied { position, payload, .. } => {
+                    self.stats.commits.add(1);
+                    self.stats.conflicts_overwritten.add(report.conflicts.len() as u64);
+                    self.stats.conflicts_skipped.add(report.skipped.len() as u64);
+                    commits.push(LogEntry {
+                        seq: position.seq,
+                        payload,
+                    });
+                    report.resolve(&seq_of);
+                    answers.push((pending, Answer::Ack(position, report)));
+                }
+                Outcome::Refused { .. } => {
+                    let conflict = report
+                        .refusal
+                        .as_ref()
+                        .is_some_and(|refusal| refusal.code == Code::Conflict);
+                    self.stats.conflicts_rejected.add(u64::from(conflict));
+                    report.resolve(&seq_of);
+                    answers.push((pending, Answer::Refused(report)));
+                }
+                Outcome::Duplicate(kept) => {
+                    self.stats.duplicates.add(1);
+                    repeats.push((pending, kept));
+                }
+                Outcome::Stale { .. } => {
+                    pending.stale += 1;
+                    if pending.stale > self.config.stale_tries {
+                        self.stats.stale_given_up.add(1);
+                        answers.push((pending, Answer::Later(Code::Unavailable, TOO_BUSY)));
+                    } else {
+                        self.stats.stale_replans.add(1);
+                        held.insert(writer);
+                        again.push_back(pending);
+                    }
+                }
+                Outcome::OutOfOrder { .. } if held.contains(&writer) => again.push_back(pending),
+                Outcome::OutOfOrder { expected } => answers.push((pending, Answer::OutOfOrder(expected))),
+                Outcome::ClientCloned => answers.push((pending, Answer::Later(Code::ClientCloned, CLONED))),
+                Outcome::ClientUnknown => answers.push((pending, Answer::Later(Code::ClientUnknown, UNKNOWN))),
+            }
+        }
+        let missed = |(pending, kept): &(Pending, Kept)| {
+            (pending.unknown > 0 && kept.refused.is_none()).then_some(kept.position)
+        };
+        let missed = repeats.iter().filter_map(missed).min_by_key(|position| position.seq);
+        self.publish_all(space, &lineage, commits, missed).await;
+        answers.into_iter().for_each(|(pending, answer)| pending.give(answer));
+        self.repeat(space, repeats).await;
+        again
+    }
+
+    /// Hands the commits of a group on. A repeat of a mutation whose first store call ended unknown
+    /// was committed then, and not published: what follows `missed`, the first such commit, is read
+    /// from the log, so that no change is delayed until somebody compares heads.
+    async fn publish_all(
+        &self,
+        space: &SpaceId,
+        lineage: &Lineage,
+        mut commits: Vec<LogEntry>,
+        missed: Option<Position>,
+    ) {
+        if let Some(first) = missed {
+            let before = Seq::new(first.seq.get().saturating_sub(1)).unwrap_or(Seq::ZERO);
+            let (limit, bytes) = (2 * self.config.group_items, 2 * self.config.group_bytes);
+            match self
+                .store
+                .log(space, Position::new(first.epoch, before), limit, bytes, None)
+                .await
+            {
+                Ok(LogReply::Commits { commits: logged, .. }) => {
+                    let last = logged.last().map_or(Seq::ZERO, |entry| entry.seq);
+                    self.publish.publish(space, lineage, &logged);
+                    commits.retain(|entry| entry.seq > last);
+                }
+                // The hub finds them with its next head check.
+                Ok(LogReply::Trimmed | LogReply::Reset(_)) | Err(_) => {}
+            }
+        }
+        if !commits.is_empty() {
+            self.publish.publish(space, lineage, &commits);
+        }
+    }
+
+    /// Answers what was answered before, with cells read afresh.
+    async fn repeat(&self, space: &SpaceId, repeats: Vec<(Pending, Kept)>) {
+        let mut repeats: Vec<_> = repeats
+            .into_iter()
+            .map(|(p, kept)| (p, kept.position, Report::kept(kept.refused, &kept.detail)))
+            .collect();
+        let docs: BTreeSet<DocPath> = repeats.iter().flat_map(|(.., report)| report.docs().cloned()).collect();
+        if !docs.is_empty() {
+            let docs: Vec<DocPath> = docs.into_iter().collect();
+            match self.store.read(space, &docs).await {
+                Ok(cut) => {
+                    let docs: BTreeMap<DocPath, DocState> = docs.into_iter().zip(cut.docs).collect();
+                    for (pending, _, report) in &mut repeats {
+                        let scope = self.rules.read(&pending.request.who, space).ok();
+                        report.fill(&docs, |doc| readable(scope.as_ref(), doc), cells_share(&self.limits));
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%space, %error, "could not read what stands for a repeated mutation");
+                    return repeats
+                        .into_iter()
+                        .for_each(|(pending, ..)| pending.later(Code::Unavailable, NO_STORE));
+                }
+            }
+        }
+        for (pending, position, report) in repeats {
+            let refused = report.refusal.is_some();
+            pending.give(if refused {
+                Answer::Refused(report)
+            } else {
+                Answer::Ack(position, report)
+            });
+        }
+    }
+
+    /// After a store call that may or may not have done its work: waits, and hands back what is to be
+    /// tried again under the same mids and keys.
+    async fn unknown(&self, space: &SpaceId, group: Vec<Pending>, error: &StoreError) -> VecDeque<Pending> {
+        tracing::warn!(%space, %error, mutations = group.len(), "a store call failed");
+        self.stats.store_errors.add(1);
+        let mut again = VecDeque::new();
+        for mut pending in group {
+            pending.unknown += 1;
+            if pending.unknown > self.config.unknown_tries {
+                pending.later(Code::Unavailable, NO_STORE);
+            } else {
+                again.push_back(pending);
+            }
+        }
+        let tries = again.iter().map(|pending| pending.unknown).max();
+        if let Some(tries) = tries {
+            tokio::time::sleep(self.config.unknown_wait * 2_u32.saturating_pow(tries - 1)).await;
+        }
+        again
+    }
+}
+
+const TOO_BUSY: &str = "its documents change too fast; send it again later";
+const NO_STORE: &str = "the store does not answer now, and may or may not have taken the write; send it again";
+const CLONED: &str = "another copy of this client's database has written; take a new client id in this space and send \
+                      what is unanswered under it";
+const UNKNOWN: &str = "no record of this client is kept; take a new client id in this space, and ask the app about what \
+                       was sent and not answered: it may have been applied";
+
+fn docs_of(pending: &Pending) -> usize {
+    pending.request.body.as_ref().map_or(0, |body| body.ops.len())
+}
+
+fn applied_seq(outcome: &Outcome) -> Option<Seq> {
+    match outcome {
+        Outcome::Applied { position, .. } => Some(position.seq),
+        _ => None,
+    }
+}
+
+/// A space's worker. It lives as long as its queue is in the map.
+async fn work(engine: Arc<Engine>, space: SpaceId) {
+    let mut worker = Worker {
+        engine,
+        space,
+        running: true,
+    };
+    let mut again = VecDeque::new();
+    while let Some(group) = worker.engine.take(&worker.space, again) {
+        again = worker.engine.group(&worker.space, group).await;
+    }
+    worker.running = false;
+}
+
+/// Takes the queue with it if the worker ends before its work: what waits is answered by its drop.
+struct Worker {
+    engine: Arc<Engine>,
+    space: SpaceId,
+    running: bool,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if self.running {
+            drop(self.engine.queues.remove(&self.space));
+        }
+    }
+}
