@@ -55,7 +55,10 @@ impl Authoriser for DevAuthoriser {
                 message: "in dev mode the token is the user's name: 1 to 128 bytes without control characters".into(),
             });
         }
-        Ok(Identity { user: user.to_owned(), expires: None })
+        Ok(Identity {
+            user: user.to_owned(),
+            expires: None,
+        })
     }
 
     fn read(&self, _who: &Identity, _space: &SpaceId) -> Result<ReadScope, Denial> {

@@ -1,1 +1,334 @@
-//! To come.
+//! The hub: per followed space its position, a ring of recent commits, and who is subscribed.
+//!
+//! Commits come in through [`Publish`]; the hub puts them in order, drops repeats, fills gaps from the
+//! store's log, encodes each once per view and form, and fans it out. What it is told is a hint: truth
+//! is the store, asked when a space is opened, when there is a gap, and at every head check.
+
+mod deliver;
+pub(crate) use deliver::change;
+mod space;
+
+#[cfg(test)]
+mod tests;
+
+use crate::engine::Publish;
+use crate::metrics::{Gauged, Metrics};
+use crate::outbox::Outbox;
+use crate::store::{Lineage, LogEntry, LogReply, SpaceState, Store, StoreError, View};
+use bytes::Bytes;
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use space::{Found, Inner};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use tidegate_protocol::form::Form;
+use tidegate_protocol::{Position, SpaceId};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Bounds of the hub.
+#[derive(Clone, Debug)]
+pub struct HubConfig {
+    /// Commits kept per space for subscribers that have just caught up. An older one reads the log.
+    pub ring_commits: usize,
+    /// Their payload bytes.
+    pub ring_bytes: usize,
+    /// How often every followed space is compared with the store.
+    pub head_check: Duration,
+    /// How long a space is followed after its last subscriber left.
+    pub linger: Duration,
+}
+
+impl Default for HubConfig {
+    fn default() -> Self {
+        Self {
+            ring_commits: 1_024,
+            ring_bytes: 1 << 20,
+            head_check: Duration::from_secs(3),
+            linger: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Commits of one log read when a gap is filled.
+const FILL: usize = 512;
+const FILL_BYTES: usize = 1 << 20;
+/// Spaces asked for in one store call.
+const CHECK: usize = 256;
+
+/// A connection, as the hub sees it.
+pub trait Subscriber: Send + Sync + 'static {
+    /// The connection's number, unique in the process.
+    fn id(&self) -> u64;
+    /// Its way out.
+    fn outbox(&self) -> &Outbox;
+    /// The subscription is no longer live: it stands at `at` and has to catch up anew. Must not block.
+    fn behind(&self, sub: u64, at: Position);
+}
+
+/// Everything about the spaces that this node follows.
+pub struct Hub {
+    store: Arc<dyn Store>,
+    config: HubConfig,
+    metrics: Arc<Metrics>,
+    tasks: TaskTracker,
+    spaces: DashMap<SpaceId, Arc<SpaceHub>>,
+    last_n: AtomicU32,
+}
+
+/// A followed space.
+struct SpaceHub {
+    space: SpaceId,
+    n: u32,
+    inner: Mutex<Inner>,
+    opened: tokio::sync::OnceCell<()>,
+    _gauge: Gauged,
+}
+
+/// Keeps a space followed as long as it lives.
+pub struct Lease {
+    hub: Arc<Hub>,
+    space: Arc<SpaceHub>,
+}
+
+/// Who goes live, and how.
+pub struct Joining {
+    /// The connection.
+    pub to: Arc<dyn Subscriber>,
+    /// Its subscription.
+    pub sub: u64,
+    /// What it covers.
+    pub view: View,
+    /// Its wire form.
+    pub form: Form,
+}
+
+impl Hub {
+    /// A hub that follows nothing yet. `run` has to be driven for head checks.
+    pub fn new(store: Arc<dyn Store>, config: HubConfig, metrics: Arc<Metrics>, tasks: TaskTracker) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            config,
+            metrics,
+            tasks,
+            spaces: DashMap::new(),
+            last_n: AtomicU32::new(0),
+        })
+    }
+
+    /// Follows a space. On return the hub takes in every commit after the head that it has read.
+    pub async fn lease(self: &Arc<Self>, space: &SpaceId) -> Result<Lease, StoreError> {
+        let entry = {
+            let entry = self.spaces.entry(space.clone()).or_insert_with(|| {
+                Arc::new(SpaceHub {
+                    space: space.clone(),
+                    // A number is never reused in a process; 4 billion openings are out of reach.
+                    n: self.last_n.fetch_add(1, Ordering::Relaxed) + 1,
+                    inner: Mutex::default(),
+                    opened: tokio::sync::OnceCell::new(),
+                    _gauge: Gauged::new(&self.metrics.spaces),
+                })
+            });
+            // Counted under the map's lock, so that the sweep does not remove it meanwhile.
+            entry.inner.lock().leases += 1;
+            entry.clone()
+        };
+        let lease = Lease {
+            hub: self.clone(),
+            space: entry,
+        };
+        let opening = &lease.space;
+        opening
+            .opened
+            .get_or_try_init(|| async {
+                // It is in the map, so what is committed from here on is kept; only then is the head read.
+                let state = single(self.store.positions(std::slice::from_ref(space)).await?)?;
+                let mut inner = opening.inner.lock();
+                inner.open(state);
+                inner.deliver(opening.n, &self.config, &self.metrics);
+                Ok::<_, StoreError>(())
+            })
+            .await?;
+        Ok(lease)
+    }
+
+    /// Sends an answer to a mutation committed at `at`: after the change, if the connection has a live
+    /// subscription that will bring it; at once otherwise.
+    pub fn answer(&self, space: &SpaceId, to: &dyn Subscriber, at: Position, frame: Bytes) {
+        match self.spaces.get(space).map(|entry| entry.value().clone()) {
+            Some(space) => space.inner.lock().answer(space.n, to, at, frame),
+            None => to.outbox().push([frame]),
+        }
+    }
+
+    /// Compares every followed space with the store, tells filtered subscriptions how far they are,
+    /// and stops following spaces that nobody has used for a while.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval(self.config.head_check);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            if stop.run_until_cancelled(self.check_heads()).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// One head check.
+    pub async fn check_heads(self: &Arc<Self>) {
+        let linger = self.config.linger;
+        self.spaces.retain(|_, space| !space.inner.lock().is_idle(linger));
+        let followed: Vec<_> = self.spaces.iter().map(|entry| entry.value().clone()).collect();
+        for some in followed.chunks(CHECK) {
+            let sent: Vec<_> = some.iter().map(|space| space.inner.lock().position()).collect();
+            let names: Vec<_> = some.iter().map(|space| space.space.clone()).collect();
+            let states = match self.store.positions(&names).await {
+                Ok(states) => states,
+                Err(error) => {
+                    tracing::warn!(%error, "head check failed");
+                    continue;
+                }
+            };
+            for ((space, sent), state) in some.iter().zip(sent).zip(states) {
+                self.judge(space, sent, &state);
+                space.inner.lock().tell_progress(space.n);
+            }
+        }
+    }
+
+    /// Judges what a head check found against the hub's position when the check was sent.
+    fn judge(self: &Arc<Self>, space: &Arc<SpaceHub>, sent: Position, state: &SpaceState) {
+        if !space.opened.initialized() {
+            return;
+        }
+        let mut inner = space.inner.lock();
+        let same = inner.last_epoch() == state.lineage.last_epoch();
+        if same && state.head.seq < sent.seq {
+            tracing::warn!(space = %space.space, %sent, head = %state.head, "the store has lost commits");
+            inner.lose(state.clone());
+        } else if !same || state.head.seq > inner.position().seq {
+            self.fill(space, &mut inner);
+        }
+    }
+
+    /// Starts reading the log from where the space stands, unless that is under way.
+    fn fill(self: &Arc<Self>, space: &Arc<SpaceHub>, inner: &mut Inner) {
+        if !std::mem::replace(&mut inner.filling, true) {
+            self.tasks.spawn(self.clone().fill_from_log(space.clone()));
+        }
+    }
+
+    async fn fill_from_log(self: Arc<Self>, space: Arc<SpaceHub>) {
+        let mut pause = Duration::from_millis(50);
+        loop {
+            let from = space.inner.lock().position();
+            let reply = self.store.log(&space.space, from, FILL, FILL_BYTES, None).await;
+            let failed = match reply {
+                Ok(LogReply::Commits { commits, state, .. }) => {
+                    let mut inner = space.inner.lock();
+                    self.metrics.gap_commits.inc_by(commits.len() as u64);
+                    let found = inner.take_in(&state.lineage, &commits);
+                    inner.deliver(space.n, &self.config, &self.metrics);
+                    match found {
+                        Found::Lost => None,
+                        Found::Repeat | Found::Next if inner.position().seq >= state.head.seq => {
+                            inner.filling = false;
+                            return;
+                        }
+                        _ => continue,
+                    }
+                }
+                Ok(LogReply::Trimmed | LogReply::Reset(_)) => None,
+                Err(error) => Some(error),
+            };
+            if let Some(error) = failed {
+                tracing::warn!(space = %space.space, %error, "the log cannot be read");
+            } else {
+                // The log does not lead on from here: start over at the head, subscribers catch up by themselves.
+                match self
+                    .store
+                    .positions(std::slice::from_ref(&space.space))
+                    .await
+                    .and_then(single)
+                {
+                    Ok(state) => {
+                        let mut inner = space.inner.lock();
+                        inner.lose(state);
+                        inner.filling = false;
+                        return;
+                    }
+                    Err(error) => tracing::warn!(space = %space.space, %error, "the head cannot be read"),
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(self.config.head_check);
+            if space.inner.lock().is_idle(self.config.linger) {
+                space.inner.lock().filling = false;
+                return;
+            }
+        }
+    }
+}
+
+fn single<T>(list: Vec<T>) -> Result<T, StoreError> {
+    list.into_iter()
+        .next()
+        .ok_or_else(|| StoreError::Damaged("no answer for a space".into()))
+}
+
+/// The local side of the bus: what this node commits goes to its own subscribers at once.
+pub struct LocalPublish(pub Arc<Hub>);
+
+impl Publish for LocalPublish {
+    fn publish(&self, space: &SpaceId, lineage: &Lineage, commits: &[LogEntry]) {
+        let hub = &self.0;
+        hub.metrics.commits.inc_by(commits.len() as u64);
+        let Some(space) = hub.spaces.get(space).map(|entry| entry.value().clone()) else {
+            return;
+        };
+        let mut inner = space.inner.lock();
+        match inner.take_in(lineage, commits) {
+            Found::Repeat => {}
+            Found::Next => inner.deliver(space.n, &hub.config, &hub.metrics),
+            Found::Gap | Found::Lost => {
+                inner.deliver(space.n, &hub.config, &hub.metrics);
+                hub.fill(&space, &mut inner);
+            }
+        }
+    }
+}
+
+impl Lease {
+    /// The node's number for the space.
+    pub fn n(&self) -> u32 {
+        self.space.n
+    }
+
+    /// Makes a subscription that has caught up to `at` live, in one step with handing it `current`
+    /// and everything that came in since. `false`: the ring does not reach back that far, or the
+    /// history has changed; `current` has not been sent, catch up further.
+    #[must_use]
+    pub fn go_live(&self, who: Joining, at: Position, lineage: &Lineage, current: Bytes) -> bool {
+        let mut inner = self.space.inner.lock();
+        let live = inner.join(self.space.n, who, at, lineage, current, &self.hub.metrics);
+        if inner.position().seq < at.seq || inner.last_epoch() != lineage.last_epoch() {
+            self.hub.fill(&self.space, &mut inner);
+        }
+        live
+    }
+
+    /// Ends the connection's subscription. Held answers are sent.
+    pub fn leave(&self, id: u64) {
+        self.space.inner.lock().leave(id);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut inner = self.space.inner.lock();
+        inner.leases -= 1;
+        if inner.leases == 0 {
+            inner.idle_since = Some(Instant::now());
+        }
+    }
+}

@@ -1,1 +1,217 @@
-//! To come.
+//! The server: accepts connections, speaks HTTP on them, and turns some into WebSockets.
+
+mod dev;
+mod http;
+
+use crate::auth::Authoriser;
+use crate::engine::{Engine, EngineConfig};
+use crate::env::Env;
+use crate::hub::{Hub, HubConfig, LocalPublish};
+use crate::metrics::Metrics;
+use crate::session::{Node, NodeConfig, SessionConfig};
+use crate::store::Store;
+use dashmap::DashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// What a gateway is made of.
+pub struct Parts {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// Who may do what.
+    pub authoriser: Arc<dyn Authoriser>,
+    /// Clock and randomness.
+    pub env: Arc<dyn Env>,
+}
+
+/// How a gateway runs.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Admit only what comes from this machine: peers, and the `Host` and `Origin` of requests.
+    pub loopback_only: bool,
+    /// Name of the node, in `welcome` and logs.
+    pub name: String,
+    /// Clients ping after this long without sending.
+    pub ping: Duration,
+    /// From accepting a connection to `hello`.
+    pub hello: Duration,
+    /// Connections' bounds.
+    pub node: NodeConfig,
+    /// The hub's bounds.
+    pub hub: HubConfig,
+    /// The engine's bounds.
+    pub engine: EngineConfig,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            loopback_only: false,
+            name: "tidegate".into(),
+            ping: Duration::from_secs(45),
+            hello: Duration::from_secs(10),
+            node: NodeConfig::default(),
+            hub: HubConfig::default(),
+            engine: EngineConfig::default(),
+        }
+    }
+}
+
+/// A connection that HTTP is spoken on.
+#[derive(Clone, Copy, Debug)]
+struct Peer {
+    addr: SocketAddr,
+    since: Instant,
+}
+
+/// Serves until `stop`, then drains: no new connections, `goaway`, answers flushed, closed.
+///
+/// Errors only if the listener itself cannot be used.
+pub async fn run(listener: TcpListener, parts: Parts, config: ServerConfig, stop: CancellationToken) -> io::Result<()> {
+    let local = listener.local_addr()?;
+    if config.loopback_only && !local.ip().is_loopback() {
+        let why = format!("{local} is not a loopback address; dev mode admits anyone, and only from this machine");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
+    // Two trackers: connections end before what they depend on.
+    let (connections, work) = (TaskTracker::new(), TaskTracker::new());
+    let node = assemble(parts, &config, &work);
+    let background = CancellationToken::new();
+    work.spawn(node.hub.clone().run(background.clone()));
+    work.spawn(node.clone().sweep(background.clone()));
+    let app = http::router(node.clone(), config.loopback_only, connections.clone());
+
+    accept(&listener, &config, &app, &connections, &stop).await;
+
+    drop(listener);
+    node.draining.cancel();
+    connections.close();
+    // Each connection has its own bounds for answering and flushing; this is the sum of them.
+    if tokio::time::timeout(config.node.flush * 3, connections.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            left = connections.len(),
+            "connections were still open when the drain's time was over"
+        );
+    }
+    background.cancel();
+    work.close();
+    if tokio::time::timeout(config.node.flush, work.wait()).await.is_err() {
+        tracing::warn!(
+            left = work.len(),
+            "work was still under way when the drain's time was over"
+        );
+    }
+    Ok(())
+}
+
+fn assemble(parts: Parts, config: &ServerConfig, work: &TaskTracker) -> Arc<Node> {
+    let Parts { store, authoriser, env } = parts;
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let metrics = Arc::new(Metrics::default());
+    let hub = Hub::new(store.clone(), config.hub.clone(), metrics.clone(), work.clone());
+    let engine = Engine::new(
+        store.clone(),
+        Arc::new(LocalPublish(hub.clone())),
+        authoriser.clone(),
+        env.clone(),
+        config.node.limits.clone(),
+        config.engine.clone(),
+        work.clone(),
+    );
+    Arc::new(Node {
+        engine,
+        hub,
+        store,
+        authoriser,
+        env,
+        metrics,
+        session: Arc::new(SessionConfig {
+            node: config.name.clone(),
+            limits: config.node.limits.clone(),
+            ping_ms: ms(config.ping),
+            hello_ms: ms(config.hello),
+        }),
+        catch_ups: Semaphore::new(config.node.catch_ups),
+        config: config.node.clone(),
+        draining: CancellationToken::new(),
+        started: Instant::now(),
+        connections: DashMap::new(),
+        last_id: AtomicU64::new(0),
+    })
+}
+
+async fn accept(
+    listener: &TcpListener,
+    config: &ServerConfig,
+    app: &axum::Router,
+    connections: &TaskTracker,
+    stop: &CancellationToken,
+) {
+    let mut pause = Duration::from_millis(10);
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((socket, addr)) => {
+                pause = Duration::from_millis(10);
+                if config.loopback_only && !addr.ip().is_loopback() {
+                    tracing::warn!(%addr, "dev mode admits connections from this machine only");
+                    continue;
+                }
+                // A change is one small write: it must not wait for the acknowledgement of the one before.
+                if let Err(error) = socket.set_nodelay(true) {
+                    tracing::debug!(%addr, %error, "gone before it was served");
+                    continue;
+                }
+                let peer = Peer {
+                    addr,
+                    since: Instant::now(),
+                };
+                connections.spawn(serve_http(socket, peer, app.clone(), config.hello, stop.clone()));
+            }
+            Err(error) => {
+                // Out of file descriptors or memory: accepting at once would spin.
+                tracing::warn!(%error, "cannot accept connections");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
+        }
+    }
+}
+
+async fn serve_http(socket: TcpStream, peer: Peer, app: axum::Router, hello: Duration, stop: CancellationToken) {
+    use hyper_util::rt::{TokioIo, TokioTimer};
+    use tower_service::Service;
+    let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(peer);
+        app.clone().call(request)
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(hello)
+        .max_buf_size(16 << 10)
+        .serve_connection(TokioIo::new(socket), service)
+        .with_upgrades();
+    tokio::pin!(connection);
+    let result = match stop.run_until_cancelled(connection.as_mut()).await {
+        Some(result) => result,
+        None => {
+            connection.as_mut().graceful_shutdown();
+            // A request that is under way may end; one that is half sent does not hold up the stop.
+            tokio::time::timeout(Duration::from_secs(1), connection)
+                .await
+                .unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(addr = %peer.addr, %error, "HTTP ended");
+    }
+}

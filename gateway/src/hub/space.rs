@@ -1,0 +1,352 @@
+//! A space's state in the hub: order, repeats, gaps, epochs. Plain data behind the hub's lock.
+
+use super::{HubConfig, Joining, Subscriber};
+use crate::frame;
+use crate::metrics::Metrics;
+use crate::store::{Lineage, LogEntry, SpaceState, View};
+use bytes::Bytes;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tidegate_protocol::form::Form;
+use tidegate_protocol::{Epoch, Position, Seq, ServerMessage};
+
+/// Commits kept that came before the ones between; more are dropped, since the log has them.
+const AHEAD: usize = 1_024;
+
+/// What taking in commits found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Found {
+    /// Nothing new.
+    Repeat,
+    /// The next ones; `deliver` them.
+    Next,
+    /// Some are missing; `deliver` what is there and read the log.
+    Gap,
+    /// The hub's position is none of that history: read the store.
+    Lost,
+}
+
+/// The state. `position` is up to where commits have been put in order; `outgoing` is delivered at once.
+#[derive(Default)]
+pub(super) struct Inner {
+    open: bool,
+    position: Position,
+    lineage: Lineage,
+    ring: VecDeque<LogEntry>,
+    ring_bytes: usize,
+    ahead: BTreeMap<Seq, LogEntry>,
+    outgoing: Vec<Event>,
+    pub(super) groups: Vec<Group>,
+    pub(super) filling: bool,
+    pub(super) leases: usize,
+    pub(super) idle_since: Option<Instant>,
+}
+
+/// What subscribers are told, in order.
+#[derive(Clone, Debug)]
+pub(super) enum Event {
+    Epoch(Position),
+    Commit(LogEntry),
+}
+
+/// Subscribers that get the same bytes.
+pub(super) struct Group {
+    pub(super) view: View,
+    pub(super) form: Form,
+    pub(super) members: HashMap<u64, Member>,
+}
+
+/// A live subscription.
+pub(super) struct Member {
+    pub(super) to: Arc<dyn Subscriber>,
+    pub(super) sub: u64,
+    /// Up to where it has been handed everything.
+    pub(super) at: Position,
+    /// Up to where it knows that: by a change, `current` or `progress`.
+    pub(super) told: Seq,
+    /// Answers that wait for their change, in no order; at most as many as a connection may have in flight.
+    pub(super) held: Vec<(Position, Bytes)>,
+}
+
+impl Inner {
+    pub(super) fn position(&self) -> Position {
+        self.position
+    }
+
+    pub(super) fn last_epoch(&self) -> Epoch {
+        self.lineage.last_epoch()
+    }
+
+    pub(super) fn is_idle(&self, linger: Duration) -> bool {
+        self.leases == 0 && self.idle_since.is_some_and(|since| since.elapsed() >= linger)
+    }
+
+    /// Starts at the head that was read after the space was entered; what came in meanwhile follows it.
+    /// The caller delivers, which puts it into the ring: nobody is subscribed yet.
+    pub(super) fn open(&mut self, state: SpaceState) {
+        self.position = state.head;
+        let meanwhile = std::mem::take(&mut self.lineage);
+        self.lineage = state.lineage;
+        self.open = true;
+        if meanwhile.last_epoch() != Epoch(0) {
+            let commits: Vec<_> = std::mem::take(&mut self.ahead).into_values().collect();
+            // A gap here is found by the next publish or head check.
+            self.take_in(&meanwhile, &commits);
+        }
+    }
+
+    /// Puts commits in order behind the position. The caller delivers.
+    pub(super) fn take_in(&mut self, lineage: &Lineage, commits: &[LogEntry]) -> Found {
+        if !self.open {
+            if self.lineage.last_epoch() != lineage.last_epoch() {
+                self.ahead.clear();
+                self.lineage = lineage.clone();
+            }
+            self.stash(commits);
+            return Found::Repeat;
+        }
+        if !self.adopt(lineage) {
+            return Found::Lost;
+        }
+        if self.lineage.last_epoch() != lineage.last_epoch() {
+            // News of an epoch before the present one: never applied, the log has what is valid of it.
+            return Found::Gap;
+        }
+        let before = self.position;
+        self.stash(commits);
+        self.advance();
+        if !self.ahead.is_empty() {
+            Found::Gap
+        } else if self.position == before {
+            Found::Repeat
+        } else {
+            Found::Next
+        }
+    }
+
+    /// Takes over a newer lineage. `false` if the position is none of its history.
+    fn adopt(&mut self, lineage: &Lineage) -> bool {
+        let newest = lineage.last_epoch();
+        if newest == self.lineage.last_epoch() || self.lineage.0.iter().any(|entry| entry.epoch == newest) {
+            return true;
+        }
+        if lineage.0.is_empty() || !lineage.holds(self.position, self.position.seq) {
+            return false;
+        }
+        self.lineage = lineage.clone();
+        // They may be of the epoch before, beyond its end.
+        self.ahead.clear();
+        self.advance();
+        true
+    }
+
+    fn stash(&mut self, commits: &[LogEntry]) {
+        for commit in commits {
+            if commit.seq > self.position.seq || !self.open {
+                self.ahead.insert(commit.seq, commit.clone());
+            }
+        }
+        while self.ahead.len() > AHEAD.max(commits.len()) {
+            self.ahead.pop_last();
+        }
+    }
+
+    /// Moves what follows the position, commits and epochs, to `outgoing`.
+    fn advance(&mut self) {
+        loop {
+            while let Some(next) = self.next_epoch(self.position) {
+                self.position.epoch = next.epoch;
+                self.outgoing.push(Event::Epoch(next));
+            }
+            while self
+                .ahead
+                .first_key_value()
+                .is_some_and(|(seq, _)| *seq <= self.position.seq)
+            {
+                self.ahead.pop_first();
+            }
+            match self.ahead.first_entry() {
+                Some(first) if *first.key() == self.position.seq.next() => {
+                    let commit = first.remove();
+                    self.position.seq = commit.seq;
+                    self.outgoing.push(Event::Commit(commit));
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// The epoch that starts exactly where `at` stands, after `at`'s own.
+    fn next_epoch(&self, at: Position) -> Option<Position> {
+        let index = self
+            .lineage
+            .0
+            .iter()
+            .position(|entry| entry.epoch == at.epoch)
+            .map_or(0, |own| own + 1);
+        let next = self.lineage.0.get(index)?;
+        // Without an epoch of its own a position is at 0, and the first entry starts there or later.
+        (next.start == at.seq).then(|| Position::new(next.epoch, next.start))
+    }
+
+    /// Hands `outgoing` to every member, and keeps its commits in the ring.
+    pub(super) fn deliver(&mut self, n: u32, config: &HubConfig, metrics: &Metrics) {
+        let events = std::mem::take(&mut self.outgoing);
+        for group in &mut self.groups {
+            group.deliver(n, &events, metrics);
+        }
+        for event in events {
+            if let Event::Commit(commit) = event {
+                self.ring_bytes += commit.payload.len();
+                self.ring.push_back(commit);
+            }
+        }
+        while self.ring.len() > config.ring_commits || self.ring_bytes > config.ring_bytes {
+            let Some(oldest) = self.ring.pop_front() else { break };
+            self.ring_bytes -= oldest.payload.len();
+        }
+    }
+
+    /// Makes a subscription live; see `Lease::go_live`.
+    pub(super) fn join(
+        &mut self,
+        n: u32,
+        who: Joining,
+        at: Position,
+        lineage: &Lineage,
+        current: Bytes,
+        metrics: &Metrics,
+    ) -> bool {
+        if !self.adopt(lineage) {
+            return false;
+        }
+        let Some(missed) = self.since(at) else { return false };
+        let Joining { to, sub, view, form } = who;
+        self.leave(to.id());
+        to.outbox().push([current]);
+        let mut member = Member {
+            to,
+            sub,
+            at,
+            told: at.seq,
+            held: Vec::new(),
+        };
+        let index = self
+            .groups
+            .iter()
+            .position(|group| group.view == view && group.form == form)
+            .unwrap_or_else(|| {
+                self.groups.push(Group {
+                    view,
+                    form,
+                    members: HashMap::new(),
+                });
+                self.groups.len() - 1
+            });
+        let group = &mut self.groups[index];
+        group.catch_up(n, &mut member, &missed, metrics);
+        group.members.insert(member.to.id(), member);
+        true
+    }
+
+    /// What follows `at` up to the hub's position; `None` if the ring does not reach back to it or
+    /// it is none of this history.
+    fn since(&self, at: Position) -> Option<Vec<Event>> {
+        if self.lineage.0.is_empty() && at.epoch == self.position.epoch {
+            return Some(vec![]);
+        }
+        if !self.lineage.holds(at, self.position.seq.max(at.seq)) {
+            return None;
+        }
+        let mut here = at;
+        let mut events = Vec::new();
+        let mut commits = self.ring.iter().skip_while(|commit| commit.seq <= at.seq);
+        loop {
+            while here.epoch != self.position.epoch && here.seq <= self.position.seq {
+                let Some(next) = self.next_epoch(here) else { break };
+                here.epoch = next.epoch;
+                events.push(Event::Epoch(next));
+            }
+            if here.seq >= self.position.seq {
+                return Some(events);
+            }
+            let commit = commits.next().filter(|commit| commit.seq == here.seq.next())?;
+            here.seq = commit.seq;
+            events.push(Event::Commit(commit.clone()));
+        }
+    }
+
+    /// Starts over at another state: every subscription has to catch up.
+    pub(super) fn lose(&mut self, state: SpaceState) {
+        self.position = state.head;
+        self.lineage = state.lineage;
+        self.ring.clear();
+        self.ring_bytes = 0;
+        self.ahead.clear();
+        self.outgoing.clear();
+        for group in std::mem::take(&mut self.groups) {
+            for (_, member) in group.members {
+                member.to.outbox().push(member.held.into_iter().map(|(_, frame)| frame));
+                member.to.behind(member.sub, member.at);
+            }
+        }
+    }
+
+    pub(super) fn answer(&mut self, n: u32, to: &dyn Subscriber, at: Position, frame: Bytes) {
+        let lineage = &self.lineage;
+        let position = self.position;
+        for group in &mut self.groups {
+            if let Some(member) = group.members.get_mut(&to.id()) {
+                // Reached, or of an epoch that the hub has left behind, or has never seen and never will.
+                let ahead = at.epoch == member.at.epoch && at.seq > member.at.seq
+                    || at.epoch != member.at.epoch
+                        && lineage.0.iter().any(|e| e.epoch == at.epoch)
+                        && at.seq > position.seq;
+                if ahead {
+                    member.held.push((at, frame));
+                } else {
+                    member.send_answer(group.form, n, at, frame);
+                }
+                return;
+            }
+        }
+        to.outbox().push([frame]);
+    }
+
+    pub(super) fn leave(&mut self, id: u64) {
+        for group in &mut self.groups {
+            if let Some(member) = group.members.remove(&id) {
+                member.to.outbox().push(member.held.into_iter().map(|(_, frame)| frame));
+            }
+        }
+        self.groups.retain(|group| !group.members.is_empty());
+    }
+
+    /// Tells members of filtered views how far they are, where nothing else has.
+    pub(super) fn tell_progress(&mut self, n: u32) {
+        for group in &mut self.groups {
+            for member in group.members.values_mut() {
+                if let Some(progress) = member.progress(group.form, n) {
+                    member.to.outbox().push([progress]);
+                }
+            }
+        }
+    }
+}
+
+impl Member {
+    /// A `progress` frame, if the subscriber does not know how far it is.
+    pub(super) fn progress(&mut self, form: Form, n: u32) -> Option<Bytes> {
+        (self.told < self.at.seq).then(|| {
+            self.told = self.at.seq;
+            frame::message(form, &ServerMessage::Progress { n, seq: self.at.seq })
+        })
+    }
+
+    /// Sends an answer whose commit has been delivered, or was out of view.
+    fn send_answer(&mut self, form: Form, n: u32, at: Position, answer: Bytes) {
+        let progress = (self.told < at.seq).then(|| self.progress(form, n)).flatten();
+        self.to.outbox().push(progress.into_iter().chain([answer]));
+    }
+}

@@ -1,0 +1,305 @@
+use super::space::{Found, Inner};
+use super::*;
+use crate::outbox::Transport;
+use crate::store::{LineageEntry, View};
+use std::io::{self, IoSlice};
+use std::task::{Context, Poll};
+use tidegate_protocol::{
+    Collection, DocChange, DocChangeKind, DocPath, Epoch, Mid, Seq, ServerMessage, ViewId, Writer, msgpack,
+};
+use tokio::io::ReadBuf;
+
+/// A socket that takes everything and remembers it.
+#[derive(Default)]
+struct Tape(Mutex<Vec<u8>>);
+
+impl Transport for Tape {
+    fn poll_read(&self, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+    fn try_write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut tape = self.0.lock();
+        bufs.iter().for_each(|buf| tape.extend_from_slice(buf));
+        Ok(bufs.iter().map(|buf| buf.len()).sum())
+    }
+    fn poll_write_ready(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    fn shutdown_write(&self) {}
+}
+
+/// Where a subscriber was told to catch up from.
+type Behind = Arc<Mutex<Vec<Position>>>;
+
+/// `Outbox<Tape>` as the hub wants it.
+struct Peer(Arc<Outbox>, u64, Behind);
+
+impl Subscriber for Peer {
+    fn id(&self) -> u64 {
+        self.1
+    }
+    fn outbox(&self) -> &Outbox {
+        &self.0
+    }
+    fn behind(&self, _: u64, at: Position) {
+        self.2.lock().push(at);
+    }
+}
+
+fn seq(n: u64) -> Seq {
+    Seq::new(n).unwrap()
+}
+
+fn at(epoch: u64, n: u64) -> Position {
+    Position::new(Epoch(epoch), seq(n))
+}
+
+fn lineage(entries: &[(u64, u64)]) -> Lineage {
+    Lineage(
+        entries
+            .iter()
+            .map(|(epoch, start)| LineageEntry {
+                epoch: Epoch(*epoch),
+                incarnation: vec![],
+                start: seq(*start),
+            })
+            .collect(),
+    )
+}
+
+fn commit(n: u64) -> LogEntry {
+    let doc = DocPath::parse(if n.is_multiple_of(2) { "even/x" } else { "odd/x" }).unwrap();
+    let body = msgpack::encode_body(
+        Writer(1),
+        Mid::new(n).unwrap(),
+        &[DocChange {
+            doc,
+            kind: DocChangeKind::Deleted,
+        }],
+    );
+    LogEntry {
+        seq: seq(n),
+        payload: msgpack::payload(seq(n), n, &body),
+    }
+}
+
+fn commits(range: std::ops::RangeInclusive<u64>) -> Vec<LogEntry> {
+    range.map(commit).collect()
+}
+
+fn state(head: Position, lineage: Lineage) -> SpaceState {
+    SpaceState {
+        head,
+        lineage,
+        ..SpaceState::default()
+    }
+}
+
+struct Rig {
+    inner: Inner,
+    metrics: Metrics,
+    tapes: Vec<(Arc<Outbox<Tape>>, Behind)>,
+}
+
+impl Rig {
+    fn at(position: Position, line: &[(u64, u64)]) -> Self {
+        let mut inner = Inner::default();
+        inner.open(state(position, lineage(line)));
+        Self {
+            inner,
+            metrics: Metrics::default(),
+            tapes: vec![],
+        }
+    }
+
+    fn publish(&mut self, line: &[(u64, u64)], some: &[LogEntry]) -> Found {
+        let found = self.inner.take_in(&lineage(line), some);
+        self.inner.deliver(
+            1,
+            &HubConfig {
+                ring_commits: 4,
+                ..HubConfig::default()
+            },
+            &self.metrics,
+        );
+        found
+    }
+
+    fn peer(&mut self) -> (usize, Arc<Peer>) {
+        let outbox = Arc::new(Outbox::new(Tape::default(), 1 << 20));
+        let behind = Behind::default();
+        self.tapes.push((outbox.clone(), behind.clone()));
+        let index = self.tapes.len() - 1;
+        (index, Arc::new(Peer(outbox, index as u64, behind)))
+    }
+
+    fn join(&mut self, position: Position, line: &[(u64, u64)], only: Option<&str>) -> (usize, bool) {
+        let (index, to) = self.peer();
+        let collections = only.map(|name| [Collection::parse(name).unwrap()].into());
+        let view = View {
+            id: ViewId(only.map_or(0, |name| name.len() as u64)),
+            collections,
+        };
+        let who = Joining {
+            to,
+            sub: 7,
+            view,
+            form: Form::Msgpack,
+        };
+        let live = self.inner.join(
+            1,
+            who,
+            position,
+            &lineage(line),
+            Bytes::from_static(b"\x82\x00"),
+            &self.metrics,
+        );
+        (index, live)
+    }
+
+    /// What a peer has been sent, in short: `.` current, `5` commit, `E9@4` epoch, `p4` progress, `!` anything else.
+    fn seen(&self, index: usize) -> String {
+        let tape = self.tapes[index].0.transport().0.lock().clone();
+        let mut rest = &tape[..];
+        let mut all = Vec::new();
+        while let [_, len, tail @ ..] = rest {
+            let (body, after) = tail.split_at(usize::from(*len));
+            rest = after;
+            all.push(match body {
+                [] => ".".to_owned(),
+                b"ack" => "a".to_owned(),
+                body => match msgpack::decode_server(body).unwrap() {
+                    ServerMessage::Change(change) => change.commit.seq.to_string(),
+                    ServerMessage::Epoch { position, .. } => format!("E{}@{}", position.epoch.0, position.seq),
+                    ServerMessage::Progress { seq, .. } => format!("p{seq}"),
+                    _ => "!".to_owned(),
+                },
+            });
+        }
+        all.join(" ")
+    }
+}
+
+#[test]
+fn commits_are_delivered_once_and_in_order_whatever_the_order_of_the_news() {
+    let mut rig = Rig::at(at(1, 2), &[(1, 0)]);
+    let (peer, live) = rig.join(at(1, 2), &[(1, 0)], None);
+    assert!(live);
+    assert_eq!(rig.publish(&[(1, 0)], &commits(5..=6)), Found::Gap);
+    assert_eq!(rig.publish(&[(1, 0)], &commits(1..=3)), Found::Gap);
+    assert_eq!(rig.publish(&[(1, 0)], &commits(3..=4)), Found::Next);
+    assert_eq!(rig.publish(&[(1, 0)], &commits(4..=6)), Found::Repeat);
+    assert_eq!(rig.seen(peer), ". 3 4 5 6");
+}
+
+#[test]
+fn a_joiner_gets_what_came_in_while_it_read_and_no_more() {
+    let mut rig = Rig::at(at(1, 0), &[(1, 0)]);
+    rig.publish(&[(1, 0)], &commits(1..=6));
+    for (from, expected) in [(6, "."), (4, ". 5 6"), (2, ". 3 4 5 6")] {
+        let (peer, live) = rig.join(at(1, from), &[(1, 0)], None);
+        assert!(live);
+        assert_eq!(rig.seen(peer), expected);
+    }
+    let (peer, live) = rig.join(at(1, 1), &[(1, 0)], None);
+    assert!(!live, "the ring holds four commits, 2 is gone");
+    assert_eq!(rig.seen(peer), "", "current is not sent where it would leave a hole");
+}
+
+#[test]
+fn a_joiner_ahead_of_the_hub_gets_no_repeats() {
+    let mut rig = Rig::at(at(1, 2), &[(1, 0)]);
+    let (peer, live) = rig.join(at(1, 4), &[(1, 0)], None);
+    assert!(live);
+    rig.publish(&[(1, 0)], &commits(3..=5));
+    assert_eq!(rig.seen(peer), ". 5");
+}
+
+#[test]
+fn a_new_epoch_is_told_between_the_last_commit_of_the_old_and_the_first_of_the_new() {
+    let mut rig = Rig::at(Position::START, &[]);
+    let (early, live) = rig.join(Position::START, &[], None);
+    assert!(live);
+    rig.publish(&[(1, 0)], &commits(1..=2));
+    rig.publish(&[(1, 0), (2, 3)], &commits(3..=5));
+    assert_eq!(rig.seen(early), ". E1@0 1 2 3 E2@3 4 5");
+    let (late, live) = rig.join(at(1, 2), &[(1, 0)], None);
+    assert!(live);
+    assert_eq!(rig.seen(late), ". 3 E2@3 4 5");
+    let (ahead, live) = rig.join(at(3, 6), &[(1, 0), (2, 3), (3, 6)], None);
+    assert!(live);
+    rig.publish(&[(1, 0), (2, 3), (3, 6)], &commits(6..=7));
+    assert_eq!(rig.seen(ahead), ". 7", "it knows the third epoch already");
+    assert_eq!(rig.seen(early), ". E1@0 1 2 3 E2@3 4 5 6 E3@6 7");
+}
+
+#[test]
+fn news_of_a_lost_history_are_never_applied() {
+    let mut rig = Rig::at(at(1, 5), &[(1, 0)]);
+    let (peer, _) = rig.join(at(1, 5), &[(1, 0)], None);
+    // The store went back to 3 and on under a new name: 5 is none of its history.
+    assert_eq!(rig.publish(&[(1, 0), (2, 3)], &commits(4..=6)), Found::Lost);
+    rig.inner.lose(state(at(2, 6), lineage(&[(1, 0), (2, 3)])));
+    assert_eq!(rig.seen(peer), ".");
+    assert_eq!(
+        *rig.tapes[peer].1.lock(),
+        [at(1, 5)],
+        "it has to catch up from where it stands"
+    );
+    let (again, live) = rig.join(at(1, 5), &[(1, 0)], None);
+    assert!(!live, "a stale catch-up does not go live");
+    assert_eq!(rig.seen(again), "");
+}
+
+#[test]
+fn an_answer_waits_for_its_change_and_out_of_view_for_a_progress_that_covers_it() {
+    let mut rig = Rig::at(at(1, 0), &[(1, 0)]);
+    let (all, _) = rig.join(at(1, 0), &[(1, 0)], None);
+    let (even, _) = rig.join(at(1, 0), &[(1, 0)], Some("even"));
+    let ack = || Bytes::from_static(b"\x82\x03ack");
+    for peer in [all, even] {
+        let to = Peer(rig.tapes[peer].0.clone(), peer as u64, rig.tapes[peer].1.clone());
+        rig.inner.answer(1, &to, at(1, 1), ack());
+        assert_eq!(rig.seen(peer), ".", "held");
+    }
+    rig.publish(&[(1, 0)], &commits(1..=2));
+    assert_eq!(rig.seen(all), ". 1 2 a");
+    assert_eq!(rig.seen(even), ". 2 a");
+    rig.publish(&[(1, 0)], &commits(3..=3));
+    let to = Peer(rig.tapes[even].0.clone(), even as u64, rig.tapes[even].1.clone());
+    rig.inner.answer(1, &to, at(1, 3), ack());
+    assert_eq!(rig.seen(even), ". 2 a p3 a");
+    rig.publish(&[(1, 0)], &commits(5..=5));
+    rig.publish(&[(1, 0)], &commits(4..=4));
+    rig.inner.tell_progress(1);
+    rig.inner.tell_progress(1);
+    assert_eq!(rig.seen(even), ". 2 a p3 a 4 p5", "told once");
+}
+
+#[test]
+fn a_commit_is_encoded_once_however_many_listen() {
+    let mut rig = Rig::at(at(1, 0), &[(1, 0)]);
+    for _ in 0..20 {
+        rig.join(at(1, 0), &[(1, 0)], None);
+    }
+    rig.publish(&[(1, 0)], &commits(1..=3));
+    assert_eq!(rig.metrics.encodes.get(), 3);
+    assert_eq!(rig.metrics.deliveries.get(), 60);
+}
+
+#[test]
+fn what_comes_in_while_a_space_is_opened_follows_the_head_that_is_then_read() {
+    let mut inner = Inner::default();
+    assert_eq!(inner.take_in(&lineage(&[(1, 0)]), &commits(3..=5)), Found::Repeat);
+    inner.open(state(at(1, 4), lineage(&[(1, 0)])));
+    assert_eq!(inner.position(), at(1, 5));
+    let mut rig = Rig {
+        inner,
+        metrics: Metrics::default(),
+        tapes: vec![],
+    };
+    rig.inner.deliver(1, &HubConfig::default(), &rig.metrics);
+    let (peer, live) = rig.join(at(1, 4), &[(1, 0)], None);
+    assert!(live, "5 is in the ring");
+    assert_eq!(rig.seen(peer), ". 5");
+}

@@ -1,0 +1,292 @@
+//! Catch-up: brings a subscription from where its client stands to the head, and makes it live.
+//!
+//! The hub follows the space *before* anything is read, so that what is committed meanwhile is in its
+//! ring when the subscription joins. Modes: `log` (exact commits) where few are missing and the log
+//! reaches back, `delta` (what changed) where the position holds, `reset` (the whole) where it does not.
+
+use super::conn::{Conn, Node};
+use super::cursor;
+use super::machine::Subscribe;
+use crate::frame;
+use crate::hub::{Joining, Lease, Subscriber, change};
+use crate::store::{
+    ChangesReply, ChangesRequest, Cursor, Lineage, LogEntry, LogReply, ResetReason, SpaceState, StoreError,
+};
+use std::sync::Arc;
+use std::time::Duration;
+use tidegate_protocol::{Begin, Mid, Mode, Position, Seq, ServerMessage};
+
+/// Commits of one log read.
+const LOG_COMMITS: usize = 256;
+/// With more missing than this, a delta is cheaper than the commits.
+const LOG_MODE_COMMITS: u64 = 1_000;
+/// A page's budget doubles up to this many times the configured one while writes outrun the scan.
+const BUDGET_GROWTH: usize = 2;
+
+/// One catch-up.
+pub(super) struct CatchUp {
+    pub(super) node: Arc<Node>,
+    pub(super) conn: Arc<Conn>,
+    pub(super) what: Subscribe,
+}
+
+/// Where the client stands, as far as it can be taken up.
+enum From {
+    /// Nowhere.
+    Nothing,
+    /// At this position.
+    At(Position),
+    /// In the middle of a scan.
+    Scan(Cursor),
+}
+
+impl CatchUp {
+    /// Runs until the subscription is live. Store failures are waited out: a subscription that cannot
+    /// be served now is late, not wrong.
+    pub(super) async fn run(self) -> Lease {
+        let mut pause = Duration::from_millis(50);
+        let mut from = self.start();
+        loop {
+            // Admission: so many scans at a time on this node, the others wait. It is never closed.
+            let permit = self.node.catch_ups.acquire().await;
+            let attempt = self.attempt(&from).await;
+            drop(permit);
+            match attempt {
+                Ok(Step::Live(lease)) => return lease,
+                Ok(Step::Again(next)) => from = next,
+                Err(error) => {
+                    tracing::warn!(space = %self.what.space, %error, "a catch-up waits for the store");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(5));
+                }
+            }
+        }
+    }
+
+    /// What of the client's `from` can be taken up, before the store has been asked.
+    fn start(&self) -> From {
+        let resets = &self.node.metrics.resets;
+        match &self.what.from {
+            None => From::Nothing,
+            Some(from) if from.view != self.what.view.id => {
+                resets.with_label_values(&["view"]).inc();
+                From::Nothing
+            }
+            Some(from) => match from.cursor.as_ref().map(|bytes| cursor::decode(bytes)) {
+                None => From::At(from.position),
+                // A delta from elsewhere than where the client stands would leave a hole.
+                Some(Some(cursor))
+                    if cursor.view == self.what.view.id && cursor.after.is_none_or(|after| after == from.position) =>
+                {
+                    From::Scan(cursor)
+                }
+                Some(_) => {
+                    resets.with_label_values(&["foreign_cursor"]).inc();
+                    From::At(from.position)
+                }
+            },
+        }
+    }
+
+    async fn attempt(&self, from: &From) -> Result<Step, StoreError> {
+        let lease = self.node.hub.lease(&self.what.space).await?;
+        match from {
+            From::At(position) => match self.by_log(lease, *position).await? {
+                Logged::Live(lease) => Ok(Step::Live(lease)),
+                Logged::Elsewhere(lease, position) => self.by_scan(lease, Some(position), None).await,
+                Logged::Lost => Ok(Step::Again(From::Nothing)),
+            },
+            From::Scan(cursor) => self.by_scan(lease, cursor.after, Some(cursor.clone())).await,
+            From::Nothing => self.by_scan(lease, None, None).await,
+        }
+    }
+
+    fn begin(&self, lease: &Lease, mode: Mode, state: Position, resumed: bool) {
+        self.node.metrics.catch_ups.with_label_values(&[mode.name()]).inc();
+        self.send(&ServerMessage::Begin(Begin {
+            id: self.what.id,
+            n: lease.n(),
+            mode,
+            view: self.what.view.id,
+            epoch: state.epoch,
+            resumed,
+        }));
+    }
+
+    fn send(&self, message: &ServerMessage) {
+        self.conn.outbox().push([frame::message(self.conn.form, message)]);
+    }
+
+    /// Waits until the client has taken most of what it was sent.
+    async fn room(&self) {
+        self.conn.outbox().below(self.node.config.soft_bytes).await;
+    }
+
+    fn go_live(&self, lease: &Lease, at: Position, lineage: &Lineage, last_mid: Option<Mid>) -> bool {
+        let current = ServerMessage::Current {
+            id: self.what.id,
+            position: at,
+            last_mid,
+        };
+        let who = Joining {
+            to: self.conn.clone(),
+            sub: self.what.id,
+            view: self.what.view.clone(),
+            form: self.conn.form,
+        };
+        lease.go_live(who, at, lineage, frame::message(self.conn.form, &current))
+    }
+
+    fn count_reset(&self, reason: ResetReason) {
+        let label = match reason {
+            ResetReason::Lost => "lost",
+            ResetReason::BelowFloor => "below_floor",
+            ResetReason::ForeignCursor => "foreign_cursor",
+        };
+        self.node.metrics.resets.with_label_values(&[label]).inc();
+    }
+
+    /// Exact commits, if they are few and the log has them.
+    async fn by_log(&self, lease: Lease, from: Position) -> Result<Logged, StoreError> {
+        let mut at = from;
+        let mut begun = false;
+        loop {
+            let page = self.node.config.limits.page_bytes;
+            let reply = self
+                .node
+                .store
+                .log(&self.what.space, at, LOG_COMMITS, page, self.what.writer)
+                .await?;
+            let (commits, state, last_mid) = match reply {
+                LogReply::Commits {
+                    commits,
+                    state,
+                    last_mid,
+                } => (commits, state, last_mid),
+                LogReply::Trimmed => return Ok(Logged::Elsewhere(lease, at)),
+                LogReply::Reset(reason) => {
+                    self.count_reset(reason);
+                    return Ok(Logged::Lost);
+                }
+            };
+            if !begun {
+                if state.head.seq.get().saturating_sub(at.seq.get()) > LOG_MODE_COMMITS {
+                    return Ok(Logged::Elsewhere(lease, at));
+                }
+                self.begin(&lease, Mode::Log, state.head, false);
+                begun = true;
+            }
+            at = self.send_commits(&lease, &commits, at, &state);
+            if at.seq == state.head.seq && self.go_live(&lease, state.head, &state.lineage, last_mid) {
+                return Ok(Logged::Live(lease));
+            }
+            self.room().await;
+        }
+    }
+
+    fn send_commits(&self, lease: &Lease, commits: &[LogEntry], at: Position, state: &SpaceState) -> Position {
+        let frames = commits
+            .iter()
+            .filter_map(|commit| change(self.conn.form, lease.n(), &self.what.view, commit));
+        self.conn.outbox().push(frames);
+        let seq = commits.last().map_or(at.seq, |commit| commit.seq);
+        // The position is named in the epoch that the reply's lineage gives it.
+        Position::new(epoch_at(&state.lineage, seq), seq)
+    }
+
+    /// What changed after `after`, or the whole.
+    async fn by_scan(&self, lease: Lease, after: Option<Position>, from: Option<Cursor>) -> Result<Step, StoreError> {
+        let config = &self.node.config;
+        let mode = if after.is_some() { Mode::Delta } else { Mode::Reset };
+        let resumed = from.is_some();
+        let mut cursor = from;
+        let mut begun = false;
+        let mut budget = config.limits.page_bytes;
+        let mut behind = u64::MAX;
+        loop {
+            let request = ChangesRequest {
+                after,
+                cursor: cursor.clone(),
+                view: self.what.view.clone(),
+                writer: self.what.writer,
+                budget,
+            };
+            let reply = self.node.store.changes(&self.what.space, request).await?;
+            let (docs, next, head, done) = match reply {
+                ChangesReply::Page { docs, cursor, head } => (docs, Some(cursor), head, None),
+                ChangesReply::Done { docs, state, last_mid } => {
+                    // Should the connection break before `current`, the scan goes on from the head.
+                    let last = docs.last().map(|doc| doc.doc.clone());
+                    let begin = cursor.as_ref().map_or(state.head, |cursor| cursor.begin);
+                    let end = last.map(|doc| Cursor {
+                        after,
+                        at: state.head,
+                        doc,
+                        begin,
+                        view: self.what.view.id,
+                    });
+                    (docs, end, state.head, Some((state, last_mid)))
+                }
+                ChangesReply::Reset(reason) => {
+                    self.count_reset(reason);
+                    // Without the cursor first, then without the position.
+                    return Ok(Step::Again(match after {
+                        Some(after) if reason == ResetReason::ForeignCursor => From::At(after),
+                        Some(after) if cursor.is_some() && reason == ResetReason::Lost => From::At(after),
+                        _ => From::Nothing,
+                    }));
+                }
+            };
+            if !begun {
+                self.begin(&lease, mode, head, resumed);
+                begun = true;
+            }
+            if let (false, Some(next)) = (docs.is_empty(), &next) {
+                self.send(&ServerMessage::Page {
+                    id: self.what.id,
+                    docs,
+                    cursor: cursor::encode(next),
+                });
+            }
+            if let Some((state, last_mid)) = done
+                && self.go_live(&lease, state.head, &state.lineage, last_mid)
+            {
+                return Ok(Step::Live(lease));
+            }
+            // After the last page: more was committed than the hub's ring holds, the scan goes on behind the head.
+            let left = head
+                .seq
+                .get()
+                .saturating_sub(next.as_ref().map_or(0, |cursor| cursor.at.seq.get()));
+            if left >= behind {
+                budget = (budget * 2).min(config.limits.page_bytes * BUDGET_GROWTH);
+            }
+            behind = left;
+            cursor = next.or(cursor);
+            self.room().await;
+        }
+    }
+}
+
+enum Step {
+    Live(Lease),
+    Again(From),
+}
+
+enum Logged {
+    Live(Lease),
+    /// Not by log: from here by delta.
+    Elsewhere(Lease, Position),
+    Lost,
+}
+
+/// The epoch of the commit `seq` in a lineage: the last that starts below it.
+fn epoch_at(lineage: &Lineage, seq: Seq) -> tidegate_protocol::Epoch {
+    let own = lineage
+        .0
+        .iter()
+        .rev()
+        .find(|entry| entry.start < seq)
+        .or(lineage.0.first());
+    own.map_or(tidegate_protocol::Epoch(0), |entry| entry.epoch)
+}

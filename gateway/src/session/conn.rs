@@ -1,0 +1,517 @@
+//! The shell of a session: one task per connection, reading frames, driving the machine, writing
+//! only where the socket would block.
+
+use super::catchup::CatchUp;
+use super::machine::{Effect, Input, Now, Session, SessionConfig, Subscribe};
+use crate::auth::Authoriser;
+use crate::engine::{Engine, WriteReply, WriteRequest};
+use crate::env::Env;
+use crate::frame;
+use crate::hub::{Hub, Lease, Subscriber};
+use crate::metrics::{Gauged, Metrics};
+use crate::outbox::{End, Outbox, Transport};
+use crate::store::Store;
+use bytes::Bytes;
+use dashmap::DashMap;
+use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tidegate_protocol::form::Form;
+use tidegate_protocol::{Code, Limits, Position, ResumeFrom, ServerMessage};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{Notify, Semaphore};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+use tokio_util::sync::CancellationToken;
+
+/// Bounds and times of a node's connections.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The limits in force.
+    pub limits: Limits,
+    /// A catch-up waits while more than this is queued on its connection.
+    pub soft_bytes: usize,
+    /// Over this a connection is closed.
+    pub hard_bytes: usize,
+    /// Mutations of a connection that are not answered yet; over it, the connection is not read.
+    pub in_flight: usize,
+    /// Catch-ups at a time.
+    pub catch_ups: usize,
+    /// tungstenite's read buffer, bytes a connection.
+    pub read_buffer: usize,
+    /// How long a closing connection may take to be flushed.
+    pub flush: Duration,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            soft_bytes: 512 << 10,
+            hard_bytes: 8 << 20,
+            in_flight: 1_024,
+            catch_ups: 64,
+            read_buffer: 4 << 10,
+            flush: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What all connections of a node share.
+pub struct Node {
+    /// The engine.
+    pub engine: Arc<Engine>,
+    /// The hub.
+    pub hub: Arc<Hub>,
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// Who may do what.
+    pub authoriser: Arc<dyn Authoriser>,
+    /// Clock and randomness.
+    pub env: Arc<dyn Env>,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Bounds.
+    pub config: NodeConfig,
+    /// For every session.
+    pub session: Arc<SessionConfig>,
+    /// Catch-ups in progress.
+    pub catch_ups: Semaphore,
+    /// Set when the node drains.
+    pub draining: CancellationToken,
+    /// Start of the monotonic clock.
+    pub started: Instant,
+    /// Open connections, for the sweep of deadlines.
+    pub connections: DashMap<u64, Weak<Conn>>,
+    /// Number of the last connection.
+    pub last_id: AtomicU64,
+}
+
+impl Node {
+    fn now(&self) -> Now {
+        Now {
+            mono: self.mono(Instant::now()),
+            wall: self.env.now_ms(),
+        }
+    }
+
+    fn mono(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Wakes every connection whose deadline has passed; one sweep for all in place of a timer each.
+    pub async fn sweep(self: Arc<Self>, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval(Duration::from_millis(500));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            let now = self.now().mono;
+            for entry in &self.connections {
+                if let Some(conn) = entry.value().upgrade()
+                    && conn.deadline.load(Ordering::Relaxed) <= now
+                {
+                    conn.wake.notify_one();
+                }
+            }
+        }
+    }
+}
+
+/// A connection that has become a WebSocket.
+pub struct Accepted<T> {
+    /// The socket.
+    pub socket: T,
+    /// What was read beyond the upgrade request.
+    pub leftover: Bytes,
+    /// The negotiated form.
+    pub form: Form,
+    /// From the `Authorization` header.
+    pub token: Option<String>,
+    /// When the TCP connection was accepted.
+    pub since: Instant,
+    /// Who, for the log.
+    pub peer: String,
+}
+
+/// What others hold of a connection: the hub, the engine's answers, the sweep.
+pub struct Conn {
+    id: u64,
+    pub(super) form: Form,
+    outbox: Arc<Outbox>,
+    wake: Notify,
+    /// Subscriptions that have to catch up again; at most one entry each.
+    behind: Mutex<HashMap<u64, Position>>,
+    deadline: AtomicU64,
+}
+
+impl Subscriber for Conn {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    fn behind(&self, sub: u64, at: Position) {
+        self.behind.lock().insert(sub, at);
+        self.wake.notify_one();
+    }
+}
+
+/// Lets tungstenite read the socket, and puts what it writes (pongs, the answer to a close) into the outbox.
+struct Duplex(Arc<Outbox>);
+
+impl AsyncRead for Duplex {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.0.transport().poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Duplex {
+    fn poll_write(self: Pin<&mut Self>, _cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.push([Bytes::copy_from_slice(bytes)]);
+        Poll::Ready(Ok(bytes.len()))
+    }
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A subscription of this connection.
+struct Sub {
+    what: Subscribe,
+    /// Tells a finished catch-up from the one that replaced it.
+    generation: u64,
+    catching_up: AbortHandle,
+    live: Option<Lease>,
+    _gauge: Gauged,
+}
+
+type Job = BoxFuture<'static, (u64, u64, Result<Lease, Aborted>)>;
+
+struct Shell {
+    node: Arc<Node>,
+    conn: Arc<Conn>,
+    session: Session,
+    subs: HashMap<u64, Sub>,
+    jobs: FuturesUnordered<Job>,
+    generation: u64,
+    in_flight: Arc<Semaphore>,
+    /// Set when the session is over: what to say last.
+    closing: Option<(Code, String)>,
+}
+
+/// Serves a connection until it is over. One info line says what it was.
+pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
+    let Accepted {
+        socket,
+        leftover,
+        form,
+        token,
+        since,
+        peer,
+    } = accepted;
+    let _gauge = Gauged::new(&node.metrics.connections);
+    let id = node.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+    let outbox: Arc<Outbox> = Arc::new(Outbox::new(socket, node.config.hard_bytes));
+    let name = format!("{:016x}", node.env.random());
+    let opened = node.mono(since);
+    let session = Session::new(
+        node.session.clone(),
+        node.authoriser.clone(),
+        name.clone(),
+        token,
+        opened,
+    );
+    let conn = Arc::new(Conn {
+        id,
+        form,
+        outbox,
+        wake: Notify::new(),
+        behind: Mutex::default(),
+        deadline: AtomicU64::new(session.deadline(node.now()).unwrap_or(u64::MAX)),
+    });
+    node.connections.insert(id, Arc::downgrade(&conn));
+    let shell = Shell {
+        in_flight: Arc::new(Semaphore::new(node.config.in_flight)),
+        node: node.clone(),
+        conn,
+        session,
+        subs: HashMap::new(),
+        jobs: FuturesUnordered::new(),
+        generation: 0,
+        closing: None,
+    };
+    let (user, reason) = shell.run(leftover).await;
+    node.connections.remove(&id);
+    let ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(session = %name, %peer, %user, form = form.subprotocol(), ms, reason, "connection closed");
+}
+
+impl Shell {
+    async fn run(mut self, leftover: Bytes) -> (String, &'static str) {
+        let limit = self.node.config.limits.message_bytes;
+        let config = WebSocketConfig::default()
+            .read_buffer_size(self.node.config.read_buffer)
+            .write_buffer_size(0)
+            .max_message_size(Some(limit))
+            .max_frame_size(Some(limit));
+        let duplex = Duplex(self.conn.outbox.clone());
+        let mut ws = WebSocketStream::from_partially_read(duplex, leftover.to_vec(), Role::Server, Some(config)).await;
+        let reason = self.converse(&mut ws).await;
+        for (_, sub) in self.subs.drain() {
+            sub.end(self.conn.id);
+        }
+        let user = self.session.user().unwrap_or("-").to_owned();
+        self.farewell(&mut ws).await;
+        (user, reason)
+    }
+
+    /// Until somebody ends it.
+    async fn converse(&mut self, ws: &mut WebSocketStream<Duplex>) -> &'static str {
+        let (node, conn) = (self.node.clone(), self.conn.clone());
+        let in_flight = self.in_flight.clone();
+        let mut drained = false;
+        loop {
+            let may_read = in_flight.available_permits() > 0;
+            tokio::select! {
+                frame = ws.next(), if may_read => match frame {
+                    Some(Ok(message)) => self.frame(&message),
+                    Some(Err(error)) => match self.broken(&error) {
+                        Some(reason) => return reason,
+                        None => continue,
+                    },
+                    None => return "closed by client",
+                },
+                end = conn.outbox.run_writer() => match end {
+                    End::Overflow => {
+                        let bound = node.config.hard_bytes;
+                        self.closing = Some((Code::SlowReader, format!("send queue is limited to {bound} bytes")));
+                    }
+                    End::Broken | End::Finished => return "connection lost",
+                },
+                Some((id, generation, lease)) = self.jobs.next(), if !self.jobs.is_empty() => {
+                    self.caught_up(id, generation, lease);
+                }
+                () = conn.wake.notified() => self.woken(),
+                // Room to read again.
+                _ = in_flight.acquire(), if !may_read => {}
+                () = node.draining.cancelled(), if !drained => {
+                    drained = true;
+                    self.input(Input::Drain { retry_ms: 0, jitter_ms: 1_000 });
+                    // What has been taken in is answered before the connection closes.
+                    let all = u32::try_from(node.config.in_flight).unwrap_or(u32::MAX);
+                    let _ = tokio::time::timeout(node.config.flush, in_flight.acquire_many(all)).await;
+                    self.closing = Some((Code::GoingAway, "the node is stopping; reconnect".into()));
+                }
+            }
+            if let Some((code, _)) = &self.closing {
+                return code.name();
+            }
+            let deadline = self.session.deadline(node.now()).unwrap_or(u64::MAX);
+            conn.deadline.store(deadline, Ordering::Relaxed);
+        }
+    }
+
+    /// Sends the last words and lets the peer read them: closing a socket with unread input would
+    /// make the kernel throw them away.
+    async fn farewell(&mut self, ws: &mut WebSocketStream<Duplex>) {
+        let outbox = &self.conn.outbox;
+        match self.closing.take() {
+            Some((code, message)) => {
+                self.node.metrics.closes.with_label_values(&[code.name()]).inc();
+                let error = ServerMessage::Error {
+                    code,
+                    message,
+                    re: None,
+                };
+                let keep = code != Code::SlowReader;
+                outbox.finish([frame::message(self.conn.form, &error), frame::close(Some(code))], keep);
+            }
+            // The answer to the peer's close is in the queue already.
+            None => outbox.finish([], true),
+        }
+        let flush = async {
+            if outbox.run_writer().await == End::Finished {
+                outbox.transport().shutdown_write();
+                while let Some(Ok(_)) = ws.next().await {}
+            }
+        };
+        let _ = tokio::time::timeout(self.node.config.flush, flush).await;
+    }
+
+    fn frame(&mut self, message: &Message) {
+        let form = self.conn.form;
+        let limits = &self.node.config.limits;
+        let input = match message {
+            Message::Text(text) if form.is_text() => Input::Message(form.decode_client(text.as_bytes(), limits)),
+            Message::Binary(bytes) if !form.is_text() => Input::Message(form.decode_client(bytes, limits)),
+            Message::Text(_) | Message::Binary(_) => {
+                let why = format!(
+                    "{} takes {} frames",
+                    form.subprotocol(),
+                    if form.is_text() { "text" } else { "binary" }
+                );
+                self.closing = Some((Code::Malformed, why));
+                return;
+            }
+            Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => Input::Heard,
+        };
+        self.input(input);
+    }
+
+    /// What a read error means; `Some` ends the connection without a word.
+    fn broken(&mut self, error: &WsError) -> Option<&'static str> {
+        match error {
+            WsError::Capacity(capacity) => {
+                let limit = self.node.config.limits.message_bytes;
+                self.closing = Some((
+                    Code::Oversize,
+                    format!("a message is limited to {limit} bytes: {capacity}"),
+                ));
+            }
+            WsError::Protocol(tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake)
+            | WsError::Io(_)
+            | WsError::ConnectionClosed
+            | WsError::AlreadyClosed => return Some("connection lost"),
+            WsError::Protocol(error) => {
+                self.closing = Some((Code::Malformed, format!("not a WebSocket frame: {error}")))
+            }
+            WsError::Utf8(_) => self.closing = Some((Code::Malformed, "a text frame that is not UTF-8".into())),
+            _ => self.closing = Some((Code::Malformed, "a frame that cannot be read".into())),
+        }
+        self.closing.as_ref().map(|(code, _)| code.name())
+    }
+
+    fn woken(&mut self) {
+        let behind = std::mem::take(&mut *self.conn.behind.lock());
+        for (id, at) in behind {
+            if let Some(sub) = self.subs.remove(&id) {
+                let mut what = sub.what.clone();
+                sub.end(self.conn.id);
+                what.from = Some(ResumeFrom {
+                    position: at,
+                    view: what.view.id,
+                    cursor: None,
+                });
+                self.subscribe(what);
+            }
+        }
+        self.input(Input::Time);
+    }
+
+    fn input(&mut self, input: Input) {
+        for effect in self.session.handle(self.node.now(), input) {
+            match effect {
+                Effect::Send(message) => self.conn.outbox.push([frame::message(self.conn.form, &message)]),
+                Effect::Subscribe(what) => self.subscribe(what),
+                Effect::Unsubscribe { id, .. } => {
+                    if let Some(sub) = self.subs.remove(&id) {
+                        sub.end(self.conn.id);
+                    }
+                }
+                Effect::Write(request) => self.write(request),
+                Effect::Get { id, space, docs } => {
+                    let (node, conn) = (self.node.clone(), self.conn.clone());
+                    // Counted as a mutation in flight is: a client cannot ask for more than is answered.
+                    let permit = self.in_flight.clone().try_acquire_owned();
+                    let job = async move {
+                        let answer = match node.engine.get(&space, &docs).await {
+                            Ok((position, docs)) => ServerMessage::Docs { id, position, docs },
+                            Err(error) => {
+                                tracing::warn!(%space, %error, "a get failed");
+                                let message = "the store cannot answer now; try again".into();
+                                ServerMessage::Error {
+                                    code: Code::Unavailable,
+                                    message,
+                                    re: Some(id),
+                                }
+                            }
+                        };
+                        conn.outbox.push([frame::message(conn.form, &answer)]);
+                        drop(permit);
+                        // No subscription has generation 0: it ends without one.
+                        (0, 0, Err(Aborted))
+                    };
+                    self.jobs.push(job.boxed());
+                }
+                Effect::Close(code, message) => self.closing = Some((code, message)),
+            }
+        }
+    }
+
+    fn subscribe(&mut self, what: Subscribe) {
+        self.generation += 1;
+        let (id, generation) = (what.id, self.generation);
+        let (handle, registration) = AbortHandle::new_pair();
+        let catch_up = CatchUp {
+            node: self.node.clone(),
+            conn: self.conn.clone(),
+            what: what.clone(),
+        };
+        let job = Abortable::new(catch_up.run(), registration);
+        self.jobs.push(async move { (id, generation, job.await) }.boxed());
+        let _gauge = Gauged::new(&self.node.metrics.subscriptions);
+        self.subs.insert(
+            id,
+            Sub {
+                what,
+                generation,
+                catching_up: handle,
+                live: None,
+                _gauge,
+            },
+        );
+    }
+
+    fn caught_up(&mut self, id: u64, generation: u64, lease: Result<Lease, Aborted>) {
+        let Ok(lease) = lease else { return };
+        match self.subs.get_mut(&id) {
+            Some(sub) if sub.generation == generation => sub.live = Some(lease),
+            // An aborted catch-up never gets here; should one, it must not stay live unseen.
+            _ => lease.leave(self.conn.id),
+        }
+    }
+
+    fn write(&mut self, request: WriteRequest) {
+        // Reading stops when there is none left, so there is one.
+        let permit = self.in_flight.clone().try_acquire_owned();
+        let (node, conn) = (self.node.clone(), self.conn.clone());
+        let space = request.head.space.clone();
+        let done = Box::new(move |reply: WriteReply| {
+            let (label, at, message) = match reply {
+                WriteReply::Ack(ack) => ("ack", Some(ack.position), ServerMessage::Ack(ack)),
+                WriteReply::Reject(reject) => (reject.code.name(), None, ServerMessage::Reject(reject)),
+            };
+            node.metrics.writes.with_label_values(&[label]).inc();
+            let answer = frame::message(conn.form, &message);
+            match at {
+                Some(at) => node.hub.answer(&space, &*conn, at, answer),
+                None => conn.outbox.push([answer]),
+            }
+            drop(permit);
+        });
+        self.node.engine.clone().submit(request, done);
+    }
+}
+
+impl Sub {
+    fn end(self, conn: u64) {
+        self.catching_up.abort();
+        if let Some(lease) = self.live {
+            lease.leave(conn);
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! The session as a state machine: `(now, input) → effects`. No socket, no clock, no store.
+//!
+//! Awaiting `hello` → live → closed. `welcome` is the only way into live, `Effect::Close` the only
+//! way out that the server chooses. Nothing is answered in closed.
+
+use super::view::view_of;
+use crate::auth::{Authoriser, Identity, ReadScope};
+use crate::engine::{Refusal, WriteBody, WriteRequest};
+use crate::store::View;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use tidegate_protocol::msgpack::DecodeError;
+use tidegate_protocol::{
+    ClientMessage, Code, DocPath, Get, Hello, Limits, ResumeFrom, ServerMessage, SpaceId, Sub, Welcome, Write, Writer,
+};
+
+/// Both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// ms of a clock that never goes back.
+    pub mono: u64,
+    /// ms since 1970.
+    pub wall: u64,
+}
+
+/// What a session is told.
+#[derive(Debug)]
+pub enum Input {
+    /// A message arrived, or something that is none.
+    Message(Result<ClientMessage, DecodeError>),
+    /// Something else was heard: a WebSocket ping or pong.
+    Heard,
+    /// Time has passed: look at the deadlines.
+    Time,
+    /// The node is stopping.
+    Drain {
+        /// For `goaway`.
+        retry_ms: u64,
+        /// For `goaway`.
+        jitter_ms: u64,
+    },
+}
+
+/// What the shell is to do.
+#[derive(Debug)]
+pub enum Effect {
+    /// Send this.
+    Send(ServerMessage),
+    /// Bring this subscription up to date and live.
+    Subscribe(Subscribe),
+    /// End this subscription.
+    Unsubscribe {
+        /// Its id.
+        id: u64,
+        /// Its space.
+        space: SpaceId,
+    },
+    /// Have this mutation applied; answer it when that is done.
+    Write(WriteRequest),
+    /// Read these documents and answer.
+    Get {
+        /// Its id.
+        id: u64,
+        /// The space.
+        space: SpaceId,
+        /// The documents.
+        docs: Vec<DocPath>,
+    },
+    /// Say why, and close.
+    Close(Code, String),
+}
+
+/// A subscription to be brought up to date.
+#[derive(Clone, Debug)]
+pub struct Subscribe {
+    /// Its id.
+    pub id: u64,
+    /// Its space.
+    pub space: SpaceId,
+    /// Whose last mid `current` carries.
+    pub writer: Option<Writer>,
+    /// Where the client stands.
+    pub from: Option<ResumeFrom>,
+    /// What it covers.
+    pub view: View,
+}
+
+/// What is the same for every session of a node.
+#[derive(Clone, Debug)]
+pub struct SessionConfig {
+    /// Name of the node.
+    pub node: String,
+    /// The limits in force.
+    pub limits: Limits,
+    /// Clients ping after this long without sending, ms; the session closes after twice that.
+    pub ping_ms: u64,
+    /// From the TCP connection's first byte to `hello`, ms.
+    pub hello_ms: u64,
+}
+
+enum Phase {
+    AwaitHello,
+    Live(Arc<Identity>),
+    Closed,
+}
+
+/// A session.
+pub struct Session {
+    config: Arc<SessionConfig>,
+    authoriser: Arc<dyn Authoriser>,
+    name: String,
+    header_token: Option<String>,
+    phase: Phase,
+    opened: u64,
+    heard: u64,
+    draining: bool,
+    subs: BTreeMap<u64, SpaceId>,
+    spaces: HashMap<SpaceId, u64>,
+}
+
+impl Session {
+    /// A session that awaits `hello`. `opened`: when the connection was accepted, on the monotonic clock.
+    pub fn new(
+        config: Arc<SessionConfig>,
+        authoriser: Arc<dyn Authoriser>,
+        name: String,
+        header_token: Option<String>,
+        opened: u64,
+    ) -> Self {
+        Self {
+            config,
+            authoriser,
+            name,
+            header_token,
+            phase: Phase::AwaitHello,
+            opened,
+            heard: opened,
+            draining: false,
+            subs: BTreeMap::new(),
+            spaces: HashMap::new(),
+        }
+    }
+
+    /// When to hand in `Input::Time` next, on the monotonic clock; none once closed.
+    pub fn deadline(&self, now: Now) -> Option<u64> {
+        match &self.phase {
+            Phase::AwaitHello => Some(self.opened + self.config.hello_ms),
+            Phase::Live(who) => {
+                let idle = self.heard + 2 * self.config.ping_ms;
+                let expiry = who
+                    .expires
+                    .map_or(u64::MAX, |at| now.mono + at.saturating_sub(now.wall));
+                Some(idle.min(expiry))
+            }
+            Phase::Closed => None,
+        }
+    }
+
+    /// The user, once live.
+    pub fn user(&self) -> Option<&str> {
+        match &self.phase {
+            Phase::Live(who) => Some(&who.user),
+            _ => None,
+        }
+    }
+
+    /// Takes an input in.
+    pub fn handle(&mut self, now: Now, input: Input) -> Vec<Effect> {
+        if matches!(self.phase, Phase::Closed) {
+            return vec![];
+        }
+        match input {
+            Input::Heard => {
+                self.heard = now.mono;
+                vec![]
+            }
+            Input::Time => self.check_deadlines(now),
+            Input::Drain { retry_ms, jitter_ms } => {
+                self.draining = true;
+                vec![Effect::Send(ServerMessage::Goaway { retry_ms, jitter_ms })]
+            }
+            Input::Message(message) => {
+                self.heard = now.mono;
+                // Expiry ends access whatever the sweeper's pace.
+                let expired = self.check_deadlines(now);
+                if !expired.is_empty() {
+                    return expired;
+                }
+                match message {
+                    Ok(message) => self.message(now, message),
+                    Err(error) => self.refused(error),
+                }
+            }
+        }
+    }
+
+    fn close(&mut self, code: Code, message: impl Into<String>) -> Vec<Effect> {
+        self.phase = Phase::Closed;
+        vec![Effect::Close(code, message.into())]
+    }
+
+    fn check_deadlines(&mut self, now: Now) -> Vec<Effect> {
+        match &self.phase {
+            Phase::AwaitHello if now.mono >= self.opened + self.config.hello_ms => {
+                let limit = self.config.hello_ms;
+                self.close(
+                    Code::HandshakeTimeout,
+                    format!("no hello within {limit} ms of connecting"),
+                )
+            }
+            Phase::Live(who) if who.expires.is_some_and(|at| at <= now.wall) => self.close(
+                Code::TokenExpired,
+                "the token has expired; get a new one and connect again",
+            ),
+            Phase::Live(_) if now.mono >= self.heard + 2 * self.config.ping_ms => {
+                let silence = 2 * self.config.ping_ms;
+                self.close(
+                    Code::Idle,
+                    format!(
+                        "nothing was heard for {silence} ms; ping every {} ms",
+                        self.config.ping_ms
+                    ),
+                )
+            }
+            _ => vec![],
+        }
+    }
+
+    fn refused(&mut self, error: DecodeError) -> Vec<Effect> {
+        let Phase::Live(who) = &self.phase else {
+            let code = if error.error.code == Code::Malformed {
+                Code::Malformed
+            } else {
+                Code::Protocol
+            };
+            return self.close(
+                code,
+                format!("the first message must be a hello: {}", error.error.message),
+            );
+        };
+        let Refusal { code, message, at } = Refusal {
+            code: error.error.code,
+            message: error.error.message,
+            at: error.at,
+        };
+        match error.write {
+            Some(head) => {
+                vec![Effect::Write(WriteRequest {
+                    who: who.clone(),
+                    head: *head,
+                    body: Err(Refusal { code, message, at }),
+                })]
+            }
+            None if code == Code::Malformed => self.close(code, message),
+            None => vec![Effect::Send(ServerMessage::Error {
+                code,
+                message,
+                re: error.re,
+            })],
+        }
+    }
+
+    fn message(&mut self, now: Now, message: ClientMessage) -> Vec<Effect> {
+        let who = match (&self.phase, &message) {
+            (Phase::AwaitHello, ClientMessage::Hello(_)) => None,
+            (Phase::AwaitHello, _) => return self.close(Code::Protocol, "the first message must be a hello"),
+            (Phase::Live(who), _) => Some(who.clone()),
+            (Phase::Closed, _) => return vec![],
+        };
+        match (message, who) {
+            (ClientMessage::Hello(hello), None) => self.hello(now, &hello),
+            (ClientMessage::Hello(_), Some(_)) => self.close(Code::Protocol, "a second hello"),
+            (_, None) => vec![],
+            (ClientMessage::Auth { token }, Some(who)) => self.auth(now, &token, &who),
+            (ClientMessage::Sub(sub), Some(who)) => self.sub(sub, &who),
+            (ClientMessage::Unsub { id }, Some(_)) => match self.subs.remove(&id) {
+                Some(space) => {
+                    self.spaces.remove(&space);
+                    vec![Effect::Unsubscribe { id, space }]
+                }
+                // It may have been ended by `denied` while this was on its way.
+                None => vec![],
+            },
+            (
+                ClientMessage::Write(Write {
+                    head,
+                    base,
+                    policy,
+                    ops,
+                }),
+                Some(who),
+            ) => {
+                vec![Effect::Write(WriteRequest {
+                    who,
+                    head,
+                    body: Ok(WriteBody { base, policy, ops }),
+                })]
+            }
+            (ClientMessage::Get(get), Some(who)) => self.get(get, &who),
+            (ClientMessage::Ping { at }, Some(_)) => vec![Effect::Send(ServerMessage::Pong { at, now: now.wall })],
+        }
+    }
+
+    fn hello(&mut self, now: Now, hello: &Hello) -> Vec<Effect> {
+        let header = self.header_token.take();
+        let token = hello.token.as_deref().or(header.as_deref());
+        match self.authoriser.authenticate(token, now.wall) {
+            Ok(who) => {
+                let welcome = Welcome {
+                    session: self.name.clone(),
+                    node: self.config.node.clone(),
+                    user: who.user.clone(),
+                    now: now.wall,
+                    limits: self.config.limits.clone(),
+                    caps: vec![],
+                    ping_ms: self.config.ping_ms,
+                    token_expires: who.expires,
+                };
+                self.phase = Phase::Live(Arc::new(who));
+                vec![Effect::Send(ServerMessage::Welcome(welcome))]
+            }
+            Err(denial) => self.close(denial.code, denial.message),
+        }
+    }
+
+    fn auth(&mut self, now: Now, token: &str, who: &Identity) -> Vec<Effect> {
+        match self.authoriser.authenticate(Some(token), now.wall) {
+            Ok(new) if new.user == who.user => {
+                self.phase = Phase::Live(Arc::new(new));
+                vec![]
+            }
+            Ok(_) => self.close(
+                Code::UserChanged,
+                "auth with another user's token; connect anew as that user",
+            ),
+            Err(denial) if denial.code == Code::AuthUnavailable => {
+                vec![Effect::Send(ServerMessage::Error {
+                    code: denial.code,
+                    message: denial.message,
+                    re: None,
+                })]
+            }
+            Err(denial) => self.close(denial.code, denial.message),
+        }
+    }
+
+    fn sub(&mut self, sub: Sub, who: &Identity) -> Vec<Effect> {
+        let Sub {
+            id,
+            space,
+            client,
+            from,
+            filter,
+        } = sub;
+        let error = |code, message: String| {
+            vec![Effect::Send(ServerMessage::Error {
+                code,
+                message,
+                re: Some(id),
+            })]
+        };
+        if self.subs.get(&id).is_some_and(|other| *other != space) {
+            return error(
+                Code::Invalid,
+                format!("id {id} is in use for another space; unsub it first"),
+            );
+        }
+        let limit = self.config.limits.subscriptions;
+        if !self.spaces.contains_key(&space) && self.subs.len() >= limit {
+            return error(
+                Code::TooMany,
+                format!("subscriptions is limited to {limit}, found {}", limit + 1),
+            );
+        }
+        let mut effects = Vec::new();
+        if let Some(old) = self.spaces.remove(&space) {
+            self.subs.remove(&old);
+            effects.push(Effect::Unsubscribe {
+                id: old,
+                space: space.clone(),
+            });
+        }
+        let scope = match self.authoriser.read(who, &space) {
+            Ok(scope) => scope,
+            Err(denial) => {
+                let purge = denial.code == Code::Forbidden;
+                effects.push(Effect::Send(ServerMessage::Denied {
+                    id,
+                    code: denial.code,
+                    purge,
+                }));
+                return effects;
+            }
+        };
+        self.subs.insert(id, space.clone());
+        self.spaces.insert(space.clone(), id);
+        let writer = client.map(|client| Writer::of(&who.user, client));
+        let view = view_of(filter.as_deref(), &scope);
+        effects.push(Effect::Subscribe(Subscribe {
+            id,
+            space,
+            writer,
+            from,
+            view,
+        }));
+        effects
+    }
+
+    fn get(&self, get: Get, who: &Identity) -> Vec<Effect> {
+        let Get { id, space, docs } = get;
+        let denial = match self.authoriser.read(who, &space) {
+            Ok(ReadScope::All) => None,
+            Ok(ReadScope::Collections(list)) => docs
+                .iter()
+                .find(|doc| !list.iter().any(|collection| collection.as_str() == doc.collection()))
+                .map(|doc| (Code::Forbidden, format!("the rules do not let you read {doc}"))),
+            Err(denial) => Some((denial.code, denial.message)),
+        };
+        match denial {
+            Some((code, message)) => vec![Effect::Send(ServerMessage::Error {
+                code,
+                message,
+                re: Some(id),
+            })],
+            None => vec![Effect::Get { id, space, docs }],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
