@@ -1,0 +1,16 @@
+//! The gateway's promises, over real sockets and the embedded store. Each test's name is what it proves.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    missing_docs,
+    unreachable_pub
+)]
+
+mod access;
+mod hostile;
+mod order;
+mod resume;
+mod support;
+mod writes;

@@ -1,0 +1,524 @@
+//! A gateway in this process on a free port, and a client that speaks the protocol by hand, so that
+//! nothing of the client library hides what the gateway sends.
+
+use futures_util::{SinkExt, StreamExt};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+use tidegate::auth::DevAuthoriser;
+use tidegate::env::SystemEnv;
+use tidegate::server::{Parts, ServerConfig};
+use tidegate::store::embedded::{self, Durability, EmbeddedOptions, EmbeddedStore};
+use tidegate::store::{
+    ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, LogReply, ReadCut, Retention, SpaceState,
+    Store, StoreError,
+};
+use tidegate_protocol::form::Form;
+use tidegate_protocol::*;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_util::sync::CancellationToken;
+
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub fn open_store(dir: &std::path::Path, retention: Retention) -> Arc<EmbeddedStore> {
+    let options = EmbeddedOptions {
+        durability: Durability::Memory,
+        retention,
+        env: Arc::new(SystemEnv),
+    };
+    Arc::new(embedded::open(dir, options).unwrap())
+}
+
+/// A gateway. Dropping it stops it without a drain.
+pub struct Gateway {
+    pub addr: SocketAddr,
+    pub store: Arc<EmbeddedStore>,
+    pub dir: Arc<TempDir>,
+    stop: CancellationToken,
+    task: Option<JoinHandle<std::io::Result<()>>>,
+}
+
+impl Gateway {
+    pub async fn start() -> Self {
+        Self::with(ServerConfig::default(), Retention::default()).await
+    }
+
+    pub async fn with(config: ServerConfig, retention: Retention) -> Self {
+        Self::in_dir(Arc::new(TempDir::new().unwrap()), config, retention).await
+    }
+
+    pub async fn in_dir(dir: Arc<TempDir>, config: ServerConfig, retention: Retention) -> Self {
+        let store = open_store(dir.path(), retention);
+        Self::on(dir, store.clone(), store, config).await
+    }
+
+    /// With something between the gateway and its store.
+    pub async fn on(dir: Arc<TempDir>, store: Arc<EmbeddedStore>, front: Arc<dyn Store>, config: ServerConfig) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let parts = Parts {
+            store: front,
+            authoriser: Arc::new(DevAuthoriser),
+            env: Arc::new(SystemEnv),
+        };
+        let config = ServerConfig {
+            loopback_only: true,
+            ..config
+        };
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "owned by this struct, which awaits or aborts it"
+        )]
+        let task = tokio::spawn(tidegate::server::run(listener, parts, config, stop.clone()));
+        Self {
+            addr,
+            store,
+            dir,
+            stop,
+            task: Some(task),
+        }
+    }
+
+    /// Drains and stops; returns the folder for the next one.
+    pub async fn stop(mut self) -> Arc<TempDir> {
+        self.stop.cancel();
+        self.task.take().unwrap().await.unwrap().unwrap();
+        self.dir.clone()
+    }
+
+    /// Stops, and starts again on the same folder, as a deployment does.
+    pub async fn restart(self) -> Self {
+        let dir = self.stop().await;
+        Self::in_dir(dir, ServerConfig::default(), Retention::default()).await
+    }
+
+    pub async fn peer(&self, user: &str) -> Peer {
+        self.peer_in(user, Form::Msgpack).await
+    }
+
+    pub async fn peer_in(&self, user: &str, form: Form) -> Peer {
+        let mut peer = Peer::connect(self.addr, form).await;
+        let hello = Hello {
+            token: Some(user.to_owned()),
+            ..Hello::default()
+        };
+        peer.send(&ClientMessage::Hello(hello)).await;
+        let ServerMessage::Welcome(welcome) = peer.next().await else {
+            panic!("no welcome")
+        };
+        assert_eq!(welcome.user, user);
+        peer.now = welcome.now;
+        peer
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+    }
+}
+
+/// A connection that speaks the protocol by hand.
+pub struct Peer {
+    pub socket: WebSocketStream<TcpStream>,
+    pub form: Form,
+    pub now: u64,
+    next_sub: u64,
+}
+
+impl Peer {
+    /// A WebSocket without a `hello`.
+    pub async fn connect(addr: SocketAddr, form: Form) -> Self {
+        let mut request = format!("ws://{addr}/v1/ws").into_client_request().unwrap();
+        request
+            .headers_mut()
+            .insert("Sec-WebSocket-Protocol", form.subprotocol().parse().unwrap());
+        let stream = TcpStream::connect(addr).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let (socket, _) = tokio_tungstenite::client_async(request, stream).await.unwrap();
+        Self {
+            socket,
+            form,
+            now: 0,
+            next_sub: 1,
+        }
+    }
+
+    pub async fn send(&mut self, message: &ClientMessage) {
+        self.send_raw(self.form.encode_client(message)).await;
+    }
+
+    pub async fn send_raw(&mut self, bytes: Vec<u8>) {
+        let frame = match self.form {
+            Form::Json => Message::text(String::from_utf8(bytes).unwrap()),
+            Form::Msgpack => Message::binary(bytes),
+        };
+        self.socket.send(frame).await.unwrap();
+    }
+
+    /// The next message; panics if there is none within `PATIENCE`.
+    pub async fn next(&mut self) -> ServerMessage {
+        self.maybe_next().await.expect("the connection has ended")
+    }
+
+    /// The next message, or `None` if the connection has ended.
+    pub async fn maybe_next(&mut self) -> Option<ServerMessage> {
+        loop {
+            let frame = tokio::time::timeout(PATIENCE, self.socket.next())
+                .await
+                .expect("silence");
+            match frame? {
+                Ok(Message::Binary(bytes)) => return Some(self.form.decode_server(&bytes).unwrap()),
+                Ok(Message::Text(text)) => return Some(self.form.decode_server(text.as_bytes()).unwrap()),
+                Ok(Message::Close(_)) | Err(_) => return None,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    pub async fn sub(
+        &mut self,
+        space: &str,
+        client: Option<ClientId>,
+        from: Option<ResumeFrom>,
+        filter: Option<&[&str]>,
+    ) -> u64 {
+        let id = self.next_sub;
+        self.next_sub += 1;
+        let filter = filter.map(|list| list.iter().map(|name| Collection::parse(name).unwrap()).collect());
+        self.send(&ClientMessage::Sub(Sub {
+            id,
+            space: space.parse().unwrap(),
+            client,
+            from,
+            filter,
+        }))
+        .await;
+        id
+    }
+
+    /// Subscribes and brings `replica` up to `current`.
+    pub async fn follow(&mut self, space: &str, replica: &mut Replica, client: Option<ClientId>) {
+        let from = replica.from();
+        self.sub(space, client, from, None).await;
+        self.catch_up(replica).await;
+    }
+
+    /// Feeds messages to the replica until the catch-up that is on its way has ended.
+    pub async fn catch_up(&mut self, replica: &mut Replica) {
+        loop {
+            let message = self.next().await;
+            replica.take(&message);
+            if matches!(message, ServerMessage::Current { .. }) {
+                return;
+            }
+        }
+    }
+
+    /// Feeds messages to the replica until it stands at `seq` or beyond.
+    pub async fn reach(&mut self, replica: &mut Replica, seq: u64) {
+        while replica.at.seq.get() < seq || replica.staging {
+            let message = self.next().await;
+            replica.take(&message);
+        }
+    }
+
+    /// The answer to a mutation; everything else goes to the replica.
+    pub async fn answer(&mut self, replica: &mut Replica) -> Result<Ack, Reject> {
+        loop {
+            match self.next().await {
+                ServerMessage::Ack(ack) => return Ok(ack),
+                ServerMessage::Reject(reject) => return Err(reject),
+                other => replica.take(&other),
+            }
+        }
+    }
+}
+
+/// A client's copy of a space, kept by hand. Panics at anything that breaks a promise: a gap, a
+/// repeat, a step back, a change in the middle of a catch-up.
+#[derive(Clone, Default)]
+pub struct Replica {
+    pub at: Position,
+    pub view: ViewId,
+    pub cursor: Option<bytes::Bytes>,
+    pub docs: BTreeMap<String, BTreeMap<FieldPath, Value>>,
+    pub modes: Vec<Mode>,
+    pub resumed: Vec<bool>,
+    pub last_mid: Option<Mid>,
+    /// Every commit seen live or by log: seq, writer, mid.
+    pub seen: Vec<(u64, Writer, u64)>,
+    pub staged: Vec<DocChange>,
+    pub staging: bool,
+    pub n: Option<u32>,
+}
+
+impl Replica {
+    pub fn from(&self) -> Option<ResumeFrom> {
+        let known = self.at != Position::START || self.cursor.is_some();
+        known.then(|| ResumeFrom {
+            position: self.at,
+            view: self.view,
+            cursor: self.cursor.clone(),
+        })
+    }
+
+    pub fn mode(&self) -> Mode {
+        *self.modes.last().unwrap()
+    }
+
+    pub fn take(&mut self, message: &ServerMessage) {
+        match message {
+            ServerMessage::Begin(begin) => {
+                if !begin.resumed {
+                    self.staged.clear();
+                    self.cursor = None;
+                }
+                self.staging = begin.mode != Mode::Log;
+                self.modes.push(begin.mode);
+                self.resumed.push(begin.resumed);
+                self.view = begin.view;
+                self.n = Some(begin.n);
+            }
+            ServerMessage::Page { docs, cursor, .. } => {
+                assert!(self.staging, "a page outside a catch-up by pages");
+                self.staged.extend(docs.iter().cloned());
+                self.cursor = Some(cursor.clone());
+            }
+            ServerMessage::Current { position, last_mid, .. } => {
+                if self.mode() == Mode::Reset {
+                    self.docs.clear();
+                } else if position.epoch == self.at.epoch {
+                    assert!(position.seq >= self.at.seq, "backwards: {} after {}", position, self.at);
+                }
+                if self.mode() == Mode::Log {
+                    assert_eq!(position.seq, self.at.seq, "log mode left a hole");
+                }
+                for change in std::mem::take(&mut self.staged) {
+                    self.apply(&change);
+                }
+                self.cursor = None;
+                self.staging = false;
+                self.at = *position;
+                self.last_mid = *last_mid;
+            }
+            ServerMessage::Change(change) => {
+                assert!(!self.staging, "a change within a catch-up by pages");
+                assert_eq!(Some(change.n), self.n, "a change of another space");
+                let commit = &change.commit;
+                let seq = commit.seq.get();
+                assert_eq!(seq, self.at.seq.get() + 1, "a gap or a repeat");
+                self.seen.push((seq, commit.writer, commit.mid.get()));
+                commit.docs.iter().for_each(|doc| self.apply(doc));
+                self.at.seq = commit.seq;
+            }
+            ServerMessage::Epoch { position, .. } => {
+                assert_eq!(position.seq, self.at.seq, "an epoch that does not start here");
+                self.at.epoch = position.epoch;
+            }
+            ServerMessage::Progress { seq, .. } => {
+                assert!(*seq >= self.at.seq, "progress backwards");
+                self.at.seq = *seq;
+            }
+            ServerMessage::Ack(_) | ServerMessage::Reject(_) | ServerMessage::Pong { .. } => {}
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    fn apply(&mut self, change: &DocChange) {
+        let name = change.doc.to_string();
+        match &change.kind {
+            DocChangeKind::Deleted => {
+                self.docs.remove(&name);
+            }
+            DocChangeKind::Whole(set) => {
+                self.docs.insert(name, set.iter().cloned().collect());
+            }
+            DocChangeKind::Change { set, unset } => {
+                let doc = self.docs.entry(name).or_default();
+                for root in unset {
+                    doc.retain(|path, _| path != root && !path.is_below(root));
+                }
+                doc.extend(set.iter().cloned());
+            }
+        }
+    }
+
+    pub fn int(&self, doc: &str, path: &str) -> Option<i64> {
+        match self.docs.get(doc)?.get(path)?.get() {
+            ValueRef::Int(n) => Some(n),
+            other => panic!("{other:?} is no integer"),
+        }
+    }
+}
+
+/// Makes the mutations of one client, numbered and keyed as the protocol wants.
+#[derive(Clone)]
+pub struct WriterState {
+    pub client: ClientId,
+    pub space: SpaceId,
+    pub first: u64,
+    pub mid: u64,
+    pub key: Option<MutationKey>,
+}
+
+impl WriterState {
+    pub fn new(space: &str, client: u64, first: u64) -> Self {
+        Self {
+            client: ClientId(client),
+            space: space.parse().unwrap(),
+            first,
+            mid: 0,
+            key: None,
+        }
+    }
+
+    pub fn write(&mut self, ops: Vec<Op>) -> Write {
+        self.mid += 1;
+        let key = MutationKey(self.client.0.wrapping_mul(1_000_003) ^ self.mid << 20 ^ 0x5eed);
+        let prev = self.key.replace(key);
+        let first = (self.mid == 1).then_some(self.first);
+        let mid = Mid::new(self.mid).unwrap();
+        let head = WriteHead {
+            space: self.space.clone(),
+            client: self.client,
+            mid,
+            key,
+            prev,
+            first,
+        };
+        Write {
+            head,
+            base: None,
+            policy: None,
+            ops,
+        }
+    }
+}
+
+pub fn op(doc: &str, kind: OpKind) -> Op {
+    Op {
+        doc: doc.parse().unwrap(),
+        kind,
+        exists: None,
+        unchanged_since: None,
+    }
+}
+
+pub fn fields(list: &[(&str, Value)]) -> Fields {
+    Fields::new(
+        list.iter().map(|(path, v)| (path.parse().unwrap(), v.clone())),
+        &Limits::default(),
+    )
+    .unwrap()
+}
+
+pub fn set(doc: &str, path: &str, value: impl Into<i64>) -> Op {
+    op(doc, OpKind::Set(fields(&[(path, Value::int(value.into()))])))
+}
+
+pub fn inc(doc: &str, path: &str) -> Op {
+    op(
+        doc,
+        OpKind::Inc {
+            path: path.parse().unwrap(),
+            by: Number::Int(1),
+        },
+    )
+}
+
+pub fn delete(doc: &str) -> Op {
+    op(doc, OpKind::Delete)
+}
+
+/// A store that can hold an answer back: what it read is then old by the time it is used.
+pub struct Gate {
+    store: Arc<dyn Store>,
+    armed: std::sync::Mutex<Vec<Hold>>,
+}
+
+struct Hold {
+    call: &'static str,
+    reached: tokio::sync::oneshot::Sender<()>,
+    go: tokio::sync::oneshot::Receiver<()>,
+}
+
+impl Gate {
+    pub fn new(store: Arc<dyn Store>) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            armed: std::sync::Mutex::default(),
+        })
+    }
+
+    /// Holds the answer of the next such call: the first end tells that it has been read, the second lets it go.
+    pub fn hold(&self, call: &'static str) -> (tokio::sync::oneshot::Receiver<()>, tokio::sync::oneshot::Sender<()>) {
+        let (reached, was_reached) = tokio::sync::oneshot::channel();
+        let (let_go, go) = tokio::sync::oneshot::channel();
+        self.armed.lock().unwrap().push(Hold { call, reached, go });
+        (was_reached, let_go)
+    }
+
+    async fn pass(&self, call: &'static str) {
+        let hold = {
+            let mut armed = self.armed.lock().unwrap();
+            armed
+                .iter()
+                .position(|hold| hold.call == call)
+                .map(|index| armed.remove(index))
+        };
+        if let Some(hold) = hold {
+            hold.reached.send(()).unwrap();
+            let _ = hold.go.await;
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for Gate {
+    async fn commit(&self, group: CommitGroup) -> Result<Committed, StoreError> {
+        let answer = self.store.commit(group).await;
+        self.pass("commit").await;
+        answer
+    }
+    async fn read(&self, space: &SpaceId, docs: &[DocPath]) -> Result<ReadCut, StoreError> {
+        let answer = self.store.read(space, docs).await;
+        self.pass("read").await;
+        answer
+    }
+    async fn log(
+        &self,
+        space: &SpaceId,
+        after: Position,
+        limit: usize,
+        bytes: usize,
+        writer: Option<Writer>,
+    ) -> Result<LogReply, StoreError> {
+        let answer = self.store.log(space, after, limit, bytes, writer).await;
+        self.pass("log").await;
+        answer
+    }
+    async fn changes(&self, space: &SpaceId, request: ChangesRequest) -> Result<ChangesReply, StoreError> {
+        let answer = self.store.changes(space, request).await;
+        self.pass("changes").await;
+        answer
+    }
+    async fn positions(&self, spaces: &[SpaceId]) -> Result<Vec<SpaceState>, StoreError> {
+        let answer = self.store.positions(spaces).await;
+        self.pass("positions").await;
+        answer
+    }
+    async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError> {
+        self.store.conflicts(space, limit).await
+    }
+}
