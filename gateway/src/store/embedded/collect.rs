@@ -8,7 +8,7 @@ use super::disk::{Cut, Disk, Look, Table, damaged, told};
 use super::overlay::Overlay;
 use super::records::{Client, Record};
 use super::{EmbeddedStore, keys};
-use crate::store::{Cell, ConflictRecord, Header, StoreError};
+use crate::store::{Cell, ConflictRecord, Header, SpaceState, StoreError};
 use std::collections::HashMap;
 use std::ops::Bound;
 use tidegate_protocol::{DocPath, Mid, Seq, SpaceId, Writer};
@@ -130,6 +130,7 @@ fn sweep(name: &SpaceId, floor: Seq, cut: &Cut<'_>, overlay: &mut Overlay<'_>) -
                 let cell: Option<Cell> = overlay.record(Table::Cells, &cell_key)?;
                 // It may have been written again, or have gone with its document.
                 if cell.is_some_and(|cell| cell.value.is_none() && cell.stamp.seq == seq) {
+                    overlay.remove(Table::Fields, cell_key.clone());
                     overlay.remove(Table::Cells, cell_key);
                     deleted += 1;
                 }
@@ -180,12 +181,14 @@ fn sweep_doc(
     if header.is_none_or(|header| header.alive || header.last.seq != seq) {
         return Ok((0, false));
     }
-    let start = Bound::Excluded(header_key.clone());
-    for (n, guard) in cut.range(Table::Cells, start, keys::doc_end(name, doc)).enumerate() {
+    let start = Bound::Included(header_key.clone());
+    for (n, guard) in cut.range(Table::Fields, start, keys::doc_end(name, doc)).enumerate() {
         if n >= most {
             return Ok((n, true));
         }
-        overlay.remove(Table::Cells, guard.key().map_err(told)?.to_vec());
+        let key = guard.key().map_err(told)?.to_vec();
+        overlay.remove(Table::Fields, key.clone());
+        overlay.remove(Table::Cells, key);
     }
     overlay.remove(Table::Cells, header_key);
     overlay.remove(Table::Idx, keys::idx(name, seq, doc));
@@ -252,27 +255,32 @@ impl EmbeddedStore {
     /// One round of collection: everything older than the retention goes, as of `now_ms`. It works
     /// in small steps between commits; a round that is dropped halfway is taken up by the next.
     pub async fn collect(&self, now_ms: u64) -> Result<Collected, StoreError> {
+        let ages = Ages {
+            tombstones: now_ms.saturating_sub(self.retention().tombstones_ms),
+            clients: now_ms.saturating_sub(self.retention().clients_ms),
+        };
         let mut done = Collected::default();
-        let mut last = None;
+        let mut last: Option<SpaceId> = None;
         loop {
             let from = last.take();
-            let spaces = self.snapshot(move |cut| spaces_after(cut, from.as_ref())).await?;
-            let Some(end) = spaces.last().cloned() else {
-                return Ok(done);
-            };
-            for space in spaces {
+            let spaces = self.snapshot(move |cut| due_after(cut, from.as_ref(), ages)).await?;
+            let Some((end, _)) = spaces.last() else { return Ok(done) };
+            last = Some(end.clone());
+            for (space, due) in spaces {
                 done.spaces += 1;
-                self.collect_space(&space, now_ms, &mut done).await?;
+                self.collect_space(&space, &due, ages, &mut done).await?;
             }
-            last = Some(end);
         }
     }
 
-    async fn collect_space(&self, space: &SpaceId, now_ms: u64, done: &mut Collected) -> Result<(), StoreError> {
-        let old = now_ms.saturating_sub(self.retention().tombstones_ms);
-        let name = space.clone();
-        let (floor, to) = self.snapshot(move |cut| seq_before(cut, &name, old)).await?;
-        if to > floor {
+    async fn collect_space(
+        &self,
+        space: &SpaceId,
+        due: &Due,
+        ages: Ages,
+        done: &mut Collected,
+    ) -> Result<(), StoreError> {
+        if let Some(to) = due.raise {
             self.task(Task::Raise {
                 space: space.clone(),
                 to,
@@ -280,36 +288,33 @@ impl EmbeddedStore {
             .await?;
             done.floors += 1;
         }
-        // Also where the floor stays: a round before may not have come to its end.
-        done.tombstones += self.sweep(space).await?;
-        loop {
-            let aged = self
+        if due.sweep {
+            done.tombstones += self.sweep(space).await?;
+        }
+        let mut aging = due.age;
+        while aging {
+            let step = self
                 .task(Task::Age {
                     space: space.clone(),
-                    before: old,
+                    before: ages.tombstones,
                 })
                 .await?;
-            done.conflicts += aged.deleted as u64;
-            if !aged.more {
-                break;
-            }
+            done.conflicts += step.deleted as u64;
+            aging = step.more;
         }
-        let before = now_ms.saturating_sub(self.retention().clients_ms);
         let mut last = None;
         loop {
             let (name, from) = (space.clone(), last.take());
             let (expired, end) = self
-                .snapshot(move |cut| clients_before(cut, &name, from, before))
+                .snapshot(move |cut| clients_before(cut, &name, from, ages.clients))
                 .await?;
             for writer in expired {
-                done.clients += self
-                    .task(Task::Forget {
-                        space: space.clone(),
-                        writer,
-                        before,
-                    })
-                    .await?
-                    .deleted as u64;
+                let task = Task::Forget {
+                    space: space.clone(),
+                    writer,
+                    before: ages.clients,
+                };
+                done.clients += self.task(task).await?.deleted as u64;
             }
             if end.is_none() {
                 return Ok(());
@@ -330,41 +335,82 @@ impl EmbeddedStore {
     }
 }
 
-/// The next spaces in the order of their names.
-fn spaces_after(cut: &Cut<'_>, last: Option<&SpaceId>) -> Result<Vec<SpaceId>, StoreError> {
+/// What is older than these times is deleted, ms since 1970.
+#[derive(Clone, Copy)]
+struct Ages {
+    /// Tombstones and entries of conflict logs.
+    tombstones: u64,
+    /// Client records.
+    clients: u64,
+}
+
+/// What of a space is to be collected, so that a space at rest costs the writer nothing.
+struct Due {
+    /// Where the floor is to rise to.
+    raise: Option<Seq>,
+    /// Whether something lies below the floor, or below where it is to rise to. Also where a floor
+    /// stays: a round before may not have come to its end.
+    sweep: bool,
+    /// Whether the oldest conflict is too old.
+    age: bool,
+}
+
+/// The next spaces in the order of their names, and what of them is due.
+fn due_after(cut: &Cut<'_>, last: Option<&SpaceId>, ages: Ages) -> Result<Vec<(SpaceId, Due)>, StoreError> {
     let mut spaces = Vec::new();
     let mut from = last.map_or_else(Vec::new, keys::space_end);
     // A space has many keys here (marks of time): seek past them instead of walking over them.
     while spaces.len() < PAGE {
-        let end = vec![0xff];
-        let Some(guard) = cut.range(Table::Spaces, Bound::Included(from), end).next() else {
+        let Some(guard) = cut.range(Table::Spaces, Bound::Included(from), vec![0xff]).next() else {
             break;
         };
         let key = guard.key().map_err(told)?;
         let space = keys::space_of(&key).ok_or_else(|| damaged(Table::Spaces, &key))?;
         from = keys::space_end(&space);
-        spaces.push(space);
+        let due = due(cut, &space, ages)?;
+        spaces.push((space, due));
     }
     Ok(spaces)
 }
 
-/// A space's floor, and the head that it had at a time before `old`, as far as its marks tell.
-fn seq_before(cut: &Cut<'_>, space: &SpaceId, old: u64) -> Result<(Seq, Seq), StoreError> {
-    let (state, _) = cut.state(space)?;
+fn due(cut: &Cut<'_>, space: &SpaceId, ages: Ages) -> Result<Due, StoreError> {
+    let (state, meta) = cut.state(space)?;
+    let raise = Some(seq_before(cut, space, &state, ages.tombstones)?).filter(|to| *to > state.floor);
+    let floor = raise.unwrap_or(state.floor);
+    let dead = cut
+        .range(
+            Table::Dead,
+            Bound::Included(keys::space(space)),
+            keys::idx_after(space, floor),
+        )
+        .next();
+    let age = meta.conflicts_first < meta.conflicts_next && {
+        let oldest: Option<ConflictRecord> =
+            cut.record(Table::Conflicts, &keys::conflict(space, meta.conflicts_first))?;
+        oldest.is_none_or(|oldest| oldest.at < ages.tombstones)
+    };
+    Ok(Due {
+        raise,
+        sweep: raise.is_some() || dead.is_some(),
+        age,
+    })
+}
+
+/// The head that a space had at a time before `old`, as far as its marks tell.
+fn seq_before(cut: &Cut<'_>, space: &SpaceId, state: &SpaceState, old: u64) -> Result<Seq, StoreError> {
     if state.last_ms < old {
-        return Ok((state.floor, state.head.seq));
+        return Ok(state.head.seq);
     }
-    let marks = cut.range(
+    let mut marks = cut.range(
         Table::Spaces,
         Bound::Included(keys::mark(space, 0)),
         keys::mark(space, old),
     );
-    let Some(guard) = marks.into_iter().next_back() else {
-        return Ok((state.floor, Seq::ZERO));
+    let Some(guard) = marks.next_back() else {
+        return Ok(Seq::ZERO);
     };
     let (key, value) = guard.into_inner().map_err(told)?;
-    let seq = Seq::decode(&value).ok_or_else(|| damaged(Table::Spaces, &key))?;
-    Ok((state.floor, seq))
+    Seq::decode(&value).ok_or_else(|| damaged(Table::Spaces, &key))
 }
 
 /// The expired ones of the next clients, and the last looked at, if there are more.

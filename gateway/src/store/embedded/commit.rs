@@ -10,7 +10,7 @@ use crate::store::{
     Action, Cell, CommitGroup, Committed, ConflictEntry, ConflictRecord, DocEffect, Effects, Header, KEPT_RESULTS,
     Kept, Lineage, Outcome, Prepared, Retention, Stamp, StoreError, Version,
 };
-use tidegate_protocol::{DocPath, Mid, MutationKey, Position, Seq, SpaceId, Writer, msgpack};
+use tidegate_protocol::{DocPath, FieldPath, Mid, MutationKey, Position, Seq, SpaceId, Writer, msgpack};
 
 /// Marks of time are this far apart at least: collection is that coarse, ms.
 const MARK_EVERY_MS: u64 = 60_000;
@@ -144,12 +144,12 @@ impl Apply<'_, '_> {
                 if effects.uses_now && self.now_ms < self.space.meta.last_ms {
                     return Ok(stale);
                 }
-                let old = effects
+                let before = effects
                     .docs
                     .iter()
-                    .map(|effect| self.header(&effect.doc))
+                    .map(|effect| self.before(effect))
                     .collect::<Result<Vec<_>, _>>()?;
-                Ok(self.apply(named, effects, old))
+                Ok(self.apply(named, effects, before))
             }
             Action::Refuse {
                 code,
@@ -201,6 +201,20 @@ impl Apply<'_, '_> {
         self.overlay.record(Table::Cells, &keys::doc(self.name, doc))
     }
 
+    fn before(&self, effect: &DocEffect) -> Result<Before, StoreError> {
+        let header = self.header(&effect.doc)?;
+        let new = |(field, _): &(FieldPath, _)| match header {
+            None => Ok(true),
+            Some(_) => Ok(!self
+                .overlay
+                .has(Table::Fields, &keys::cell(self.name, &effect.doc, field))?),
+        };
+        Ok(Before {
+            new: effect.cells.iter().map(new).collect::<Result<_, StoreError>>()?,
+            header,
+        })
+    }
+
     fn expectations_hold(&self, expects: &[(DocPath, Version)]) -> Result<bool, StoreError> {
         for (doc, version) in expects {
             let expected = match *version {
@@ -220,7 +234,7 @@ impl Apply<'_, '_> {
     }
 
     /// Takes the next seq and writes. Nothing here can fail.
-    fn apply(&mut self, named: Named, effects: Effects, old: Vec<Option<Header>>) -> Outcome {
+    fn apply(&mut self, named: Named, effects: Effects, before: Vec<Before>) -> Outcome {
         let meta = &mut self.space.meta;
         let seq = meta.head.next();
         let at = self.now_ms.max(meta.last_ms);
@@ -239,8 +253,8 @@ impl Apply<'_, '_> {
             seq,
             writer: named.writer,
         };
-        for (effect, old) in effects.docs.into_iter().zip(old) {
-            self.write_doc(stamp, effect, old);
+        for (effect, before) in effects.docs.into_iter().zip(before) {
+            self.write_doc(stamp, effect, before);
         }
         let position = self.space.head();
         self.keep(
@@ -255,8 +269,8 @@ impl Apply<'_, '_> {
         Outcome::Applied { position, at, payload }
     }
 
-    fn write_doc(&mut self, stamp: Stamp, effect: DocEffect, old: Option<Header>) {
-        let doc = &effect.doc;
+    fn write_doc(&mut self, stamp: Stamp, effect: DocEffect, before: Before) {
+        let (doc, old) = (&effect.doc, before.header);
         let header = Header {
             last: stamp,
             born: old.filter(|_| !effect.born).map_or(stamp, |old| old.born),
@@ -279,12 +293,15 @@ impl Apply<'_, '_> {
             self.overlay
                 .put(Table::Dead, keys::dead(self.name, stamp.seq, doc, None), []);
         }
-        for (field, value) in effect.cells {
+        for ((field, value), new) in effect.cells.into_iter().zip(before.new) {
             if value.is_none() {
                 self.overlay
                     .put(Table::Dead, keys::dead(self.name, stamp.seq, doc, Some(&field)), []);
             }
             let key = keys::cell(self.name, doc, &field);
+            if new {
+                self.overlay.put(Table::Fields, key.clone(), []);
+            }
             self.overlay.put_record(Table::Cells, key, &Cell { stamp, value });
         }
     }
@@ -363,6 +380,13 @@ impl Apply<'_, '_> {
             self.space.meta_changed = true;
         }
     }
+}
+
+/// What a document was before it is written.
+struct Before {
+    header: Option<Header>,
+    /// Of each cell to be written, whether the document has had none of that name.
+    new: Vec<bool>,
 }
 
 /// What names a mutation.

@@ -5,10 +5,10 @@ use super::keys;
 use super::records::{Record, SpaceMeta};
 use crate::store::{Lineage, SpaceState, StoreError};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice, Snapshot};
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::ops::Bound;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tidegate_protocol::{Position, SpaceId};
 
 /// The format that this version reads and writes.
@@ -18,8 +18,15 @@ const MARKER: &str = "FORMAT";
 const MARKER_WORD: &str = "tidegate-store";
 /// The database's own directory.
 const DATABASE: &str = "db";
+/// The file whose lock an open store holds.
+const LOCK: &str = "LOCK";
 /// A table's writes in memory before they go to a file. The journal is kept until they have.
 const MEMTABLE_BYTES: u64 = 16 << 20;
+/// Of the index this is less: a document that is written often leaves its former places in memory as
+/// deletions, and a scan walks over them.
+const INDEX_MEMTABLE_BYTES: u64 = 2 << 20;
+/// Journals kept before tables that hold them back are flushed: what a recovery reads again at most.
+const JOURNAL_BYTES: u64 = 128 << 20;
 /// Blocks cached.
 const CACHE_BYTES: u64 = 64 << 20;
 
@@ -32,6 +39,11 @@ pub(super) enum Table {
     Log,
     /// Documents: the header under the empty field, and the cells.
     Cells,
+    /// The names of the cells, under the same keys. A name is written once, a cell again and again; and
+    /// a range over a table walks over every version of a key that its memory still holds, where a
+    /// look-up goes straight to the newest. So names are walked, and cells looked up: a document that
+    /// was written 60,000 times is read in microseconds instead of 40 ms.
+    Fields,
     /// Documents in the order of the commit that last touched them.
     Idx,
     /// Tombstones in the order of their commits, so that collection finds them without a search.
@@ -46,10 +58,11 @@ pub(super) enum Table {
 
 impl Table {
     /// Every table, in the order of the enum.
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Spaces,
         Self::Log,
         Self::Cells,
+        Self::Fields,
         Self::Idx,
         Self::Dead,
         Self::Clients,
@@ -62,6 +75,7 @@ impl Table {
             Self::Spaces => "spaces",
             Self::Log => "log",
             Self::Cells => "cells",
+            Self::Fields => "fields",
             Self::Idx => "idx",
             Self::Dead => "dead",
             Self::Clients => "clients",
@@ -73,47 +87,30 @@ impl Table {
 
 /// An open database.
 pub(super) struct Disk {
-    db: Database,
+    // Dropped in this order: the directory is free only when the database is closed.
     tables: Vec<Keyspace>,
+    db: Database,
+    _lock: File,
 }
 
 impl Disk {
     /// Opens or creates it. Only one process, and in it one `Disk`, can have a directory open.
     pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |source| OpenError::Io { path, source }
-        };
         if dir.exists() && !dir.is_dir() {
             return Err(OpenError::NotADirectory { path: dir.to_owned() });
         }
-        fs::create_dir_all(dir).map_err(io(dir))?;
+        fs::create_dir_all(dir).map_err(at(dir))?;
+        let lock = lock(dir)?;
         let path = dir.join(DATABASE);
         check_format(dir, &path)?;
-        let failed = |error| match error {
-            fjall::Error::Locked => OpenError::InUse {
-                dir: dir.to_owned(),
-                lock: path.join("lock"),
-            },
-            fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => io(&path)(source),
-            other => OpenError::Damaged {
-                path: path.clone(),
-                why: other.to_string(),
-            },
-        };
-        let db = Database::builder(&path)
-            .cache_size(CACHE_BYTES)
-            .worker_threads(2)
-            .open()
-            .map_err(failed)?;
-        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
-        let tables = Table::ALL
-            .iter()
-            .map(|table| db.keyspace(table.name(), options))
-            .collect::<Result<_, _>>();
+        if !path.exists() {
+            create(dir, &path)?;
+        }
+        let (db, tables) = open_database(&path)?;
         Ok(Self {
-            tables: tables.map_err(failed)?,
+            tables,
             db,
+            _lock: lock,
         })
     }
 
@@ -140,6 +137,76 @@ impl Disk {
     }
 }
 
+/// Says which file an error of the file system is about.
+fn at(path: &Path) -> impl FnOnce(std::io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::Io { path, source }
+}
+
+/// Takes the directory. The operating system frees it when the file is closed, whatever ends the process.
+fn lock(dir: &Path) -> Result<File, OpenError> {
+    let path = dir.join(LOCK);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(at(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse {
+            dir: dir.to_owned(),
+            lock: path,
+        }),
+        Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
+    }
+}
+
+fn open_database(path: &Path) -> Result<(Database, Vec<Keyspace>), OpenError> {
+    let failed = |error| match error {
+        fjall::Error::Locked => OpenError::InUse {
+            dir: path.to_owned(),
+            lock: path.join("lock"),
+        },
+        fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => at(path)(source),
+        other => OpenError::Damaged {
+            path: path.to_owned(),
+            why: other.to_string(),
+        },
+    };
+    let database = Database::builder(path)
+        .cache_size(CACHE_BYTES)
+        .max_journaling_size(JOURNAL_BYTES)
+        .worker_threads(2);
+    let db = database.open().map_err(failed)?;
+    let keyspace = |table: &Table| {
+        let bytes = if *table == Table::Idx {
+            INDEX_MEMTABLE_BYTES
+        } else {
+            MEMTABLE_BYTES
+        };
+        db.keyspace(table.name(), || {
+            KeyspaceCreateOptions::default().max_memtable_size(bytes)
+        })
+    };
+    let tables = Table::ALL.iter().map(keyspace).collect::<Result<_, _>>();
+    Ok((db, tables.map_err(failed)?))
+}
+
+/// Creates a database beside its place, and moves it there when it is whole: fjall does not open one
+/// whose creation was cut short.
+fn create(dir: &Path, path: &Path) -> Result<(), OpenError> {
+    let fresh = dir.join("db.new");
+    match fs::remove_dir_all(&fresh) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(at(&fresh)(error)),
+        _ => {}
+    }
+    drop(open_database(&fresh)?);
+    fs::rename(&fresh, path)
+        .and_then(|()| File::open(dir)?.sync_all())
+        .map_err(at(path))
+}
+
 /// Checks the format marker, or writes it into a directory without a database.
 fn check_format(dir: &Path, database: &Path) -> Result<(), OpenError> {
     let path = dir.join(MARKER);
@@ -149,7 +216,7 @@ fn check_format(dir: &Path, database: &Path) -> Result<(), OpenError> {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => {
             return Err(OpenError::NotAStore { path });
         }
-        Err(source) => return Err(OpenError::Io { path, source }),
+        Err(error) => return Err(at(&path)(error)),
     };
     let found = text
         .strip_prefix(MARKER_WORD)
@@ -169,16 +236,13 @@ fn check_format(dir: &Path, database: &Path) -> Result<(), OpenError> {
 fn write_format(dir: &Path, path: &Path) -> Result<(), OpenError> {
     let fresh = dir.join("FORMAT.new");
     let write = || {
-        let mut file = fs::File::create(&fresh)?;
+        let mut file = File::create(&fresh)?;
         writeln!(file, "{MARKER_WORD} {FORMAT}")?;
         file.sync_all()?;
         fs::rename(&fresh, path)?;
-        fs::File::open(dir)?.sync_all()
+        File::open(dir)?.sync_all()
     };
-    write().map_err(|source| OpenError::Io {
-        path: PathBuf::from(path),
-        source,
-    })
+    write().map_err(at(path))
 }
 
 /// A database error in the store's words. One of the disk may pass; one of the content will not.

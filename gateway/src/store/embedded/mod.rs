@@ -131,8 +131,7 @@ pub struct EmbeddedStore {
 
 /// Opens the store in `dir`, or creates it there.
 ///
-/// Blocks for as long as recovery takes: it reads what was written since the last flush, at most some
-/// hundred MiB.
+/// Blocks for as long as recovery takes: it reads what was written since the last flush.
 pub fn open(dir: &Path, options: EmbeddedOptions) -> Result<EmbeddedStore, OpenError> {
     open_bounded(dir, options, QUEUE_GROUPS, QUEUE_BYTES)
 }

@@ -43,6 +43,14 @@ impl<'a> Overlay<'a> {
         }
     }
 
+    /// Whether there is something under a key.
+    pub(super) fn has(&self, table: Table, key: &[u8]) -> Result<bool, StoreError> {
+        match self.writes[table as usize].get(key) {
+            Some(pending) => Ok(pending.is_some()),
+            None => self.disk.table(table).contains_key(key).map_err(told),
+        }
+    }
+
     /// Size of the value under a key.
     pub(super) fn size_of(&self, table: Table, key: &[u8]) -> Result<Option<u64>, StoreError> {
         match self.writes[table as usize].get(key) {

@@ -40,17 +40,17 @@ pub(super) fn each_cell(
 ) -> Result<Option<Header>, StoreError> {
     let start = keys::doc(space, doc);
     let prefix = start.len();
-    let mut header = None;
-    for guard in cut.range(Table::Cells, Bound::Included(start), keys::doc_end(space, doc)) {
-        let (key, value) = guard.into_inner().map_err(told)?;
-        let wrong = || damaged(Table::Cells, &key);
-        if key.len() == prefix {
-            header = Some(Header::decode(&value).ok_or_else(wrong)?);
-            continue;
-        }
-        // The header sorts first; cells without one would pass for a document that never was.
+    let header: Option<Header> = cut.record(Table::Cells, &start)?;
+    for guard in cut.range(Table::Fields, Bound::Included(start), keys::doc_end(space, doc)) {
+        let key = guard.key().map_err(told)?;
+        // Cells without a header would pass for a document that never was.
         let field = header.and_then(|_| FieldPath::parse(std::str::from_utf8(&key[prefix..]).ok()?).ok());
-        each(field.ok_or_else(wrong)?, Cell::decode(&value).ok_or_else(wrong)?);
+        let field = field.ok_or_else(|| damaged(Table::Fields, &key))?;
+        each(
+            field,
+            cut.record(Table::Cells, &key)?
+                .ok_or_else(|| damaged(Table::Cells, &key))?,
+        );
     }
     Ok(header)
 }

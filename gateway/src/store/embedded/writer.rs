@@ -206,10 +206,10 @@ impl Writer {
                 self.spaces.clear();
             }
         }
-        if let Err(error) = self.disk.sync() {
-            tracing::error!(%error, "the last sync of the store failed");
+        match self.disk.sync() {
+            Ok(()) => self.counters.synced(),
+            Err(error) => tracing::error!(%error, "the last sync of the store failed"),
         }
-        self.counters.synced();
     }
 
     /// Applies groups as one atomic write, and answers each.

@@ -31,6 +31,9 @@ async fn damaged_records_are_told_by_table_and_key() {
     names(store.read(&s, std::slice::from_ref(&a)).await, &["cells", "c/a\\x00x"]);
     names(store.changes(&s, everything(None)).await, &["cells"]);
 
+    let store = spoiled(Table::Fields, keys::cell(&s, &doc("c/b"), &field("x"))).await;
+    names(store.read(&s, &[doc("c/b")]).await, &["fields", "c/b\\x00x"]);
+
     let store = spoiled(Table::Cells, keys::doc(&s, &a)).await;
     let expecting = Prepared {
         expects: vec![(a.clone(), Version::Absent)],
@@ -70,4 +73,28 @@ async fn a_commit_missing_in_the_log_is_told() {
     batch.commit().expect("writes");
     let from_start = store.log(&space("s"), Position::START, 10, 1 << 20, None).await;
     names(from_start, &["commit 2 of s", "log"]);
+}
+
+#[tokio::test]
+async fn a_panic_in_the_writer_hangs_nobody_and_does_not_end_it() {
+    let place = Place::new();
+    let store = place.open();
+    applied(&store, "s", item(1, 1, vec![])).await;
+    let meta = records::SpaceMeta {
+        head: seq((1 << 53) - 1),
+        ..records::SpaceMeta::default()
+    };
+    let mut batch = store.disk.batch(fjall::PersistMode::Buffer);
+    batch.insert(
+        store.disk.table(Table::Spaces),
+        keys::meta(&space("s")),
+        records::Record::encode(&meta),
+    );
+    batch.commit().expect("writes");
+    store.close();
+    let store = place.open();
+    let answer = commit_at(&store, "s", 1_000, vec![item(1, 2, vec![])]).await;
+    assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+    applied(&store, "t", item(1, 1, vec![])).await;
+    assert!(store.raise_floor(&space("s"), seq(1)).await.is_ok());
 }

@@ -87,7 +87,7 @@ async fn a_directory_is_open_once() {
     let error = open(place.dir.path(), place.options()).err().expect("refused");
     assert!(matches!(error, OpenError::InUse { .. }), "{error:?}");
     let text = error.to_string();
-    assert!(text.contains("in use") && text.contains("lock"), "{text}");
+    assert!(text.contains("in use") && text.contains("LOCK"), "{text}");
     store.close();
     place.open();
 }
@@ -127,4 +127,15 @@ fn what_is_no_store_is_refused_by_name() {
         matches!(error, OpenError::NotAStore { .. }) && error.to_string().contains("FORMAT"),
         "{error}"
     );
+}
+
+#[test]
+fn a_creation_cut_short_is_begun_again() {
+    let place = Place::new();
+    let half = place.dir.path().join("db.new");
+    std::fs::create_dir(&half).expect("creates");
+    std::fs::write(half.join("0.jnl"), "").expect("writes");
+    place.open().close();
+    assert!(!half.exists());
+    place.open().close();
 }
