@@ -1,5 +1,7 @@
 //! The Tidegate client: live local views of spaces, and writes that work offline.
 
+pub mod storage;
+pub mod sync;
 pub mod url;
 mod values;
 
