@@ -67,3 +67,81 @@ impl Default for Limits {
         }
     }
 }
+
+/// A row of the table of limits.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// Its name, in `welcome` if an operator may set it.
+    pub name: &'static str,
+    /// Its bound, or its default.
+    pub bound: u64,
+    /// Whether an operator may set it.
+    pub configurable: bool,
+    /// What it bounds.
+    pub meaning: &'static str,
+}
+
+/// All the limits. `docs/PROTOCOL.md` shows the table, and a test compares the two.
+pub fn table() -> Vec<Row> {
+    let Limits {
+        message_bytes,
+        doc_bytes,
+        page_bytes,
+        field_bytes,
+        depth,
+        ops,
+        subscriptions,
+        elements,
+    } = Limits::default();
+    let row = |configurable| {
+        move |(name, bound, meaning)| Row {
+            name,
+            bound: bound as u64,
+            configurable,
+            meaning,
+        }
+    };
+    let set = [
+        ("message_bytes", message_bytes, "bytes of a message"),
+        (
+            "doc_bytes",
+            doc_bytes,
+            "bytes of a document: the sum of its field paths and values",
+        ),
+        (
+            "page_bytes",
+            page_bytes,
+            "bytes of a catch-up page, about; a larger document has a page of its own",
+        ),
+        ("field_bytes", field_bytes, "bytes of a field path in its escaped form"),
+        (
+            "depth",
+            depth,
+            "segments of a field path plus the nesting of arrays and maps in its value; 64 at most",
+        ),
+        ("ops", ops, "ops of a mutation"),
+        ("subscriptions", subscriptions, "subscriptions of a connection"),
+        (
+            "elements",
+            elements,
+            "MessagePack objects in a client's message: each key, value, array and map counts",
+        ),
+    ];
+    let fixed = [
+        ("space", SPACE_BYTES, "bytes of a space's name"),
+        ("document", DOC_BYTES, "bytes of a document's path"),
+        ("segment", SEGMENT_BYTES, "bytes of a segment of it"),
+        ("unanswered", UNANSWERED, "unanswered mutations of a client in a space"),
+        ("get", GET_DOCS, "documents of a `get`"),
+        ("filter", FILTER_COLLECTIONS, "collections of a `filter`"),
+        ("token", TOKEN_BYTES, "bytes of a token"),
+        ("sdk", SDK_BYTES, "bytes of `hello.sdk`"),
+        ("caps", CAPS, "entries of `hello.caps`"),
+        ("cap", CAP_BYTES, "bytes of each"),
+        ("cursor", CURSOR_BYTES, "bytes of a cursor"),
+    ];
+    set.into_iter()
+        .map(row(true))
+        .chain(fixed.into_iter().map(row(false)))
+        .collect()
+}

@@ -49,7 +49,7 @@ fn envelope(bytes: &[u8]) -> Result<(Option<WriteHead>, Option<u64>), Invalid> {
     let mut r = Reader::new(bytes, &super::change::TRUSTED);
     let (n, t) = r.head()?;
     let (mut head, mut id) = (Head::default(), None);
-    r.entries(TOP, n, "t", |r, key| {
+    r.entries(TOP, n, Some("t"), |r, key| {
         let at = r.at;
         match (t, key) {
             ("write", _) => _ = head.entry(r, key),
@@ -69,7 +69,7 @@ fn message(r: &mut Reader<'_>) -> Result<ClientMessage, Invalid> {
         "hello" => hello(r, n).map(ClientMessage::Hello),
         "auth" => {
             let mut token = None;
-            r.entries(TOP, n, "t", |r, key| {
+            r.entries(TOP, n, Some("t"), |r, key| {
                 match key {
                     "token" => token = Some(r.string("token", TOKEN_BYTES)?),
                     _ => return Ok(false),
@@ -83,7 +83,7 @@ fn message(r: &mut Reader<'_>) -> Result<ClientMessage, Invalid> {
         "sub" => sub(r, n).map(ClientMessage::Sub),
         "unsub" => {
             let mut id = None;
-            r.entries(TOP, n, "t", |r, key| {
+            r.entries(TOP, n, Some("t"), |r, key| {
                 match key {
                     "id" => id = Some(r.u64("id")?),
                     _ => return Ok(false),
@@ -98,7 +98,7 @@ fn message(r: &mut Reader<'_>) -> Result<ClientMessage, Invalid> {
         "get" => get(r, n).map(ClientMessage::Get),
         "ping" => {
             let mut at = None;
-            r.entries(TOP, n, "t", |r, key| {
+            r.entries(TOP, n, Some("t"), |r, key| {
                 match key {
                     "at" => at = Some(r.u64("at")?),
                     _ => return Ok(false),
@@ -115,7 +115,7 @@ fn message(r: &mut Reader<'_>) -> Result<ClientMessage, Invalid> {
 
 fn hello(r: &mut Reader<'_>, n: usize) -> Result<Hello, Invalid> {
     let mut hello = Hello::default();
-    r.entries(TOP, n, "t", |r, key| {
+    r.entries(TOP, n, Some("t"), |r, key| {
         match key {
             "token" => hello.token = Some(r.string("token", TOKEN_BYTES)?),
             "sdk" => hello.sdk = Some(r.string("sdk", SDK_BYTES)?),
@@ -130,7 +130,7 @@ fn hello(r: &mut Reader<'_>, n: usize) -> Result<Hello, Invalid> {
 
 fn sub(r: &mut Reader<'_>, n: usize) -> Result<Sub, Invalid> {
     let (mut id, mut space, mut client, mut from, mut filter) = (None, None, None, None, None);
-    r.entries(TOP, n, "t", |r, key| {
+    r.entries(TOP, n, Some("t"), |r, key| {
         match key {
             "id" => id = Some(r.u64("id")?),
             "space" => space = Some(r.name("space")?),
@@ -164,7 +164,7 @@ fn sub(r: &mut Reader<'_>, n: usize) -> Result<Sub, Invalid> {
 fn resume_from(r: &mut Reader<'_>) -> Result<ResumeFrom, Invalid> {
     let (mut epoch, mut seq, mut view, mut cursor) = (None, None, None, None);
     let n = r.map("from")?;
-    r.entries("from", n, "", |r, key| {
+    r.entries("from", n, None, |r, key| {
         match key {
             "epoch" => epoch = Some(Epoch(r.u64("epoch")?)),
             "seq" => seq = Some(r.seq("seq")?),
@@ -184,7 +184,7 @@ fn resume_from(r: &mut Reader<'_>) -> Result<ResumeFrom, Invalid> {
 
 fn get(r: &mut Reader<'_>, n: usize) -> Result<Get, Invalid> {
     let (mut id, mut space, mut docs) = (None, None, None);
-    r.entries(TOP, n, "t", |r, key| {
+    r.entries(TOP, n, Some("t"), |r, key| {
         match key {
             "id" => id = Some(r.u64("id")?),
             "space" => space = Some(r.name("space")?),
@@ -253,7 +253,7 @@ impl Head {
 
 fn read_write(r: &mut Reader<'_>, n: usize) -> Result<Write, Invalid> {
     let (mut head, mut base, mut policy, mut ops) = (Head::default(), None, None, None);
-    r.entries(TOP, n, "t", |r, key| {
+    r.entries(TOP, n, Some("t"), |r, key| {
         match key {
             "base" => base = Some(r.position("base")?),
             "policy" => {

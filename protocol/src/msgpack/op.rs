@@ -67,7 +67,7 @@ fn op(r: &mut Reader<'_>) -> Result<Op, Invalid> {
     let name = r.str("op")?;
     let allowed = arguments(name).ok_or_else(|| Invalid::unsupported("op", name))?;
     let mut args = Args::default();
-    r.entries(name, n - 1, "op", |r, key| {
+    r.entries(name, n - 1, Some("op"), |r, key| {
         match key {
             "doc" => args.doc = Some(r.doc()?),
             "exists" => args.exists = Some(r.bool("exists")?),

@@ -229,13 +229,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The rest of a map: `n` entries after those whose keys are `before`. `entry` reads the value of a
+    /// The rest of a map: `n` entries after the one whose key is `before`. `entry` reads the value of a
     /// key that it knows and says whether it did; other entries are skipped. No key may repeat.
     pub(super) fn entries(
         &mut self,
         place: &str,
         n: usize,
-        before: &'static str,
+        before: Option<&'static str>,
         mut entry: impl FnMut(&mut Self, &'a str) -> Result<bool, Invalid>,
     ) -> Result<(), Invalid> {
         let refuse = |why: String| match place {
@@ -243,7 +243,9 @@ impl<'a> Reader<'a> {
             _ => Invalid::new(place, &why),
         };
         let mut seen = Seen::default();
-        seen.insert(before);
+        if let Some(before) = before {
+            seen.insert(before);
+        }
         for _ in 0..n {
             let key = self.str("key").map_err(|e| match e.code {
                 Code::Invalid => refuse(format!("has a bad key: {}", e.message)),

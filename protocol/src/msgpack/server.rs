@@ -163,7 +163,7 @@ fn keys(t: &str) -> &'static [&'static str] {
 fn message(r: &mut Reader<'_>) -> Result<ServerMessage, Invalid> {
     let (n, t) = r.head()?;
     let mut found = Found::default();
-    r.entries(TOP, n, "t", |r, key| found.entry(r, t, key))?;
+    r.entries(TOP, n, Some("t"), |r, key| found.entry(r, t, key))?;
     let position = |found: &Found| found.position(t);
     Ok(match t {
         "welcome" => ServerMessage::Welcome(Welcome {
@@ -250,7 +250,7 @@ fn message(r: &mut Reader<'_>) -> Result<ServerMessage, Invalid> {
 fn read_at(r: &mut Reader<'_>) -> Result<At, Invalid> {
     let (mut op, mut path) = (None, None);
     let n = r.map("at")?;
-    r.entries("at", n, "", |r, key| {
+    r.entries("at", n, None, |r, key| {
         match key {
             "op" => op = Some(r.u32("op")?),
             "path" => path = Some(r.field()?),
@@ -268,7 +268,7 @@ fn read_units(r: &mut Reader<'_>) -> Result<Vec<ConflictUnit>, Invalid> {
     r.list("units", usize::MAX, |r| {
         let (mut op, mut doc, mut path, mut cells) = (None, None, None, None);
         let n = r.map("unit")?;
-        r.entries("unit", n, "", |r, key| {
+        r.entries("unit", n, None, |r, key| {
             match key {
                 "op" => op = Some(r.u32("op")?),
                 "doc" => doc = Some(r.doc()?),
@@ -330,7 +330,7 @@ fn limits_by_name(limits: &mut Limits) -> [(&'static str, &mut usize); 8] {
 fn read_limits(r: &mut Reader<'_>) -> Result<Limits, Invalid> {
     let mut limits = Limits::default();
     let n = r.map("limits")?;
-    r.entries("limits", n, "", |r, key| {
+    r.entries("limits", n, None, |r, key| {
         match limits_by_name(&mut limits).into_iter().find(|(name, _)| *name == key) {
             Some((_, limit)) => *limit = usize::try_from(r.u64(key)?).unwrap_or(usize::MAX),
             None => return Ok(false),
