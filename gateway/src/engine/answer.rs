@@ -1,9 +1,10 @@
 //! From outcomes to answers, and the guarantee that there is exactly one.
 
+use super::newcomers::Newcomers;
 use super::stats::EngineStats;
-use super::{Done, Refusal, Report, WriteReply, WriteRequest};
+use super::{Done, Engine, Refusal, Report, WriteReply, WriteRequest};
 use std::sync::Arc;
-use tidegate_protocol::{Ack, Code, Mid, OpKind, Position, Reject, SpaceId, Value};
+use tidegate_protocol::{Ack, Code, Mid, OpKind, Position, Reject, SpaceId, Value, Writer};
 
 /// What to tell a writer.
 pub(super) enum Answer {
@@ -29,11 +30,14 @@ pub(super) struct Pending {
     /// Store calls whose outcome is unknown.
     pub(super) unknown: u32,
     stats: Arc<EngineStats>,
+    newcomers: Arc<Newcomers>,
     retry_ms: u64,
 }
 
 impl Pending {
-    pub(super) fn new(request: WriteRequest, done: Done, stats: Arc<EngineStats>, retry_ms: u64) -> Self {
+    pub(super) fn new(request: WriteRequest, done: Done, engine: &Engine) -> Self {
+        let (stats, newcomers) = (Arc::clone(&engine.stats), Arc::clone(&engine.newcomers));
+        let retry_ms = engine.config.retry_ms;
         let bytes = weight(&request);
         stats.waiting.add(1);
         stats.waiting_bytes.add(bytes as u64);
@@ -44,6 +48,7 @@ impl Pending {
             stale: 0,
             unknown: 0,
             stats,
+            newcomers,
             retry_ms,
         }
     }
@@ -80,12 +85,18 @@ impl Pending {
             }
             // A refusal has a reason; without one the guard's answer is the safe one.
             Answer::Refused(_) => drop(self),
-            Answer::Later(code, message) => self.later(code, message),
-            Answer::OutOfOrder(expected) => {
-                let message = format!("mutation {expected} has to come first; send again from there");
-                self.reject(Code::OutOfOrder, message, None, Some(expected));
+            // The store knows nothing of a client whose first mutation was refused for now.
+            Answer::Later(Code::ClientUnknown, _) if self.newcomers.holds(&self.request.head.space, self.writer()) => {
+                self.out_of_order(FIRST);
             }
+            Answer::Later(code, message) => self.later(code, message),
+            Answer::OutOfOrder(expected) => self.out_of_order(expected),
         }
+    }
+
+    fn out_of_order(self, expected: Mid) {
+        let message = format!("mutation {expected} has to come first; send again from there");
+        self.reject(Code::OutOfOrder, message, None, Some(expected));
     }
 
     /// Not decided: the mid is not consumed.
@@ -112,8 +123,19 @@ impl Pending {
         (self.request.head.space.clone(), self.request.head.mid)
     }
 
+    fn writer(&self) -> Writer {
+        Writer::of(&self.request.who.user, self.request.head.client)
+    }
+
     fn answer(mut self, reply: WriteReply) {
+        self.reply(reply);
+    }
+
+    fn reply(&mut self, reply: WriteReply) {
         if let Some(done) = self.done.take() {
+            if self.request.head.mid == FIRST {
+                self.note_newcomer(&reply);
+            }
             if let WriteReply::Reject(reject) = &reply {
                 self.stats.refusals.count(reject.code);
             }
@@ -122,26 +144,42 @@ impl Pending {
     }
 }
 
+impl Pending {
+    /// Of a client's first mutation: whether the store knows the client after this answer.
+    fn note_newcomer(&self, reply: &WriteReply) {
+        let (space, writer) = (&self.request.head.space, self.writer());
+        match reply {
+            WriteReply::Reject(reject) if matches!(reject.code, Code::Unavailable | Code::RateLimited) => {
+                self.newcomers.remember(space, writer);
+            }
+            _ => self.newcomers.forget(space, writer),
+        }
+    }
+}
+
+/// The first mutation of a client.
+const FIRST: Mid = Mid::ZERO.next();
+
 impl Drop for Pending {
     fn drop(&mut self) {
         self.stats.waiting.sub(1);
         self.stats.waiting_bytes.sub(self.bytes as u64);
-        if let Some(done) = self.done.take() {
-            self.stats.refusals.count(Code::Unavailable);
-            let (space, mid) = self.name();
-            let (code, retry_ms) = (Code::Unavailable, Some(self.retry_ms));
-            let message = "the gateway stopped working on it; send it again".into();
-            done(WriteReply::Reject(Reject {
-                space,
-                mid,
-                code,
-                message,
-                at: None,
-                retry_ms,
-                expected: None,
-                cells: vec![],
-            }));
+        if self.done.is_none() {
+            return;
         }
+        let (space, mid) = self.name();
+        let (code, retry_ms) = (Code::Unavailable, Some(self.retry_ms));
+        let message = "the gateway stopped working on it; send it again".into();
+        self.reply(WriteReply::Reject(Reject {
+            space,
+            mid,
+            code,
+            message,
+            at: None,
+            retry_ms,
+            expected: None,
+            cells: vec![],
+        }));
     }
 }
 

@@ -9,6 +9,7 @@ mod answer;
 mod bounds;
 mod evaluate;
 mod guard;
+mod newcomers;
 mod plan;
 mod queue;
 mod report;
@@ -136,6 +137,7 @@ pub struct Engine {
     config: EngineConfig,
     tasks: TaskTracker,
     stats: Arc<EngineStats>,
+    newcomers: Arc<newcomers::Newcomers>,
     /// The spaces that have a worker. The map's own lock guards a queue; the mutex is never contended,
     /// and there because an answer's callback need not be `Sync`.
     queues: DashMap<SpaceId, Mutex<queue::Queue>>,
@@ -162,6 +164,7 @@ impl Engine {
             config,
             tasks,
             stats,
+            newcomers: Arc::default(),
             queues: DashMap::new(),
         })
     }

@@ -26,7 +26,7 @@ impl Engine {
     /// full, else from the space's worker.
     pub fn submit(self: &Arc<Self>, request: WriteRequest, done: Done) {
         let space = request.head.space.clone();
-        let pending = Pending::new(request, done, Arc::clone(&self.stats), self.config.retry_ms);
+        let pending = Pending::new(request, done, self);
         if self.stats.waiting_bytes.get() > self.config.node_bytes as u64 {
             self.stats.queue_full.add(1);
             return pending.later(
@@ -117,7 +117,11 @@ impl Engine {
                     planned.push((pending, item.writer, report));
                     items.push(*item);
                 }
-                Plan::Later(refusal) => pending.later(refusal.code, &refusal.message),
+                Plan::Later(refusal) => {
+                    let limited = refusal.code == Code::RateLimited;
+                    let code = if limited { Code::RateLimited } else { Code::Unavailable };
+                    pending.later(code, &refusal.message);
+                }
             }
         }
         if items.is_empty() {
@@ -168,7 +172,8 @@ impl Engine {
         let mut answers: Vec<(Pending, Answer)> = Vec::new();
         let mut repeats: Vec<(Pending, Kept)> = Vec::new();
         let mut again = VecDeque::new();
-        // Writers of whom a mutation has to be planned again: those behind it have to wait for it.
+        // Writers of whom a mutation has to be planned again: those behind it have to wait for it. If it
+        // is a client's first, the store does not know the client yet.
         let mut held: HashSet<Writer> = HashSet::new();
         for ((mut pending, writer, mut report), outcome) in planned.into_iter().zip(outcomes) {
             match outcome {
@@ -207,7 +212,9 @@ impl Engine {
                         again.push_back(pending);
                     }
                 }
-                Outcome::OutOfOrder { .. } if held.contains(&writer) => again.push_back(pending),
+                Outcome::OutOfOrder { .. } | Outcome::ClientUnknown if held.contains(&writer) => {
+                    again.push_back(pending)
+                }
                 Outcome::OutOfOrder { expected } => answers.push((pending, Answer::OutOfOrder(expected))),
                 Outcome::ClientCloned => answers.push((pending, Answer::Later(Code::ClientCloned, CLONED))),
                 Outcome::ClientUnknown => answers.push((pending, Answer::Later(Code::ClientUnknown, UNKNOWN))),

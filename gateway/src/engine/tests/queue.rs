@@ -1,1 +1,556 @@
-//! The queue.
+//! The queue: order, grouping, retries, bounds, and one answer for each mutation whatever happens.
+
+use super::*;
+use crate::engine::{Engine, EngineConfig, Publish, WriteReply};
+use crate::env::Env;
+use crate::store::{
+    ChangesReply, ChangesRequest, Committed, ConflictRecord, Lineage, LogEntry, LogReply, ReadCut, SpaceState,
+    StoreError,
+};
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tidegate_protocol::{Ack, Reject};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::task::TaskTracker;
+
+/// What goes wrong with a call of `commit`.
+enum Fault {
+    /// It fails without doing anything.
+    Refuse,
+    /// It does its work, and the answer is lost.
+    LoseAnswer,
+    /// What it was planned on does not hold.
+    Stale,
+    /// A defect.
+    Panic,
+}
+
+/// The model with faults, one a call, and a gate that calls of `commit` pass one a permit.
+struct Faulty {
+    model: Model,
+    faults: Mutex<VecDeque<Fault>>,
+    gate: Semaphore,
+    /// Items of each call that went through.
+    calls: Mutex<Vec<usize>>,
+}
+
+#[async_trait]
+impl Store for Faulty {
+    async fn commit(&self, mut group: CommitGroup) -> Result<Committed, StoreError> {
+        self.gate.acquire().await.expect("never closed").forget();
+        let fault = self.faults.lock().pop_front();
+        self.calls.lock().push(group.items.len());
+        let failed = || StoreError::Unavailable("a test".into());
+        match fault {
+            None => self.model.commit(group).await,
+            Some(Fault::Refuse) => Err(failed()),
+            Some(Fault::LoseAnswer) => {
+                self.model.commit(group).await?;
+                Err(failed())
+            }
+            Some(Fault::Stale) => {
+                group.planned_on = Epoch(u64::MAX);
+                self.model.commit(group).await
+            }
+            Some(Fault::Panic) => panic!("a defect, for a test"),
+        }
+    }
+
+    async fn read(&self, space: &SpaceId, docs: &[DocPath]) -> Result<ReadCut, StoreError> {
+        self.model.read(space, docs).await
+    }
+
+    async fn log(
+        &self,
+        space: &SpaceId,
+        after: Position,
+        limit: usize,
+        bytes: usize,
+        writer: Option<Writer>,
+    ) -> Result<LogReply, StoreError> {
+        self.model.log(space, after, limit, bytes, writer).await
+    }
+
+    async fn changes(&self, space: &SpaceId, request: ChangesRequest) -> Result<ChangesReply, StoreError> {
+        self.model.changes(space, request).await
+    }
+
+    async fn positions(&self, spaces: &[SpaceId]) -> Result<Vec<SpaceState>, StoreError> {
+        self.model.positions(spaces).await
+    }
+
+    async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError> {
+        self.model.conflicts(space, limit).await
+    }
+}
+
+/// Counts as time, and as randomness.
+#[derive(Default)]
+struct Ticks(AtomicU64);
+
+impl Env for Ticks {
+    fn now_ms(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+    fn random(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// What happened, in order: seqs published, and answers by client and mid.
+#[derive(Clone, PartialEq, Debug)]
+enum Event {
+    Published(Vec<u64>),
+    Answered(u64, WriteReply),
+}
+
+struct Events(mpsc::UnboundedSender<Event>);
+
+impl Publish for Events {
+    fn publish(&self, _space: &SpaceId, lineage: &Lineage, commits: &[LogEntry]) {
+        assert_ne!(lineage.last_epoch(), Epoch(0));
+        assert!(
+            commits.windows(2).all(|pair| pair[1].seq == pair[0].seq.next()),
+            "they follow each other"
+        );
+        let _ = self
+            .0
+            .send(Event::Published(commits.iter().map(|entry| entry.seq.get()).collect()));
+    }
+}
+
+struct Rig {
+    store: Arc<Faulty>,
+    engine: Arc<Engine>,
+    tasks: TaskTracker,
+    sender: mpsc::UnboundedSender<Event>,
+    events: mpsc::UnboundedReceiver<Event>,
+}
+
+impl Rig {
+    fn new(faults: impl IntoIterator<Item = Fault>, config: EngineConfig) -> Self {
+        let store = Arc::new(Faulty {
+            model: Model::default(),
+            faults: Mutex::new(faults.into_iter().collect()),
+            gate: Semaphore::new(1_000_000),
+            calls: Mutex::default(),
+        });
+        let (sender, events) = mpsc::unbounded_channel();
+        let (tasks, env) = (TaskTracker::new(), Arc::new(Ticks::default()));
+        let engine = Engine::new(
+            store.clone(),
+            Arc::new(Events(sender.clone())),
+            Arc::new(DevAuthoriser),
+            env,
+            Limits::default(),
+            config,
+            tasks.clone(),
+        );
+        Self {
+            store,
+            engine,
+            tasks,
+            sender,
+            events,
+        }
+    }
+
+    fn submit(&self, client: u64, mid: u64, ops: Vec<Op>) {
+        self.send(client, request(client, mid, Ok(body(ops))));
+    }
+
+    fn send(&self, client: u64, request: WriteRequest) {
+        let sender = self.sender.clone();
+        let done = move |reply| {
+            let _ = sender.send(Event::Answered(client, reply));
+        };
+        self.engine.submit(request, Box::new(done));
+    }
+
+    async fn event(&mut self) -> Event {
+        self.events.recv().await.expect("the rig holds a sender")
+    }
+
+    async fn answer(&mut self) -> WriteReply {
+        loop {
+            if let Event::Answered(_, reply) = self.event().await {
+                return reply;
+            }
+        }
+    }
+
+    /// The seq of the next answer, which is an ack.
+    async fn acked(&mut self) -> u64 {
+        match self.answer().await {
+            WriteReply::Ack(ack) => ack.position.seq.get(),
+            WriteReply::Reject(reject) => panic!("{reject:?}"),
+        }
+    }
+
+    async fn rejected(&mut self) -> Reject {
+        match self.answer().await {
+            WriteReply::Reject(reject) => reject,
+            WriteReply::Ack(ack) => panic!("{ack:?}"),
+        }
+    }
+
+    /// Waits until all workers have ended, and shows that nothing is left over.
+    async fn end(mut self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+        assert_eq!(self.engine.queues.len(), 0);
+        let stats = self.engine.stats();
+        assert_eq!((stats.waiting.get(), stats.waiting_bytes.get()), (0, 0));
+        assert!(
+            !matches!(self.events.try_recv(), Ok(Event::Answered(..))),
+            "answered once more"
+        );
+    }
+}
+
+fn ack(mid: u64, seq_: u64, epoch: Epoch) -> WriteReply {
+    let position = Position::new(epoch, seq(seq_));
+    let mid = Mid::new(mid).expect("small");
+    WriteReply::Ack(Ack {
+        space: space(),
+        mid,
+        position,
+        conflicts: vec![],
+        skipped: vec![],
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_is_committed_in_order_published_in_one_call_and_then_answered() {
+    let mut rig = Rig::new([], EngineConfig::default());
+    rig.submit(1, 1, vec![set("n", &[("a", int(1))])]);
+    rig.submit(1, 2, vec![inc("n", "a", 1)]);
+    rig.submit(2, 1, vec![inc("n", "a", 1)]);
+    assert_eq!(rig.event().await, Event::Published(vec![1, 2, 3]));
+    let epoch = rig.store.positions(&[space()]).await.expect("it answers")[0].head.epoch;
+    for (client, mid, seq) in [(1, 1, 1), (1, 2, 2), (2, 1, 3)] {
+        assert_eq!(rig.event().await, Event::Answered(client, ack(mid, seq, epoch)));
+    }
+    let (position, docs) = rig
+        .engine
+        .get(&space(), &[doc("n"), doc("m")])
+        .await
+        .expect("it answers");
+    assert_eq!(position.seq, seq(3));
+    assert_eq!(docs[0].kind, DocChangeKind::Whole(vec![(field("a"), int(3))]));
+    assert_eq!(docs[1].kind, DocChangeKind::Deleted);
+    assert_eq!(
+        (rig.engine.stats().commits.get(), rig.engine.stats().groups.get()),
+        (3, 1)
+    );
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_a_store_call_is_in_flight_the_next_group_gathers() {
+    let mut rig = Rig::new(
+        [],
+        EngineConfig {
+            group_items: 4,
+            ..EngineConfig::default()
+        },
+    );
+    rig.store.gate.forget_permits(1_000_000);
+    rig.submit(1, 1, vec![inc("n", "a", 1)]);
+    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    for client in 2..8 {
+        rig.submit(client, 1, vec![inc("n", "a", 1)]);
+    }
+    rig.store.gate.add_permits(100);
+    for seq in 1..8 {
+        assert_eq!(rig.acked().await, seq);
+    }
+    assert_eq!(*rig.store.calls.lock(), [1, 4, 2], "groups of four at most");
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn spaces_do_not_wait_for_each_other() {
+    let mut rig = Rig::new([], EngineConfig::default());
+    rig.store.gate.forget_permits(1_000_000);
+    rig.submit(1, 1, vec![inc("n", "a", 1)]);
+    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    let mut other = request(2, 1, Ok(body(vec![inc("n", "a", 1)])));
+    other.head.space = SpaceId::parse("other").expect("valid");
+    rig.send(2, other);
+    rig.store.gate.add_permits(2);
+    assert_eq!((rig.acked().await, rig.acked().await), (1, 1));
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_is_unavailable_at_once_and_takes_more_later() {
+    let config = EngineConfig {
+        space_items: 2,
+        group_items: 1,
+        ..EngineConfig::default()
+    };
+    let mut rig = Rig::new([], config);
+    rig.store.gate.forget_permits(1_000_000);
+    rig.submit(1, 1, vec![inc("n", "a", 1)]);
+    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    for client in 2..5 {
+        rig.submit(client, 1, vec![inc("n", "a", 1)]);
+    }
+    let reject = rig.rejected().await;
+    assert_eq!((reject.code, reject.retry_ms), (Code::Unavailable, Some(1_000)));
+    assert_eq!(rig.engine.stats().queue_full.get(), 1);
+    rig.store.gate.add_permits(100);
+    for seq in 1..4 {
+        assert_eq!(rig.acked().await, seq);
+    }
+    rig.submit(4, 1, vec![inc("n", "a", 1)]);
+    assert_eq!(rig.acked().await, 4);
+    rig.end().await;
+
+    let big = || vec![set("n", &[("a", Value::bin(&[0; 9_000]))])];
+    let mut rig = Rig::new(
+        [],
+        EngineConfig {
+            node_bytes: 20_000,
+            ..EngineConfig::default()
+        },
+    );
+    rig.store.gate.forget_permits(1_000_000);
+    (1..4).for_each(|client| rig.submit(client, 1, big()));
+    assert_eq!(
+        rig.rejected().await.code,
+        Code::Unavailable,
+        "the node's bound on bytes"
+    );
+    rig.store.gate.add_permits(100);
+    assert_eq!((rig.acked().await, rig.acked().await), (1, 2));
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_stale_is_planned_again_ahead_of_what_came_later() {
+    let mut rig = Rig::new(
+        [Fault::Stale, Fault::Stale],
+        EngineConfig {
+            group_items: 3,
+            ..EngineConfig::default()
+        },
+    );
+    for mid in 1..=5 {
+        rig.submit(1, mid, vec![inc("n", "a", 1)]);
+    }
+    for seq in 1..=5 {
+        assert_eq!(
+            rig.acked().await,
+            seq,
+            "mid and seq go together: order per writer holds"
+        );
+    }
+    assert_eq!(*rig.store.calls.lock(), [3, 3, 3, 2]);
+    // The second and third of a group are out of order behind the first: they wait for it unanswered.
+    assert_eq!(rig.engine.stats().stale_replans.get(), 2);
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mutation_that_stays_stale_is_unavailable_after_sixteen_plans_and_those_behind_it_out_of_order() {
+    let mut rig = Rig::new((0..17).map(|_| Fault::Stale), EngineConfig::default());
+    rig.submit(1, 1, vec![inc("n", "a", 1)]);
+    rig.submit(1, 2, vec![inc("n", "a", 1)]);
+    let reject = rig.rejected().await;
+    assert_eq!(
+        (reject.mid.get(), reject.code, reject.retry_ms),
+        (1, Code::Unavailable, Some(1_000))
+    );
+    // The store has no record of this client yet; it must not be told that it is unknown.
+    let reject = rig.rejected().await;
+    assert_eq!((reject.code, reject.expected), (Code::OutOfOrder, Mid::new(1)));
+    rig.submit(1, 1, vec![inc("n", "a", 1)]);
+    assert_eq!(rig.acked().await, 1);
+    rig.submit(1, 3, vec![inc("n", "a", 1)]);
+    let reject = rig.rejected().await;
+    assert_eq!((reject.code, reject.expected), (Code::OutOfOrder, Mid::new(2)));
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_call_of_unknown_outcome_is_made_again_applied_once_and_published() {
+    let mut rig = Rig::new(
+        [Fault::Refuse, Fault::LoseAnswer, Fault::Refuse],
+        EngineConfig::default(),
+    );
+    rig.submit(1, 1, vec![inc("n", "a", 1)]);
+    rig.submit(2, 1, vec![inc("n", "a", 1)]);
+    assert_eq!(
+        rig.event().await,
+        Event::Published(vec![1, 2]),
+        "what was committed in the lost call"
+    );
+    assert_eq!((rig.acked().await, rig.acked().await), (1, 2));
+    let (_, docs) = rig.engine.get(&space(), &[doc("n")]).await.expect("it answers");
+    assert_eq!(docs[0].kind, DocChangeKind::Whole(vec![(field("a"), int(2))]));
+    assert_eq!(
+        (
+            rig.engine.stats().store_errors.get(),
+            rig.engine.stats().duplicates.get()
+        ),
+        (3, 2)
+    );
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_stays_away_makes_writes_unavailable_and_one_that_comes_back_takes_them() {
+    let mut rig = Rig::new((0..5).map(|_| Fault::Refuse), EngineConfig::default());
+    rig.submit(1, 1, vec![inc("n", "a", 1)]);
+    let reject = rig.rejected().await;
+    assert_eq!((reject.code, reject.retry_ms), (Code::Unavailable, Some(1_000)));
+    rig.submit(1, 2, vec![inc("n", "a", 1)]);
+    let reject = rig.rejected().await;
+    assert_eq!(
+        (reject.code, reject.expected),
+        (Code::OutOfOrder, Mid::new(1)),
+        "it was sent right behind the first"
+    );
+    rig.submit(1, 1, vec![inc("n", "a", 1)]);
+    assert_eq!(rig.acked().await, 1);
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_dies_answers_all_it_held_and_the_space_goes_on() {
+    let mut rig = Rig::new(
+        [Fault::Panic],
+        EngineConfig {
+            group_items: 1,
+            ..EngineConfig::default()
+        },
+    );
+    for client in 1..4 {
+        rig.submit(client, 1, vec![inc("n", "a", 1)]);
+    }
+    for _ in 1..4 {
+        assert_eq!(rig.rejected().await.code, Code::Unavailable);
+    }
+    rig.submit(1, 1, vec![inc("n", "a", 1)]);
+    assert_eq!(rig.acked().await, 1);
+    rig.end().await;
+}
+
+#[test]
+fn a_runtime_that_stops_answers_what_waits() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime");
+    let mut rig = runtime.block_on(async {
+        let rig = Rig::new(
+            [],
+            EngineConfig {
+                group_items: 1,
+                ..EngineConfig::default()
+            },
+        );
+        rig.store.gate.forget_permits(1_000_000);
+        (1..4).for_each(|client| rig.submit(client, 1, vec![inc("n", "a", 1)]));
+        tokio::task::yield_now().await;
+        rig
+    });
+    drop(runtime);
+    for _ in 1..4 {
+        assert!(matches!(
+            rig.events.try_recv(),
+            Ok(Event::Answered(_, WriteReply::Reject(_)))
+        ));
+    }
+    assert_eq!(rig.engine.stats().waiting.get(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeat_gets_the_first_result_with_cells_read_afresh() {
+    let mut rig = Rig::new([], EngineConfig::default());
+    let conflicting = |policy| based(Position::START, Some(policy), vec![set("n", &[("a", int(5))])]);
+    rig.submit(1, 1, vec![set("n", &[("a", int(1))])]);
+    assert_eq!(rig.acked().await, 1);
+    let merge = request(2, 1, Ok(conflicting(Policy::Merge)));
+    let reject = request(3, 1, Ok(conflicting(Policy::Reject)));
+    rig.send(2, merge.clone());
+    rig.send(3, reject.clone());
+    let (WriteReply::Ack(first), refused) = (rig.answer().await, rig.rejected().await) else {
+        panic!("not applied")
+    };
+    assert_eq!(first.skipped[0].cells[0].value, Some(int(1)));
+    rig.submit(1, 2, vec![set("n", &[("a", int(2))])]);
+    rig.acked().await;
+    rig.send(2, merge);
+    let WriteReply::Ack(again) = rig.answer().await else {
+        panic!("not applied")
+    };
+    assert_eq!((again.position, again.skipped.len()), (first.position, 1));
+    assert_eq!(again.skipped[0].cells[0].value, Some(int(2)), "as it stands now");
+    rig.send(3, reject);
+    let again = rig.rejected().await;
+    assert_eq!(
+        (again.code, again.message, again.at),
+        (refused.code, refused.message, refused.at)
+    );
+    assert_eq!(again.cells[0].cells[0].value, Some(int(2)));
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_copy_of_a_client_and_one_without_a_record_are_told_so() {
+    let mut rig = Rig::new([], EngineConfig::default());
+    rig.submit(1, 1, vec![inc("n", "a", 1)]);
+    rig.acked().await;
+    let mut clone = request(1, 1, Ok(body(vec![inc("n", "a", 9)])));
+    clone.head.key = MutationKey(99);
+    rig.send(1, clone);
+    assert_eq!(rig.rejected().await.code, Code::ClientCloned);
+    rig.submit(7, 5, vec![inc("n", "a", 1)]);
+    assert_eq!(rig.rejected().await.code, Code::ClientUnknown);
+    let stats = rig.engine.stats();
+    assert_eq!(
+        (
+            stats.refusals.of(Code::ClientCloned),
+            stats.refusals.of(Code::ClientUnknown)
+        ),
+        (1, 1)
+    );
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_wake_up_is_lost_as_workers_come_and_go() {
+    let mut rig = Rig::new(
+        [],
+        EngineConfig {
+            group_items: 3,
+            ..EngineConfig::default()
+        },
+    );
+    for mid in 1..=2_000 {
+        rig.submit(1, mid, vec![inc("n", "a", 1)]);
+        rig.submit(2, mid, vec![inc("n", "a", 1)]);
+        if mid % 3 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let mut last = [0, 0];
+    for _ in 0..4_000 {
+        let reply = loop {
+            if let Event::Answered(client, reply) = rig.event().await {
+                break (client, reply);
+            }
+        };
+        let (client, WriteReply::Ack(ack)) = reply else {
+            panic!("{reply:?}")
+        };
+        let last = &mut last[usize::try_from(client - 1).expect("small")];
+        assert_eq!(ack.mid.get(), *last + 1, "answers of a writer come in order");
+        *last = ack.mid.get();
+    }
+    rig.end().await;
+}
