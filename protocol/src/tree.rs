@@ -4,7 +4,7 @@
 //! shows what the server will do.
 
 use crate::error::Invalid;
-use crate::limits::Limits;
+use crate::limits::{DEPTH_MAX, Limits};
 use crate::message::{Content, OpKind};
 use crate::name::{FieldPath, unescape};
 use crate::value::{Number, Timestamp, Value, ValueRef};
@@ -64,9 +64,12 @@ impl Flatten<'_> {
                 }
             }
             _ => {
-                let depth = path.segments().count() + value.depth();
-                if depth > self.limits.depth {
-                    return Err(Invalid::too_large("depth", self.limits.depth, depth).within(path.as_str()));
+                let (depth, bound) = (
+                    path.segments().count() + value.depth(),
+                    self.limits.depth.min(DEPTH_MAX),
+                );
+                if depth > bound {
+                    return Err(Invalid::too_large("depth", bound, depth).within(path.as_str()));
                 }
                 let taken = path.as_str().len() + bytes.len();
                 *self.budget = self.budget.checked_sub(taken).ok_or_else(|| {
@@ -89,9 +92,9 @@ pub fn check_path(path: &FieldPath, limits: &Limits) -> Result<(), Invalid> {
             path.as_str().len(),
         ));
     }
-    let depth = path.segments().count();
-    if depth > limits.depth {
-        return Err(Invalid::too_large("depth", limits.depth, depth));
+    let (depth, bound) = (path.segments().count(), limits.depth.min(DEPTH_MAX));
+    if depth > bound {
+        return Err(Invalid::too_large("depth", bound, depth));
     }
     Ok(())
 }
@@ -532,6 +535,14 @@ mod tests {
         assert!(Fields::new([(p("a"), v.clone()), (p("a"), v.clone())], &limits).is_err());
         assert!(Fields::new([(p(&vec!["a"; 20].join(".")), v.clone())], &limits).is_ok());
         assert!(Fields::new([(p(&vec!["a"; 21].join(".")), v.clone())], &limits).is_err());
+        let lavish = Limits {
+            depth: usize::MAX,
+            ..Limits::default()
+        };
+        assert!(
+            Fields::new([(p(&["a"; 65].join(".")), v.clone())], &lavish).is_err(),
+            "64 whatever an operator sets"
+        );
         let deep = Value::array([Value::array([v].iter())].iter());
         assert!(Fields::new([(p(&vec!["a"; 19].join(".")), deep)], &limits).is_err());
     }

@@ -1,6 +1,6 @@
 //! A cursor over a message's bytes that reads what a field must be, and holds to the limits while it does.
 
-use super::scan::{Elements, Scan, Token, skip, token, utf8};
+use super::scan::{Elements, Scan, Token, short_text, skip, token, utf8};
 use crate::error::{Code, Invalid};
 use crate::ids::{Epoch, Mid, Position, Seq};
 use crate::limits::{DEPTH_MAX, Limits};
@@ -121,7 +121,13 @@ impl<'a> Reader<'a> {
         }
     }
 
+    #[inline]
     pub(super) fn str(&mut self, what: &str) -> Result<&'a str, Invalid> {
+        if let Some((text, next)) = short_text(self.bytes, self.at) {
+            self.elements.take()?;
+            self.at = next;
+            return utf8(text, what);
+        }
         match self.next()? {
             Token::Str(text) => utf8(text, what),
             other => Err(must_be(what, "a string", &other)),

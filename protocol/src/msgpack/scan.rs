@@ -59,6 +59,17 @@ fn part(bytes: &[u8], at: usize, len: usize) -> Result<&[u8], Invalid> {
         .ok_or_else(|| ends_early(bytes))
 }
 
+/// The short string at `at`, if there is one, and where it ends: most of what is in a message.
+#[inline]
+pub(crate) fn short_text(bytes: &[u8], at: usize) -> Option<(&[u8], usize)> {
+    let first = *bytes.get(at)?;
+    if first & 0xe0 != 0xa0 {
+        return None;
+    }
+    let end = at + 1 + usize::from(first & 0x1f);
+    Some((bytes.get(at + 1..end)?, end))
+}
+
 /// The object at `at`, where it ends (for an array or map: its head), and whether it is in its shortest form.
 #[inline]
 pub(crate) fn token(bytes: &[u8], at: usize) -> Result<(Token<'_>, usize, bool), Invalid> {
