@@ -34,25 +34,25 @@ pub struct Now {
     pub wall_ms: u64,
 }
 
-/// Randomness, passed in: client ids, mutation keys and jitter.
+/// Randomness, passed in.
 ///
 /// It must not be a generator whose state is restored with a database: two copies would draw the same
 /// keys, and the gateway could not tell them apart.
 pub trait Entropy: Send {
-    /// 64 random bits.
+    /// 64 random bits: a client id, or a mutation's key.
     fn next_u64(&mut self) -> u64;
+
+    /// A number from 0 to `bound`, inclusive: jitter.
+    fn up_to(&mut self, bound: u64) -> u64 {
+        let wide = u128::from(self.next_u64()) * (u128::from(bound) + 1);
+        u64::try_from(wide >> 64).unwrap_or(bound)
+    }
 }
 
 impl<F: FnMut() -> u64 + Send> Entropy for F {
     fn next_u64(&mut self) -> u64 {
         self()
     }
-}
-
-/// A whole number from 0 to `bound`, inclusive, of one draw.
-fn draw_up_to(entropy: &mut dyn Entropy, bound: u64) -> u64 {
-    let wide = u128::from(entropy.next_u64()) * (u128::from(bound) + 1);
-    u64::try_from(wide >> 64).unwrap_or(bound)
 }
 
 /// The sum of two whole numbers, if it is exact; folding of two `inc`s.

@@ -1,9 +1,10 @@
 //! The overlay: own mutations evaluated over the confirmed state, as the gateway will evaluate them.
 
 use crate::sync::queue::{Mutation, MutationId};
+use crate::sync::space::creates;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use tidegate_protocol::tree::{self, Leaves};
-use tidegate_protocol::{DocPath, Op, OpKind};
+use tidegate_protocol::{DocPath, OpKind};
 
 /// A document as the app sees it.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -37,6 +38,24 @@ impl Overlay {
         for doc in mutation.docs() {
             self.touching.entry(doc.clone()).or_default().insert(mutation.id);
         }
+    }
+
+    /// Evaluates the newest mutation over the local views; returns the documents that it touches. What
+    /// `refresh` would find, at the cost of this mutation alone.
+    pub(crate) fn append(&mut self, confirmed: &BTreeMap<DocPath, Leaves>, mutation: &Mutation) -> Vec<DocPath> {
+        self.insert(mutation);
+        let docs: BTreeSet<_> = mutation.docs().cloned().collect();
+        let local = |doc: &DocPath| match self.docs.get(doc) {
+            Some(local) => local.leaves.clone(),
+            None => confirmed.get(doc).cloned(),
+        };
+        let mut state: BTreeMap<_, _> = docs.iter().map(|doc| (doc.clone(), local(doc))).collect();
+        evaluate(&mut state, mutation);
+        let pending = state
+            .into_iter()
+            .map(|(doc, leaves)| (doc, LocalDoc { leaves, pending: true }));
+        self.docs.extend(pending);
+        docs.into_iter().collect()
     }
 
     /// Forgets a mutation that is neither queued nor overlaid any more. `refresh` has to follow.
@@ -110,25 +129,28 @@ impl Overlay {
 }
 
 /// Applies a mutation to the documents, or leaves them alone where one of its preconditions does not hold:
-/// that is what the gateway will do.
+/// that is what the gateway will do. `unchanged_since` and conflicts are the gateway's to judge.
 fn evaluate(state: &mut BTreeMap<DocPath, Option<Leaves>>, mutation: &Mutation) {
-    let exists = |doc: &DocPath| state.get(doc).is_some_and(Option::is_some);
-    let holds = |op: &Op| {
+    let mut after: BTreeMap<DocPath, Option<Leaves>> = BTreeMap::new();
+    for op in &mutation.ops {
+        let doc = after
+            .entry(op.doc.clone())
+            .or_insert_with(|| state.get(&op.doc).cloned().flatten());
         let wanted = if matches!(op.kind, OpKind::Create(_)) {
             Some(false)
         } else {
-            op.exists
+            None
         };
-        wanted.is_none_or(|wanted| wanted == exists(&op.doc))
-    };
-    if !mutation.ops.iter().all(holds) {
-        return;
-    }
-    for op in &mutation.ops {
-        if let Some(doc) = state.get_mut(&op.doc) {
-            apply(doc, &op.kind, mutation.made_at);
+        if [op.exists, wanted]
+            .into_iter()
+            .flatten()
+            .any(|wanted| wanted != doc.is_some())
+        {
+            return;
         }
+        apply(doc, &op.kind, mutation.made_at);
     }
+    state.extend(after);
 }
 
 fn apply(doc: &mut Option<Leaves>, kind: &OpKind, now_ms: u64) {
@@ -143,17 +165,10 @@ fn apply(doc: &mut Option<Leaves>, kind: &OpKind, now_ms: u64) {
         }
         OpKind::Delete => *doc = None,
         OpKind::Check => {}
-        _ => {
-            let units = tree::units(kind);
-            let creates = match kind {
-                OpKind::Set(_) | OpKind::Merge(_) => true,
-                _ => units.iter().any(tree::Unit::creates),
-            };
-            if doc.is_none() && !creates {
-                return;
-            }
+        kind if doc.is_none() && !creates(kind) => {}
+        kind => {
             let leaves = doc.get_or_insert_default();
-            for unit in units {
+            for unit in tree::units(kind) {
                 for step in unit.steps(leaves, now_ms) {
                     tree::apply(leaves, &step);
                 }

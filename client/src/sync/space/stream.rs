@@ -1,321 +1,21 @@
-//! One space: its confirmed state, its queue, the overlay of one on the other, and its subscription.
+//! The gateway's side of a space: subscriptions, the stream, answers, and what is done about loss.
 
-use crate::storage::{SpaceChanges, StoredSpace};
+use super::{Sent, Space};
 use crate::sync::event::{Acked, Loss, LostMutation, NewIdReason, Refusal, SpaceEvent, WatchItem, WriteError};
-use crate::sync::overlay::{LocalDoc, Overlay};
-use crate::sync::queue::{Identity, Mutation, MutationId, QUEUED, Queue, SealWith};
-use crate::sync::replica::{Replica, Violation};
-use crate::sync::{Entropy, Now, exact_sum};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::sync::queue::{Mutation, MutationId, SealWith};
+use crate::sync::replica::Violation;
+use crate::sync::{Entropy, Now};
 use tidegate_protocol::limits::UNANSWERED;
 use tidegate_protocol::{
-    Ack, Action, Begin, ClientId, Code, Collection, Commit, DocChange, DocPath, Fields, Limits, Mid, Mode, Op, OpKind,
-    Policy, Position, Reject, Seq, SpaceId, Sub, Write, Writer,
+    Ack, Action, Begin, ClientId, Code, Commit, DocChange, Mid, Mode, Position, Reject, Seq, Sub, Write, Writer,
 };
 
 /// How long a gateway keeps a client's record after its last write, ms: an ack older than this proves no loss.
 const RECORDS_KEPT_MS: u64 = 90 * 24 * 60 * 60 * 1000;
-/// Bytes of mutations that may wait in a space. Over it, a mutation is refused `too_large`.
-const QUEUED_BYTES: usize = 64 << 20;
 /// What a temporary refusal without `retry_ms` waits, ms.
 const RETRY_MS: u64 = 1_000;
 
-/// A mutation as an app asks for it.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct Request {
-    /// What it does.
-    pub ops: Vec<Op>,
-    /// What becomes of units in conflict, if not what the collection says.
-    pub policy: Option<Policy>,
-    /// Whether edits of a document that is in the local view may bring it back if it was deleted meanwhile.
-    pub upsert: bool,
-    /// Whether it may become one mutation with the one before it, if that is unsent.
-    pub coalesce: bool,
-}
-
-/// A subscription as far as it has been answered.
-#[derive(Clone, Copy, Debug)]
-struct Sent {
-    id: u64,
-    client: ClientId,
-    /// The highest mid acked before the `sub` was sent, and when.
-    acked: Mid,
-    acked_at: u64,
-    answered: bool,
-}
-
-/// One space of a client.
-#[derive(Debug)]
-pub struct Space {
-    name: SpaceId,
-    replica: Replica,
-    queue: Queue,
-    overlay: Overlay,
-    /// Whether the app wants a subscription, and with which filter.
-    wanted: Option<Option<Vec<Collection>>>,
-    /// Subscriptions sent on this connection that may still be answered, oldest first.
-    sent: Vec<Sent>,
-    /// The subscription that the last `begin` named.
-    begun: Option<u64>,
-    /// Whether the confirmed state follows the gateway.
-    live: bool,
-    denied: Option<Code>,
-    /// Nothing is sent before this (monotonic ms), after a temporary refusal.
-    not_before: Option<u64>,
-    /// When to subscribe again (monotonic ms), after a temporary denial.
-    resubscribe_at: Option<u64>,
-    needs_sub: bool,
-    events: Vec<SpaceEvent>,
-    standing_changed: bool,
-    /// Documents whose local view is to be evaluated anew at the end of the step.
-    dirty: BTreeSet<DocPath>,
-    unsaved_docs: BTreeSet<DocPath>,
-    unsaved_clear: bool,
-}
-
 impl Space {
-    pub(crate) fn new(name: SpaceId, stored: Option<StoredSpace>, entropy: &mut dyn Entropy) -> Self {
-        let stored = stored.unwrap_or_default();
-        let identity = stored
-            .identity
-            .unwrap_or_else(|| Identity::new(ClientId(entropy.next_u64())));
-        let mut overlay = Overlay::default();
-        let mut dirty = BTreeSet::new();
-        for mutation in stored.queue.values() {
-            overlay.insert(mutation);
-            dirty.extend(mutation.docs().cloned());
-        }
-        let mut space = Self {
-            name,
-            replica: Replica::restore(stored.docs, stored.standing),
-            queue: Queue::restore(identity, stored.queue, stored.identity.is_none()),
-            overlay,
-            wanted: None,
-            sent: Vec::new(),
-            begun: None,
-            live: false,
-            denied: None,
-            not_before: None,
-            resubscribe_at: None,
-            needs_sub: false,
-            events: Vec::new(),
-            standing_changed: false,
-            dirty,
-            unsaved_docs: BTreeSet::new(),
-            unsaved_clear: false,
-        };
-        space.finish();
-        space.events.clear();
-        space
-    }
-
-    /// Its name.
-    pub fn name(&self) -> &SpaceId {
-        &self.name
-    }
-
-    /// The confirmed state.
-    pub fn replica(&self) -> &Replica {
-        &self.replica
-    }
-
-    /// The own mutations.
-    pub fn queue(&self) -> &Queue {
-        &self.queue
-    }
-
-    /// Whether local views may be behind the gateway.
-    pub fn from_cache(&self) -> bool {
-        !self.live
-    }
-
-    /// Whether the app wants a subscription.
-    pub fn is_wanted(&self) -> bool {
-        self.wanted.is_some()
-    }
-
-    /// The code with which the subscription was ended or not begun.
-    pub fn denied_by(&self) -> Option<Code> {
-        self.denied
-    }
-
-    /// A document as the app sees it.
-    pub fn view(&self, doc: &DocPath) -> LocalDoc {
-        match self.overlay.get(doc) {
-            Some(local) => local.clone(),
-            None => LocalDoc {
-                leaves: self.replica.docs().get(doc).cloned(),
-                pending: false,
-            },
-        }
-    }
-
-    /// Whether a document exists in the local view.
-    pub fn exists(&self, doc: &DocPath) -> bool {
-        match self.overlay.get(doc) {
-            Some(local) => local.leaves.is_some(),
-            None => self.replica.docs().contains_key(doc),
-        }
-    }
-
-    /// Every document that exists in the local view, by path.
-    pub fn docs(&self) -> BTreeSet<DocPath> {
-        let mut all: BTreeSet<_> = self.replica.docs().keys().cloned().collect();
-        for (doc, local) in self.overlay.iter() {
-            if local.leaves.is_some() {
-                all.insert(doc.clone());
-            } else {
-                all.remove(doc);
-            }
-        }
-        all
-    }
-
-    // The app's side.
-
-    pub(crate) fn subscribe(&mut self, filter: Option<Vec<Collection>>) {
-        if self.wanted.as_ref() != Some(&filter) || self.denied.is_some() {
-            self.wanted = Some(filter);
-            self.denied = None;
-            self.needs_sub = true;
-        }
-    }
-
-    /// Returns the number of the subscription to end, if one was sent.
-    pub(crate) fn unsubscribe(&mut self) -> Option<u64> {
-        self.wanted = None;
-        self.needs_sub = false;
-        self.resubscribe_at = None;
-        let id = self.sent.last().map(|sent| sent.id);
-        self.detach_subscription();
-        self.finish();
-        id
-    }
-
-    pub(crate) fn mutate(
-        &mut self,
-        now: Now,
-        request: Request,
-        check: impl Fn(&Write) -> Result<usize, Refusal>,
-        limits: &Limits,
-    ) -> Result<MutationId, Refusal> {
-        let Request {
-            mut ops,
-            policy,
-            upsert,
-            coalesce,
-        } = request;
-        if ops.is_empty() {
-            return Err(Refusal::new(Code::Invalid, "a mutation needs at least one op"));
-        }
-        let base = self.replica.position();
-        if base.is_none() && matches!(policy, Some(Policy::Reject | Policy::Merge)) {
-            let message = "policy reject and merge need a base: subscribe to the space and wait until it is current";
-            return Err(Refusal::new(Code::Invalid, message));
-        }
-        if self.queue.queued() >= QUEUED {
-            return Err(Refusal::new(
-                Code::TooMany,
-                format!("mutations waiting in a space are limited to {QUEUED}"),
-            ));
-        }
-        if coalesce && let Some(id) = self.coalesce(&ops, policy, base, upsert, &check, limits) {
-            self.finish();
-            return Ok(id);
-        }
-        if !upsert {
-            for op in &mut ops {
-                if op.exists.is_none() && is_edit(&op.kind) && self.exists(&op.doc) {
-                    op.exists = Some(true);
-                }
-            }
-        }
-        let size = check(&self.as_write(&ops, policy, base))?;
-        if self.queue.bytes() + size > QUEUED_BYTES {
-            let message = format!("bytes of mutations waiting in a space are limited to {QUEUED_BYTES}");
-            return Err(Refusal::new(Code::TooLarge, message));
-        }
-        let mutation = Mutation {
-            id: MutationId(0),
-            ops,
-            policy,
-            base,
-            made_at: now.wall_ms,
-            seal: None,
-            answer: None,
-            overlaid: true,
-            size,
-        };
-        let id = self.queue.push(mutation);
-        if let Some(mutation) = self.queue.get(id) {
-            self.overlay.insert(mutation);
-            self.dirty.extend(mutation.docs().cloned());
-        }
-        self.finish();
-        Ok(id)
-    }
-
-    /// A write of the largest envelope that the mutation may get.
-    fn as_write(&self, ops: &[Op], policy: Option<Policy>, base: Option<Position>) -> Write {
-        let largest = Mid::new(tidegate_protocol::limits::SEQ_LIMIT - 1).unwrap_or(Mid::ZERO);
-        Write {
-            head: tidegate_protocol::WriteHead {
-                space: self.name.clone(),
-                client: ClientId(u64::MAX),
-                mid: largest,
-                key: tidegate_protocol::MutationKey(u64::MAX),
-                prev: Some(tidegate_protocol::MutationKey(u64::MAX)),
-                first: None,
-            },
-            base,
-            policy,
-            ops: ops.to_vec(),
-        }
-    }
-
-    /// Makes one op part of the last mutation if that is unsent, has the same base and policy, and is one
-    /// op of the same kind on the same document. Only the last, so that nothing changes places.
-    fn coalesce(
-        &mut self,
-        ops: &[Op],
-        policy: Option<Policy>,
-        base: Option<Position>,
-        upsert: bool,
-        check: impl Fn(&Write) -> Result<usize, Refusal>,
-        limits: &Limits,
-    ) -> Option<MutationId> {
-        let last = self.queue.last_unsent()?;
-        let ([old], [new]) = (last.ops.as_slice(), ops) else {
-            return None;
-        };
-        let plain = new.exists.is_none() && new.unchanged_since.is_none() && old.unchanged_since.is_none();
-        // An upsert folded into a guarded edit would be guarded, and the other way round.
-        let same_guard = !upsert || old.exists.is_none();
-        if !plain || !same_guard || old.doc != new.doc || last.policy != policy || last.base != base {
-            return None;
-        }
-        let kind = fold(&old.kind, &new.kind, limits)?;
-        let ops = vec![Op { kind, ..old.clone() }];
-        let size = check(&self.as_write(&ops, policy, base)).ok()?;
-        let id = last.id;
-        let doc = old.doc.clone();
-        self.queue.replace_ops(id, ops, size);
-        self.dirty.insert(doc);
-        Some(id)
-    }
-
-    /// Takes back a mutation that is unsent.
-    pub(crate) fn cancel(&mut self, id: MutationId) -> bool {
-        if self.queue.get(id).is_none_or(|m| m.seal.is_some() || !m.is_queued()) {
-            return false;
-        }
-        self.fail(id, WriteError::Cancelled);
-        self.finish();
-        true
-    }
-
-    // The connection's side.
-
     /// A connection was welcomed.
     pub(crate) fn attach(&mut self) {
         self.queue.rewind();
@@ -332,14 +32,14 @@ impl Space {
         self.finish();
     }
 
-    fn detach_subscription(&mut self) {
+    pub(super) fn detach_subscription(&mut self) {
         self.sent.clear();
         self.begun = None;
         self.replica.detach();
         self.set_live(false);
     }
 
-    fn set_live(&mut self, live: bool) {
+    pub(super) fn set_live(&mut self, live: bool) {
         if self.live != live {
             self.live = live;
             self.events.push(SpaceEvent::FromCache(!live));
@@ -441,9 +141,7 @@ impl Space {
             }
         }
         self.confirm_position();
-        if let (Some(before), Mode::Reset) = (before, mode)
-            && before.epoch != position.epoch
-        {
+        if let Some(before) = before.filter(|before| before.epoch != position.epoch) {
             self.drop_acks_of_ended_epoch(before);
         }
         self.events.push(SpaceEvent::Confirmed(items));
@@ -489,7 +187,8 @@ impl Space {
         }
     }
 
-    /// The history of a reset does not hold what was acked in the epoch before, unless `last_mid` said so.
+    /// What was acked in an epoch that ended is in the state now, or was lost with the epoch's end. The loss
+    /// shows in `last_mid`, or in the answer to the next write.
     fn drop_acks_of_ended_epoch(&mut self, before: Position) {
         let ids: Vec<_> = self
             .queue
@@ -739,14 +438,14 @@ impl Space {
         }
     }
 
-    fn take_out(&mut self, id: MutationId) -> Option<Mutation> {
+    pub(super) fn take_out(&mut self, id: MutationId) -> Option<Mutation> {
         let mutation = self.queue.remove(id)?;
         self.overlay.remove(&mutation);
         self.dirty.extend(mutation.docs().cloned());
         Some(mutation)
     }
 
-    fn fail(&mut self, id: MutationId, error: WriteError) {
+    pub(super) fn fail(&mut self, id: MutationId, error: WriteError) {
         let ops = self.take_out(id).map(|mutation| mutation.ops).unwrap_or_default();
         self.events.push(SpaceEvent::Settled {
             id,
@@ -755,96 +454,9 @@ impl Space {
         });
     }
 
-    fn touch(&mut self, id: MutationId) {
+    pub(super) fn touch(&mut self, id: MutationId) {
         if let Some(mutation) = self.queue.get(id) {
             self.dirty.extend(mutation.docs().cloned());
         }
-    }
-
-    /// The end of a step: local views follow.
-    fn finish(&mut self) {
-        let (cleared, confirmed) = self.replica.take_changed();
-        let mut dirty = std::mem::take(&mut self.dirty);
-        if dirty.is_empty() && confirmed.is_empty() {
-            return;
-        }
-        dirty.extend(confirmed.iter().cloned());
-        let queue = &self.queue;
-        let changed = self.overlay.refresh(self.replica.docs(), dirty, &confirmed, |id| {
-            queue.get(id).expect("the overlay lists mutations of the queue only")
-        });
-        if !changed.is_empty() {
-            self.events.push(SpaceEvent::Views(changed));
-        }
-        if cleared {
-            self.unsaved_clear = true;
-            self.unsaved_docs.clear();
-        }
-        self.unsaved_docs.extend(confirmed);
-    }
-
-    pub(crate) fn take_events(&mut self) -> Vec<SpaceEvent> {
-        std::mem::take(&mut self.events)
-    }
-
-    /// What changed since the last call, for storage; `None` if nothing did.
-    pub(crate) fn take_changes(&mut self) -> Option<SpaceChanges> {
-        let (identity, mutations) = self.queue.take_changes();
-        let clear_docs = std::mem::take(&mut self.unsaved_clear);
-        let docs = std::mem::take(&mut self.unsaved_docs);
-        let standing = std::mem::take(&mut self.standing_changed).then(|| self.replica.standing());
-        if identity.is_none() && standing.is_none() && !clear_docs && docs.is_empty() && mutations.is_empty() {
-            return None;
-        }
-        Some(SpaceChanges {
-            identity,
-            standing,
-            clear_docs,
-            docs: docs
-                .into_iter()
-                .map(|doc| (doc.clone(), self.replica.docs().get(&doc).cloned()))
-                .collect(),
-            queue: mutations
-                .into_iter()
-                .map(|id| (id, self.queue.get(id).cloned()))
-                .collect::<BTreeMap<_, _>>(),
-        })
-    }
-
-    /// Forgets what changed; for a client without storage.
-    pub(crate) fn discard_changes(&mut self) {
-        self.queue.take_changes();
-        self.unsaved_clear = false;
-        self.unsaved_docs.clear();
-        self.standing_changed = false;
-    }
-}
-
-/// Whether an op changes a document that is there, rather than makes, replaces or ends it.
-fn is_edit(kind: &OpKind) -> bool {
-    !matches!(
-        kind,
-        OpKind::Create(_) | OpKind::Replace(_) | OpKind::Delete | OpKind::Check
-    )
-}
-
-/// One op that does what the two do in turn.
-fn fold(old: &OpKind, new: &OpKind, limits: &Limits) -> Option<OpKind> {
-    match (old, new) {
-        (OpKind::Inc { path, by }, OpKind::Inc { path: other, by: more }) if path == other => Some(OpKind::Inc {
-            path: path.clone(),
-            by: exact_sum(*by, *more)?,
-        }),
-        (OpKind::Set(old), OpKind::Set(new)) => {
-            let value = |(path, content): &(_, tidegate_protocol::Content)| match content {
-                tidegate_protocol::Content::Leaf(value) => Some((Clone::clone(path), value.clone())),
-                // A map was flattened; what it was is not worth rebuilding here.
-                tidegate_protocol::Content::Map(_) => None,
-            };
-            let mut all: BTreeMap<_, _> = old.iter().map(value).collect::<Option<_>>()?;
-            all.extend(new.iter().map(value).collect::<Option<Vec<_>>>()?);
-            Fields::new(all, limits).ok().map(OpKind::Set)
-        }
-        _ => None,
     }
 }

@@ -1,25 +1,20 @@
 //! The connection: handshake, subscriptions, liveness, backoff, and what each error asks for.
 
+mod incoming;
+mod session;
+
 use crate::storage::{Stored, Transaction};
 use crate::sync::event::{ConnectionState, Event, Refusal};
 use crate::sync::queue::MutationId;
-use crate::sync::replica::Violation;
 use crate::sync::space::{Request, Space};
-use crate::sync::{Entropy, Now, draw_up_to};
+use crate::sync::{Entropy, Now};
+use session::{Phase, Session};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use tidegate_protocol::{
-    Action, ClientMessage, Code, Collection, DocPath, Get, Hello, Invalid, Limits, ServerMessage, SpaceId, Welcome,
-    Write, msgpack,
+    ClientMessage, Code, Collection, DocPath, Get, Hello, Invalid, Limits, ServerMessage, SpaceId, Welcome, Write,
+    msgpack,
 };
 
-/// From the open socket to `welcome`, ms. The gateway's own deadline is the same.
-const HANDSHAKE_MS: u64 = 10_000;
-/// From a ping to anything that is heard, ms.
-const ANSWER_MS: u64 = 5_000;
-/// A session that lasted this long after `welcome` was healthy: the next attempt comes at once.
-const HEALTHY_MS: u64 = 5_000;
-/// First, and longest, wait between attempts, ms; ± 50 %.
-const BACKOFF_MS: (u64, u64) = (1_000, 60_000);
 /// Reads that may wait for an answer. Over it, one is refused `too_many`.
 const GETS: usize = 256;
 /// What a temporarily denied subscription waits, ms, ± 50 %.
@@ -52,39 +47,6 @@ pub struct ConnectFailure {
     pub code: Option<Code>,
     /// For a developer.
     pub message: String,
-}
-
-#[derive(Debug)]
-enum Phase {
-    /// Waits for the time of the next attempt (monotonic ms).
-    Waiting {
-        at: u64,
-    },
-    Connecting,
-    Handshake {
-        deadline: u64,
-        hello_sent: bool,
-    },
-    Online(Box<Session>),
-    Stopped {
-        code: Code,
-        message: String,
-    },
-    Closed,
-}
-
-#[derive(Debug)]
-struct Session {
-    welcome: Welcome,
-    since: u64,
-    sent: u64,
-    heard: u64,
-    ping_due: bool,
-    answer_by: Option<u64>,
-    /// After a `goaway`: when to go (monotonic ms).
-    leave_at: Option<u64>,
-    auth_due: bool,
-    unsubs: VecDeque<u64>,
 }
 
 /// A client: its connection and its spaces.
@@ -315,116 +277,6 @@ impl Machine {
         transaction
     }
 
-    /// When `handle_timeout` is due (monotonic ms).
-    pub fn deadline(&self) -> Option<u64> {
-        match &self.phase {
-            Phase::Waiting { at } => Some(*at),
-            Phase::Handshake { deadline, .. } => Some(*deadline),
-            Phase::Online(session) => {
-                let spaces = self.spaces.values().filter_map(Space::deadline);
-                spaces
-                    .chain([session.next_ask()])
-                    .chain(session.answer_by)
-                    .chain(session.leave_at)
-                    .min()
-            }
-            Phase::Connecting | Phase::Stopped { .. } | Phase::Closed => None,
-        }
-    }
-
-    /// Time has passed.
-    pub fn handle_timeout(&mut self, now: Now) {
-        match &mut self.phase {
-            Phase::Waiting { at } if *at <= now.mono_ms => {
-                self.phase = Phase::Connecting;
-                self.commands.push_back(Command::Connect);
-                self.events.push_back(Event::State(ConnectionState::Connecting));
-            }
-            Phase::Handshake { deadline, .. } if *deadline <= now.mono_ms => {
-                self.abandon(now, 1001, "the gateway did not answer `hello` in time");
-            }
-            Phase::Online(session) => {
-                if session.leave_at.is_some_and(|at| at <= now.mono_ms) {
-                    self.drop_socket(1001);
-                    self.lose_connection(now);
-                    self.wait(now, 0, Some("the node is going away".to_owned()));
-                    self.handle_timeout(now);
-                } else if session.answer_by.is_some_and(|at| at <= now.mono_ms) {
-                    self.abandon(now, 1001, "the connection is dead: no answer to a ping");
-                } else {
-                    if session.next_ask() <= now.mono_ms {
-                        session.ask(now);
-                    }
-                    let due = |space: &&Space| space.deadline().is_some_and(|at| at <= now.mono_ms);
-                    let due: Vec<_> = self
-                        .spaces
-                        .values()
-                        .filter(due)
-                        .map(|space| space.name().clone())
-                        .collect();
-                    for space in due {
-                        self.wake(&space);
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// The socket is open.
-    pub fn connected(&mut self, now: Now) {
-        if matches!(self.phase, Phase::Connecting) {
-            self.last_error = None;
-            self.phase = Phase::Handshake {
-                deadline: now.mono_ms + HANDSHAKE_MS,
-                hello_sent: false,
-            };
-        }
-    }
-
-    /// No socket came to be.
-    pub fn connect_failed(&mut self, now: Now, failure: ConnectFailure) {
-        match failure.code.map(|code| (code, code.row().action)) {
-            Some((code, Action::Stop | Action::Renew)) => self.stop(code, failure.message),
-            _ => self.wait_backoff(now, failure.message),
-        }
-    }
-
-    /// The socket was closed by the other side, or broke.
-    pub fn disconnected(&mut self, now: Now, close: Option<u16>, why: String) {
-        let (healthy, leave_at) = match &self.phase {
-            Phase::Online(session) => (
-                now.mono_ms.saturating_sub(session.since) >= HEALTHY_MS,
-                session.leave_at,
-            ),
-            _ => (false, None),
-        };
-        self.lose_connection(now);
-        let by_close = || {
-            let close = close?;
-            let row = tidegate_protocol::error::TABLE
-                .iter()
-                .find(|row| row.close == Some(close));
-            match (row, close) {
-                (Some(row), _) => Some((row.code, why.clone())),
-                (None, 4000..=4099) => Some((Code::Protocol, format!("closed with {close}: {why}"))),
-                _ => None,
-            }
-        };
-        if let Some((code, message)) = self.last_error.take().or_else(by_close)
-            && matches!(code.row().action, Action::Stop | Action::Renew)
-        {
-            self.stop(code, message);
-        } else if let Some(at) = leave_at {
-            self.wait(now, at.saturating_sub(now.mono_ms), Some(why));
-        } else if healthy {
-            self.attempts = 0;
-            self.wait(now, 0, Some(why));
-        } else {
-            self.wait_backoff(now, why);
-        }
-    }
-
     /// A message came.
     pub fn received(&mut self, now: Now, message: ServerMessage) {
         match &mut self.phase {
@@ -473,13 +325,6 @@ impl Machine {
             Phase::Closed => Some(Refusal::new(Code::GoingAway, "the client was closed")),
             _ => None,
         }
-    }
-
-    /// Stops for a reason of this side: a storage that failed.
-    pub fn halt(&mut self, now: Now, code: Code, message: String) {
-        self.drop_socket(1001);
-        self.lose_connection(now);
-        self.stop(code, message);
     }
 
     /// The next message to send. What `take_transaction` gives has to be kept before it goes out.
@@ -604,219 +449,9 @@ impl Machine {
         }
     }
 
-    fn handle(&mut self, now: Now, message: ServerMessage) -> Result<(), Violation> {
-        match message {
-            ServerMessage::Begin(begin) => {
-                let Some(name) = self.subs.get(&begin.id).cloned() else {
-                    return Ok(());
-                };
-                self.numbers.retain(|_, space| *space != name);
-                self.numbers.insert(begin.n, name.clone());
-                self.in_space(&name, |space, _| space.begin(&begin))
-            }
-            ServerMessage::Page { id, docs, cursor } => {
-                let Some(name) = self.subs.get(&id).cloned() else {
-                    return Ok(());
-                };
-                self.in_space(&name, |space, _| space.page(docs, cursor))
-            }
-            ServerMessage::Current { id, position, last_mid } => {
-                let Some(name) = self.subs.get(&id).cloned() else {
-                    return Ok(());
-                };
-                self.in_space(&name, |space, entropy| {
-                    space.current(now, id, position, last_mid, entropy)
-                })
-            }
-            ServerMessage::Change(change) => {
-                let Some(name) = self.numbers.get(&change.n).cloned() else {
-                    return Ok(());
-                };
-                self.in_space(&name, |space, _| space.commit(change.commit))
-            }
-            ServerMessage::Epoch { n, position } => {
-                let Some(name) = self.numbers.get(&n).cloned() else {
-                    return Ok(());
-                };
-                self.in_space(&name, |space, entropy| space.epoch(position, entropy))
-            }
-            ServerMessage::Progress { n, seq } => {
-                let Some(name) = self.numbers.get(&n).cloned() else {
-                    return Ok(());
-                };
-                self.in_space(&name, |space, _| space.progress(seq))
-            }
-            ServerMessage::Ack(ack) => {
-                let name = ack.space.clone();
-                self.in_space(&name, |space, _| {
-                    space.ack(now, ack);
-                    Ok(())
-                })
-            }
-            ServerMessage::Reject(reject) => {
-                let name = reject.space.clone();
-                self.in_space(&name, |space, entropy| {
-                    space.reject(now, reject, entropy);
-                    Ok(())
-                })
-            }
-            ServerMessage::Denied { id, code, purge } => {
-                self.denied(now, id, code, purge);
-                Ok(())
-            }
-            ServerMessage::Docs { id, position, docs } => {
-                if self.gets.remove(&id).is_some() {
-                    self.events.push_back(Event::Got {
-                        id,
-                        result: Ok((position, docs)),
-                    });
-                }
-                Ok(())
-            }
-            ServerMessage::Goaway { retry_ms, jitter_ms } => {
-                let jitter = draw_up_to(&mut *self.entropy, jitter_ms);
-                if let Phase::Online(session) = &mut self.phase {
-                    session.leave_at = Some(now.mono_ms + retry_ms + jitter);
-                }
-                Ok(())
-            }
-            ServerMessage::Error { code, message, re } => {
-                match re {
-                    Some(id) if self.subs.contains_key(&id) => self.denied(now, id, code, false),
-                    re => self.error(code, message, re),
-                }
-                Ok(())
-            }
-            ServerMessage::Pong { .. } | ServerMessage::Welcome(_) => Ok(()),
-        }
-    }
-
-    fn in_space(
-        &mut self,
-        name: &SpaceId,
-        step: impl FnOnce(&mut Space, &mut dyn Entropy) -> Result<(), Violation>,
-    ) -> Result<(), Violation> {
-        let Some(space) = self.spaces.get_mut(name) else {
-            return Ok(());
-        };
-        let result = step(space, &mut *self.entropy);
-        self.collect(name);
-        self.wake(name);
-        result
-    }
-
-    fn denied(&mut self, now: Now, id: u64, code: Code, purge: bool) {
-        let Some(name) = self.subs.remove(&id) else { return };
-        if !self.subs.values().any(|space| *space == name) {
-            self.numbers.retain(|_, space| *space != name);
-        }
-        let retry_ms = RESUBSCRIBE_MS / 2 + draw_up_to(&mut *self.entropy, RESUBSCRIBE_MS);
-        let _ = self.in_space(&name, |space, _| {
-            space.denied(now, id, code, purge, retry_ms);
-            Ok(())
-        });
-    }
-
-    fn error(&mut self, code: Code, message: String, re: Option<u64>) {
-        if let Some(id) = re.filter(|id| self.gets.remove(id).is_some()) {
-            self.events.push_back(Event::Got {
-                id,
-                result: Err(Refusal::new(code, message)),
-            });
-            return;
-        }
-        if code.row().close.is_some() {
-            self.last_error = Some((code, message.clone()));
-        }
-        self.events.push_back(Event::Problem { code, message });
-    }
-
     fn forget_subscription(&mut self, name: &SpaceId) {
         self.subs.retain(|_, space| space != name);
         self.numbers.retain(|_, space| space != name);
-    }
-
-    fn drop_socket(&mut self, code: u16) {
-        if matches!(
-            self.phase,
-            Phase::Connecting | Phase::Handshake { .. } | Phase::Online(_)
-        ) {
-            self.commands.push_back(Command::Close(code));
-        }
-    }
-
-    /// Gives up a connection from this side, and comes back after backoff – or at once, if it was healthy.
-    fn abandon(&mut self, now: Now, code: u16, why: &str) {
-        self.drop_socket(code);
-        self.last_error = None;
-        self.disconnected(now, None, why.to_owned());
-    }
-
-    fn lose_connection(&mut self, now: Now) {
-        self.subs.clear();
-        self.numbers.clear();
-        let names: Vec<_> = self.spaces.keys().cloned().collect();
-        for name in names {
-            if let Some(space) = self.spaces.get_mut(&name) {
-                space.detach();
-            }
-            self.collect(&name);
-        }
-        self.phase = Phase::Waiting { at: now.mono_ms };
-    }
-
-    fn stop(&mut self, code: Code, message: String) {
-        self.phase = Phase::Stopped {
-            code,
-            message: message.clone(),
-        };
-        self.refuse_gets(code, &message);
-        self.events
-            .push_back(Event::State(ConnectionState::Stopped { code, message }));
-    }
-
-    fn refuse_gets(&mut self, code: Code, message: &str) {
-        self.gets_due.clear();
-        for id in std::mem::take(&mut self.gets).into_keys() {
-            let result = Err(Refusal::new(code, message));
-            self.events.push_back(Event::Got { id, result });
-        }
-    }
-
-    fn wait_backoff(&mut self, now: Now, why: String) {
-        let (first, most) = BACKOFF_MS;
-        let mut delay = first;
-        for _ in 0..self.attempts.min(32) {
-            delay = (delay * 3 / 2).min(most);
-        }
-        self.attempts = self.attempts.saturating_add(1);
-        let delay = delay / 2 + draw_up_to(&mut *self.entropy, delay);
-        self.wait(now, delay, Some(why));
-    }
-
-    fn wait(&mut self, now: Now, retry_ms: u64, why: Option<String>) {
-        self.phase = Phase::Waiting {
-            at: now.mono_ms + retry_ms,
-        };
-        self.events
-            .push_back(Event::State(ConnectionState::Offline { retry_ms, why }));
-    }
-}
-
-impl Session {
-    /// When to ask whether the connection is alive: after `ping_ms` without sending, for the gateway's
-    /// sake, or without hearing, for one's own.
-    fn next_ask(&self) -> u64 {
-        if self.answer_by.is_some() {
-            return u64::MAX;
-        }
-        self.sent.min(self.heard) + self.welcome.ping_ms
-    }
-
-    fn ask(&mut self, now: Now) {
-        self.ping_due = true;
-        // Counted from here even if a stuck socket does not take the ping.
-        self.answer_by.get_or_insert(now.mono_ms + ANSWER_MS);
     }
 }
 
