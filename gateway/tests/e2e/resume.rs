@@ -86,6 +86,7 @@ async fn a_client_long_gone_gets_what_changed_and_not_what_exists() {
         OpKind::Create(fields(&[("again", Value::bool(true))])),
     )]);
     later.push(vec![set("d/006", "n.deep.er", 1)]);
+    later.push(vec![op("d/empty", OpKind::Create(Fields::default()))]);
     write_all(&gateway, &mut writer, later).await;
     let mut resumed = replica.clone();
     let mut peer = gateway.peer("r").await;
@@ -103,11 +104,12 @@ async fn a_client_long_gone_gets_what_changed_and_not_what_exists() {
     }
     assert_eq!(resumed.mode(), Mode::Delta);
     assert_eq!(
-        sent, 6,
-        "two changed, one unset in, one deleted, one born again, one restructured"
+        sent, 7,
+        "two changed, one unset in, one deleted, one born again, one restructured, one empty"
     );
     assert_eq!(resumed.docs, fresh(&gateway, "s").await.docs);
     assert!(!resumed.docs.contains_key("d/004"));
+    assert!(resumed.docs["d/empty"].is_empty());
     assert_eq!(resumed.docs["d/005"].len(), 1, "what it was in its former life is gone");
 }
 
@@ -253,6 +255,38 @@ async fn a_broken_catch_up_goes_on_where_it_broke_also_after_a_restart() {
     assert_eq!(replica.docs, fresh(&gateway, "s").await.docs);
     assert_eq!(replica.int("d/000", "n"), Some(-1));
     assert!(!replica.docs.contains_key("d/001"));
+}
+
+#[tokio::test]
+async fn a_cursor_of_another_position_is_not_taken_up() {
+    let gateway = small().await;
+    let mut writer = WriterState::new("s", 1, gateway.peer("w").await.now);
+    write_all(&gateway, &mut writer, sets(0..40, 40)).await;
+    let old = fresh(&gateway, "s").await;
+    write_all(&gateway, &mut writer, sets(40..80, 40)).await;
+    let middle = fresh(&gateway, "s").await;
+    write_all(&gateway, &mut writer, sets(100..220, 30)).await;
+    // A delta from the middle is broken off; its cursor then comes from a client that is older.
+    let mut broken = middle.clone();
+    {
+        let mut peer = gateway.peer("r").await;
+        peer.sub("s", None, broken.from(), None).await;
+        while broken.cursor.is_none() {
+            let message = peer.next().await;
+            broken.take(&message);
+        }
+        assert_eq!(broken.mode(), Mode::Delta);
+    }
+    let mut replica = Replica {
+        cursor: broken.cursor.clone(),
+        ..old
+    };
+    gateway.peer("r").await.follow("s", &mut replica, None).await;
+    assert_eq!(
+        replica.docs,
+        fresh(&gateway, "s").await.docs,
+        "d/030 to d/039 changed between old and middle"
+    );
 }
 
 #[tokio::test]

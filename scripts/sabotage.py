@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""Takes one rule out of the product at a time, and sees a named test fail.
+
+A test that cannot fail proves nothing. Each entry below names a rule, the code that keeps it, and the
+test that must notice when it is gone. The product itself has no switches for this: the rule is cut out
+of a copy of the tree.
+
+    scripts/sabotage.py --check     only: each piece of code to cut is there, exactly once
+    scripts/sabotage.py [NAME ...]  cut, build, test; all of them if none is named
+"""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+E2E = ["-p", "tidegate", "--test", "e2e"]
+LIB = ["-p", "tidegate", "--lib"]
+COMMIT = "gateway/src/store/embedded/commit.rs"
+CHANGES = "gateway/src/store/embedded/changes.rs"
+
+# name: (file, code, what to put in its place, cargo arguments, test)
+RULES = {
+    "mid check": (
+        COMMIT,
+        "        if item.mid <= client.last {",
+        "        if item.mid <= client.last.next() {\n            return Ok(None);\n        }\n"
+        "        if item.mid <= client.last {",
+        E2E,
+        "writes::every_mutation_sent_twice_also_across_a_restart_is_applied_once",
+    ),
+    "key check": (
+        COMMIT,
+        "Some(result) if result.key == item.key => Outcome::Duplicate",
+        "Some(result) => Outcome::Duplicate",
+        E2E,
+        "writes::a_cloned_database_is_told_so_and_nothing_of_it_is_applied",
+    ),
+    "key of the one before": (
+        COMMIT,
+        "Ok((item.prev != Some(client.key)).then_some(Outcome::ClientCloned))",
+        "Ok(None)",
+        E2E,
+        "writes::a_cloned_database_is_told_so_and_nothing_of_it_is_applied",
+    ),
+    "subscribe before read": (
+        "gateway/src/hub/space.rs",
+        "let Some(missed) = self.since(at) else { return false };",
+        "let missed = Vec::new();",
+        E2E,
+        "resume::a_commit_between_snapshot_and_subscription_is_seen_exactly_once",
+    ),
+    "last-page atomicity": (
+        "gateway/src/store/embedded/mod.rs",
+        "        self.snapshot(move |cut| changes::changes(cut, &space, &request)).await",
+        "        let name = space.clone();\n"
+        "        let page = self.snapshot(move |cut| changes::changes(cut, &space, &request)).await?;\n"
+        "        let ChangesReply::Done { docs, last_mid, .. } = page else { return Ok(page) };\n"
+        "        let state = self.positions(&[name]).await?.remove(0);\n"
+        "        Ok(ChangesReply::Done { docs, state, last_mid })",
+        E2E,
+        "resume::a_catch_up_among_writers_ends_in_the_state_of_its_position",
+    ),
+    "born": (
+        CHANGES,
+        "let whole = after.is_none_or(|after| header.born.seq > after);",
+        "let whole = after.is_none();",
+        E2E,
+        "resume::a_client_long_gone_gets_what_changed_and_not_what_exists",
+    ),
+    "structure-rule tombstones": (
+        "gateway/src/engine/scratch.rs",
+        "            self.cells.insert(path, None);",
+        "            drop(path);",
+        E2E,
+        "resume::a_client_long_gone_gets_what_changed_and_not_what_exists",
+    ),
+    "tombstone floor": (
+        CHANGES,
+        "(trusted < state.floor).then_some(ResetReason::BelowFloor)",
+        "None.filter(|_: &ResetReason| trusted < state.floor)",
+        E2E,
+        "resume::a_position_below_the_tombstone_floor_is_answered_with_reset",
+    ),
+    "view check": (
+        "gateway/src/session/catchup.rs",
+        "Some(from) if from.view != self.what.view.id => {",
+        "Some(from) if false && from.view != self.what.view.id => {",
+        E2E,
+        "resume::a_changed_filter_is_answered_with_reset",
+    ),
+    "ack after change": (
+        "gateway/src/hub/space.rs",
+        "                if ahead {",
+        "                if false && ahead {",
+        LIB,
+        "hub::tests::an_answer_waits_for_its_change_and_out_of_view_for_a_progress_that_covers_it",
+    ),
+    "publish before answer": (
+        "gateway/src/engine/queue.rs",
+        "        self.publish_all(space, &lineage, commits, missed).await;\n"
+        "        answers.into_iter().for_each(|(pending, answer)| pending.give(answer));\n",
+        "        answers.into_iter().for_each(|(pending, answer)| pending.give(answer));\n"
+        "        tokio::task::yield_now().await;\n"
+        "        self.publish_all(space, &lineage, commits, missed).await;\n",
+        LIB,
+        "engine::",
+    ),
+    "guard of dev mode": (
+        "gateway/src/server/dev.rs",
+        "        Ok(Some(origin)) if is_local_origin(origin) => Ok(()),",
+        "        Ok(Some(_)) => Ok(()),",
+        E2E,
+        "access::a_website_in_the_users_browser_cannot_reach_dev_mode",
+    ),
+    "cursor of another position": (
+        "gateway/src/session/catchup.rs",
+        "cursor.after.is_none_or(|after| after == from.position)",
+        "true",
+        E2E,
+        "resume::a_cursor_of_another_position_is_not_taken_up",
+    ),
+}
+
+
+def cut(tree, name):
+    """Cuts a rule out of the tree; returns how to put it back."""
+    path, code, instead, _, _ = RULES[name]
+    file = tree / path
+    text = file.read_text()
+    if text.count(code) != 1:
+        sys.exit(f"sabotage: {name}: the code to cut is {text.count(code)} times in {path}; mend scripts/sabotage.py")
+    file.write_text(text.replace(code, instead))
+    return lambda: file.write_text(text)
+
+
+def test(tree, name):
+    _, _, _, package, test_name = RULES[name]
+    exact = [] if test_name.endswith("::") else ["--exact"]
+    command = ["cargo", "test", "--quiet", *package, "--", test_name, *exact]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    if "error: could not compile" in output or "error[E" in output:
+        sys.exit(f"sabotage: {name}: the cut does not compile\n{output}")
+    if " 0 passed; 0 failed" in output and "running 0 tests" in output:
+        sys.exit(f"sabotage: {name}: there is no test {test_name}")
+    return done.returncode == 0
+
+
+def main():
+    arguments = sys.argv[1:]
+    if arguments == ["--check"]:
+        for name in RULES:
+            path, code = RULES[name][:2]
+            found = (ROOT / path).read_text().count(code)
+            if found != 1:
+                sys.exit(f"sabotage: {name}: the code to cut is {found} times in {path}; mend scripts/sabotage.py")
+        print(f"sabotage: {len(RULES)} rules can be cut")
+        return
+    names = arguments or list(RULES)
+    unknown = [name for name in names if name not in RULES]
+    if unknown:
+        sys.exit(f"sabotage: no rule {unknown}; there are {list(RULES)}")
+    with tempfile.TemporaryDirectory(prefix="tidegate-sabotage-") as folder:
+        tree = pathlib.Path(folder) / "tree"
+        files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+        for file in files.decode().split("\0"):
+            if file and (ROOT / file).is_file():
+                (tree / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / file, tree / file)
+        unnoticed = []
+        for name in names:
+            where = f"{RULES[name][4]} ({RULES[name][0]})"
+            if not test(tree, name):
+                sys.exit(f"sabotage: {name}: {where} fails before anything is cut")
+            put_back = cut(tree, name)
+            passed = test(tree, name)
+            put_back()
+            print(f"{'NOT NOTICED' if passed else 'noticed':12} {name:28} {where}", flush=True)
+            if passed:
+                unnoticed.append(name)
+        if unnoticed:
+            sys.exit(f"sabotage: not noticed: {unnoticed}")
+        print(f"sabotage: each of {len(names)} cuts was noticed by its test")
+
+
+if __name__ == "__main__":
+    main()
