@@ -60,8 +60,8 @@ RULES = {
         "        let ChangesReply::Done { docs, last_mid, .. } = page else { return Ok(page) };\n"
         "        let state = self.positions(&[name]).await?.remove(0);\n"
         "        Ok(ChangesReply::Done { docs, state, last_mid })",
-        E2E,
-        "resume::a_catch_up_among_writers_ends_in_the_state_of_its_position",
+        LIB,
+        "store::embedded::tests::scan::at_the_last_page_a_client_holds_exactly_the_space_of_that_head",
     ),
     "born": (
         CHANGES,
@@ -106,7 +106,7 @@ RULES = {
         "        tokio::task::yield_now().await;\n"
         "        self.publish_all(space, &lineage, commits, missed).await;\n",
         LIB,
-        "engine::",
+        "engine::tests::queue::a_group_is_committed_in_order_published_in_one_call_and_then_answered",
     ),
     "guard of dev mode": (
         "gateway/src/server/dev.rs",
