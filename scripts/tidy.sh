@@ -26,10 +26,10 @@ while IFS= read -r hit; do
   breach "a package registry's host: $hit"
 done < <(files | grep -vxE 'scripts/tidy\.sh' | xargs -d '\n' grep -IniE 'artifactory|verdaccio|nexus/repository' || true)
 
-# Every task has an owner, everything is bounded.
+# Everything is bounded, but for what tests hand in themselves.
 while IFS= read -r hit; do
   breach "an unbounded channel: $hit"
-done < <(files '*.rs' | xargs -d '\n' grep -nE 'unbounded_channel|mpsc::unbounded' || true)
+done < <(files '*.rs' | grep -v '/tests/' | xargs -d '\n' grep -nE 'unbounded_channel|mpsc::unbounded' || true)
 
 # Half-done work is an issue, not a comment.
 while IFS= read -r hit; do
