@@ -1,0 +1,280 @@
+//! The command line's grammar. `docs/CLI.md` shows its tables, and a test compares the two.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use tidegate_protocol::{Collection, DocPath, Number, SpaceId};
+
+use super::assign::{self, Assignment};
+
+/// A self-hosted real-time sync gateway, and the commands to read and write with it.
+#[derive(Parser, Debug)]
+#[command(name = "tidegate", version, max_term_width = 100, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// Which gateway, and as whom.
+    #[command(flatten)]
+    pub gateway: GatewayArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Which gateway a command talks to, and as whom.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct GatewayArgs {
+    /// The gateway to talk to: ws, wss, http or https, with or without /v1/ws
+    #[arg(long, global = true, env = "TIDEGATE_URL", default_value = DEFAULT_URL)]
+    pub url: String,
+    /// The token to show it; in dev mode, the user's name
+    #[arg(long, global = true, env = "TIDEGATE_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+}
+
+/// Where `serve` listens and the other commands look, unless told otherwise.
+pub(crate) const DEFAULT_URL: &str = "ws://127.0.0.1:8080";
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Run a gateway
+    Serve(ServeArgs),
+    /// Show a space's present state, then its changes as they come
+    Watch(WatchArgs),
+    /// Print a document as JSON
+    Get(DocArgs),
+    /// Write fields of a document, which need not exist
+    Set(SetArgs),
+    /// Remove fields of a document
+    Unset(UnsetArgs),
+    /// Delete a document
+    Delete(DocArgs),
+    /// Add to a number in a document
+    Inc(IncArgs),
+    /// Create a document, which must not exist
+    Create(CreateArgs),
+    /// Load a file of records into a collection: a JSON array, NDJSON or GeoJSON
+    Import(ImportArgs),
+    /// Write every document of a space to standard output, as NDJSON
+    Export(ExportArgs),
+}
+
+/// Options of `serve`.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ServeArgs {
+    /// The address to listen on [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<String>,
+    /// Where the embedded store keeps its files [default: ./tidegate-data]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// A configuration file; options given here come before what it says
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Admit anyone, but from this machine only
+    #[arg(long)]
+    pub dev: bool,
+}
+
+/// Options of `watch`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct WatchArgs {
+    /// The space, as in user:alice
+    pub space: SpaceId,
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Watch this collection only; may be given several times
+    #[arg(long = "collection", value_name = "COLLECTION")]
+    pub collections: Vec<Collection>,
+}
+
+/// A document of a space.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct DocArgs {
+    /// The space, as in user:alice
+    pub space: SpaceId,
+    /// The document, as in notes/n1
+    pub doc: DocPath,
+}
+
+/// Options of `set`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SetArgs {
+    /// Which document.
+    #[command(flatten)]
+    pub at: DocArgs,
+    /// What to write: path=text or path:=JSON, as in title=Hello address.city=Oslo stars:=5
+    #[arg(required = true, value_name = "FIELD", value_parser = assign::parse)]
+    pub fields: Vec<Assignment>,
+}
+
+/// Options of `create`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct CreateArgs {
+    /// Which document.
+    #[command(flatten)]
+    pub at: DocArgs,
+    /// What to write: path=text or path:=JSON
+    #[arg(value_name = "FIELD", value_parser = assign::parse)]
+    pub fields: Vec<Assignment>,
+}
+
+/// Options of `unset`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct UnsetArgs {
+    /// Which document.
+    #[command(flatten)]
+    pub at: DocArgs,
+    /// The fields to remove, with everything below them, as in address.city
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<tidegate_protocol::FieldPath>,
+}
+
+/// Options of `inc`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct IncArgs {
+    /// Which document.
+    #[command(flatten)]
+    pub at: DocArgs,
+    /// The field, as in stars
+    pub path: tidegate_protocol::FieldPath,
+    /// What to add: a whole number or a decimal one, negative to subtract
+    #[arg(default_value = "1", allow_negative_numbers = true, value_parser = assign::number)]
+    pub by: Number,
+}
+
+/// Options of `import`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ImportArgs {
+    /// The space, as in user:alice
+    pub space: SpaceId,
+    /// The collection to load the records into
+    pub collection: Collection,
+    /// The file: a JSON array, NDJSON or GeoJSON; - is standard input
+    pub file: PathBuf,
+    /// The field that names each record's document [default: id; in GeoJSON the feature's id]
+    #[arg(long, value_name = "FIELD")]
+    pub id_from: Option<String>,
+}
+
+/// Options of `export`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ExportArgs {
+    /// The space, as in user:alice
+    pub space: SpaceId,
+    /// Export this collection only; may be given several times
+    #[arg(long = "collection", value_name = "COLLECTION")]
+    pub collections: Vec<Collection>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{Arg, CommandFactory as _};
+    use std::fmt::Write as _;
+
+    fn name(arg: &Arg) -> String {
+        let value = arg
+            .get_value_names()
+            .and_then(|names| names.first())
+            .map(|name| name.to_string());
+        match arg.get_long() {
+            None => {
+                let name = value.unwrap_or_default();
+                let many = if arg.get_num_args().is_some_and(|n| n.max_values() > 1) {
+                    "…"
+                } else {
+                    ""
+                };
+                if arg.is_required_set() {
+                    format!("{name}{many}")
+                } else {
+                    format!("[{name}{many}]")
+                }
+            }
+            Some(long) if arg.get_action().takes_values() => format!("--{long} {}", value.unwrap_or_default()),
+            Some(long) => format!("--{long}"),
+        }
+    }
+
+    /// The table of one command's arguments, as it stands in the manual.
+    fn table<'a>(args: impl Iterator<Item = &'a Arg>) -> String {
+        let mut text = String::from("| Argument | Meaning |\n| --- | --- |\n");
+        for arg in args {
+            let mut help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            if let Some(variable) = arg.get_env() {
+                let _ = write!(help, " [env: {}]", variable.display());
+            }
+            if let Some(default) = arg
+                .get_default_values()
+                .first()
+                .filter(|_| arg.get_action().takes_values())
+            {
+                let _ = write!(help, " [default: {}]", default.display());
+            }
+            let _ = writeln!(text, "| `{}` | {help} |", name(arg));
+        }
+        text
+    }
+
+    #[test]
+    fn the_manual_shows_every_command_and_argument_as_the_program_takes_them() {
+        let manual =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/CLI.md")).expect("the manual");
+        let mut command = Cli::command();
+        command.build();
+        let is_own = |arg: &&Arg| !arg.is_global_set() && !matches!(arg.get_id().as_str(), "help" | "version");
+        let mut wanted = vec![(
+            "## Which gateway".to_owned(),
+            String::new(),
+            table(command.get_arguments().filter(|arg| arg.is_global_set())),
+        )];
+        for sub in command.get_subcommands() {
+            let about = format!("{}.\n", sub.get_about().expect("described"));
+            wanted.push((
+                format!("### {}", sub.get_name()),
+                about,
+                table(sub.get_arguments().filter(is_own)),
+            ));
+        }
+        for (heading, about, table) in wanted {
+            let (_, section) = manual
+                .split_once(&format!("\n{heading}\n"))
+                .unwrap_or_else(|| panic!("no section {heading}"));
+            let section = section.split("\n##").next().expect("at least one part");
+            assert!(section.contains(&about), "{heading} should say:\n\n{about}");
+            assert!(section.contains(&table), "{heading} should have the table\n\n{table}\n");
+        }
+    }
+
+    #[test]
+    fn the_grammar_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_error_names_the_argument_that_is_wrong() {
+        for (line, wants) in [
+            ("set demo notes/n1 title", "'title' for '<FIELD>...'"),
+            ("set demo notes/n1 a=1 n:=x", "'n:=x' for '<FIELD>...'"),
+            ("set demo notes a=1", "'notes' for '<DOC>'"),
+            ("set de%mo notes/n1 a=1", "'de%mo' for '<SPACE>'"),
+            ("inc demo notes/n1 stars many", "'many' for '[BY]'"),
+            ("watch demo --collection a//b", "'a//b' for '--collection <COLLECTION>'"),
+        ] {
+            let error = Cli::try_parse_from(["tidegate"].into_iter().chain(line.split(' ')))
+                .expect_err(line)
+                .to_string();
+            assert!(error.contains(wants), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn negative_numbers_and_options_before_or_after_the_command_are_understood() {
+        let cli =
+            Cli::try_parse_from(["tidegate", "--url", "ws://a", "inc", "demo", "c/d", "n", "-2.5"]).expect("valid");
+        assert_eq!(cli.gateway.url, "ws://a");
+        assert!(matches!(cli.command, Command::Inc(IncArgs { by: Number::Float(x), .. }) if x == -2.5));
+        let cli = Cli::try_parse_from(["tidegate", "get", "demo", "c/d", "--token", "alice"]).expect("valid");
+        assert_eq!(cli.gateway.token.as_deref(), Some("alice"));
+    }
+}

@@ -1,0 +1,154 @@
+//! `serve`: reads what to run, binds the address, says so, and hands over to the server.
+
+mod plan;
+mod words;
+
+use super::args::ServeArgs;
+use super::{Failure, variable};
+use crate::auth::DevAuthoriser;
+use crate::env::{Env, SystemEnv};
+use crate::server::{self, Parts, ServerConfig};
+use crate::store::Retention;
+use crate::store::embedded::{self, EmbeddedOptions, EmbeddedStore};
+use plan::Plan;
+use std::fs;
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// What the log shows unless `TIDEGATE_LOG` says otherwise: a line a connection, and warnings.
+const LOG: &str = "info";
+/// How often what is older than the retention (90 days) is removed.
+const COLLECT_EVERY: Duration = Duration::from_secs(60 * 60);
+
+/// Runs a gateway until it is told to stop.
+pub(crate) fn main(args: &ServeArgs) -> Result<(), Failure> {
+    let plan = Plan::new(args, |path| fs::read_to_string(path))?;
+    log()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| format!("cannot start: {e}"))?;
+    runtime.block_on(run(args, &plan))
+}
+
+async fn run(args: &ServeArgs, plan: &Plan) -> Result<(), Failure> {
+    let call = call();
+    // Before the store: that a port is taken is said for what it is, and not as a folder in use.
+    let listener = bind(args, plan.listen, &call)?;
+    let address = listener.local_addr().map_err(|e| format!("{}: {e}", plan.listen))?;
+    let env: Arc<dyn Env> = Arc::new(SystemEnv);
+    let options = EmbeddedOptions {
+        durability: plan.durability,
+        retention: Retention::default(),
+        env: env.clone(),
+    };
+    let folder = plan.data_dir.clone();
+    let store = tokio::task::spawn_blocking(move || embedded::open(&folder, options));
+    let store = store
+        .await
+        .map_err(|e| format!("cannot open the store: {e}"))?
+        .map_err(|e| e.to_string())?;
+    let store = Arc::new(store);
+
+    let stop = CancellationToken::new();
+    let parts = Parts {
+        store: store.clone(),
+        authoriser: Arc::new(DevAuthoriser),
+        env: env.clone(),
+    };
+    let config = ServerConfig {
+        loopback_only: true,
+        ..ServerConfig::default()
+    };
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| format!("{address}: {e}"))?;
+    let mut background = JoinSet::new();
+    background.spawn(collect(store.clone(), env));
+    background.spawn(stop_when_told(told()?, stop.clone()));
+
+    let mut out = io::stdout();
+    out.write_all(words::up(plan, address, &call).as_bytes())?;
+    out.flush()?;
+    let ended = server::run(listener, parts, config, stop).await;
+    background.shutdown().await;
+    // The last handle: what is in line is made durable, and the folder is free.
+    tokio::task::spawn_blocking(move || drop(store))
+        .await
+        .map_err(|e| format!("the store did not end well: {e}"))?;
+    Ok(ended.map_err(|e| e.to_string())?)
+}
+
+/// Removes what is older than the retention, now and then every hour.
+async fn collect(store: Arc<EmbeddedStore>, env: Arc<dyn Env>) {
+    loop {
+        match store.collect(env.now_ms()).await {
+            Ok(collected) => tracing::debug!(?collected, "collected what is older than the retention"),
+            Err(error) => {
+                tracing::warn!(%error, "collecting what is older than the retention failed; it is tried again")
+            }
+        }
+        tokio::time::sleep(COLLECT_EVERY).await;
+    }
+}
+
+fn bind(args: &ServeArgs, address: SocketAddr, call: &str) -> Result<TcpListener, String> {
+    let listener = TcpListener::bind(address).map_err(|e| match e.kind() {
+        io::ErrorKind::AddrInUse => words::port_taken(args, address, words::free_after(address), call),
+        _ => format!("cannot listen on {address}: {e}"),
+    })?;
+    // Tokio takes none that blocks.
+    listener
+        .set_nonblocking(true)
+        .map_err(|e| format!("cannot listen on {address}: {e}"))?;
+    Ok(listener)
+}
+
+/// Ctrl-C, and the system's wish that the gateway stop.
+fn told() -> Result<[Signal; 2], String> {
+    let listen = |kind| signal(kind).map_err(|e| format!("cannot listen for signals: {e}"));
+    Ok([listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?])
+}
+
+async fn stop_when_told([mut terminate, mut interrupt]: [Signal; 2], stop: CancellationToken) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: connections are told, and what is under way is answered");
+    stop.cancel();
+}
+
+/// The log goes to standard error, so that standard output stays readable.
+fn log() -> Result<(), String> {
+    use tracing_subscriber::EnvFilter;
+    let filter = variable("TIDEGATE_LOG").map_or_else(|| LOG.to_owned(), |value| value.display().to_string());
+    let filter = EnvFilter::try_new(&filter).map_err(|e| format!("TIDEGATE_LOG={filter:?}: {e}"))?;
+    let colour = super::show::colour(io::IsTerminal::is_terminal(&io::stderr()));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(colour)
+        .init();
+    Ok(())
+}
+
+/// How to call this executable in a shell.
+fn call() -> String {
+    let Ok(exe) = std::env::current_exe() else {
+        return "tidegate".into();
+    };
+    let folder = std::env::current_dir().unwrap_or_default();
+    let found = variable("PATH")
+        .and_then(|path| {
+            std::env::split_paths(&path)
+                .map(|folder| folder.join("tidegate"))
+                .find(|path| path.is_file())
+        })
+        .and_then(|path| fs::canonicalize(path).ok());
+    words::call(&exe, &folder, found.as_deref().map(Path::new))
+}
