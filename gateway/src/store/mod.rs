@@ -16,7 +16,7 @@ use tidegate_protocol::{
     Code, Collection, DocChange, DocPath, Epoch, FieldPath, Mid, MutationKey, Position, Seq, SpaceId, Value, ViewId, Writer,
 };
 
-/// Holds spaces. Every implementation passes the contract suite (`tests/contract.rs`) and agrees with
+/// Holds spaces. Every implementation passes the contract suite (`tests/contract`) and agrees with
 /// the model on every answer.
 ///
 /// Guarantees: `commit` is atomic per item and in the order of its items, seqs are contiguous per

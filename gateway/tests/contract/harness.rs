@@ -1,0 +1,171 @@
+//! The stores that the suite runs on, each behind the same few levers.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tidegate::env::Env;
+use tidegate::store::embedded::{self, Durability, EmbeddedOptions, EmbeddedStore};
+use tidegate::store::model::{Model, Spaces};
+use tidegate::store::{Retention, Store};
+use tidegate_protocol::{Seq, SpaceId};
+
+/// What the suite needs of a store beside the trait. A new implementation provides this and is held
+/// to everything in here.
+#[async_trait::async_trait]
+pub(crate) trait Harness: Send {
+    fn store(&self) -> Arc<dyn Store>;
+
+    /// Ends it and opens it again on what it holds.
+    fn restart(&mut self);
+
+    /// Puts a copy of what it holds aside.
+    fn back_up(&mut self);
+
+    /// Goes back to the copy: everything since is lost, as after a restore or a failover.
+    fn restore(&mut self);
+
+    /// Raises a space's tombstone floor and collects what lies below.
+    async fn raise_floor(&self, space: &SpaceId, to: Seq);
+}
+
+/// Makes a harness, empty.
+pub(crate) type Make = fn(Retention) -> Box<dyn Harness>;
+
+/// The reference model.
+pub(crate) fn model(retention: Retention) -> Box<dyn Harness> {
+    let model = Arc::new(Model::new(retention.clone()));
+    Box::new(ModelHarness {
+        model,
+        retention,
+        kept: Spaces::default(),
+    })
+}
+
+struct ModelHarness {
+    model: Arc<Model>,
+    retention: Retention,
+    kept: Spaces,
+}
+
+#[async_trait::async_trait]
+impl Harness for ModelHarness {
+    fn store(&self) -> Arc<dyn Store> {
+        self.model.clone()
+    }
+
+    fn restart(&mut self) {
+        self.model = Arc::new(self.model.reopened());
+    }
+
+    fn back_up(&mut self) {
+        self.kept = self.model.checkpoint();
+        self.restart();
+    }
+
+    fn restore(&mut self) {
+        self.model = Arc::new(Model::restored(self.retention.clone(), self.kept.clone()));
+    }
+
+    async fn raise_floor(&self, space: &SpaceId, to: Seq) {
+        self.model.raise_floor(space, to);
+    }
+}
+
+/// The embedded store, in a directory of its own.
+pub(crate) fn embedded(retention: Retention) -> Box<dyn Harness> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut harness = EmbeddedHarness {
+        dir,
+        retention,
+        store: None,
+    };
+    harness.open();
+    Box::new(harness)
+}
+
+struct EmbeddedHarness {
+    dir: tempfile::TempDir,
+    retention: Retention,
+    /// `None` only between closing and opening.
+    store: Option<Arc<EmbeddedStore>>,
+}
+
+/// Random enough: no two openings in a process get the same number.
+struct Count;
+
+impl Env for Count {
+    fn now_ms(&self) -> u64 {
+        0
+    }
+    fn random(&self) -> u64 {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl EmbeddedHarness {
+    fn open(&mut self) {
+        // What a power cut does is the embedded store's own tests' matter.
+        let options = EmbeddedOptions {
+            durability: Durability::Memory,
+            retention: self.retention.clone(),
+            env: Arc::new(Count),
+        };
+        let store = embedded::open(&self.dir.path().join("data"), options).expect("opens");
+        self.store = Some(Arc::new(store));
+    }
+
+    fn close(&mut self) {
+        let store = self
+            .store
+            .take()
+            .and_then(Arc::into_inner)
+            .expect("nobody else holds it");
+        store.close();
+    }
+}
+
+#[async_trait::async_trait]
+impl Harness for EmbeddedHarness {
+    fn store(&self) -> Arc<dyn Store> {
+        self.store.clone().expect("open")
+    }
+
+    fn restart(&mut self) {
+        self.close();
+        self.open();
+    }
+
+    fn back_up(&mut self) {
+        self.close();
+        copy(&self.dir.path().join("data"), &self.dir.path().join("backup"));
+        self.open();
+    }
+
+    fn restore(&mut self) {
+        self.close();
+        copy(&self.dir.path().join("backup"), &self.dir.path().join("data"));
+        self.open();
+    }
+
+    async fn raise_floor(&self, space: &SpaceId, to: Seq) {
+        let store = self.store.as_ref().expect("open");
+        store.raise_floor(space, to).await.expect("it answers");
+    }
+}
+
+/// Makes `to` a copy of the directory `from`; without `from`, it is made empty.
+fn copy(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    std::fs::create_dir_all(to).expect("writable");
+    let Ok(entries) = std::fs::read_dir(from) else { return };
+    for entry in entries {
+        let entry = entry.expect("readable");
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() {
+            copy(&from, &to);
+        } else {
+            std::fs::copy(&from, &to).expect("copied");
+        }
+    }
+}
