@@ -115,6 +115,20 @@ RULES = {
         E2E,
         "access::a_website_in_the_users_browser_cannot_reach_dev_mode",
     ),
+    "overlay ends with its change": (
+        "client/src/sync/space/stream.rs",
+        "        if self.queue.set_overlaid(id, false) {\n            self.touch(id);",
+        "        if false {\n            self.touch(id);",
+        E2E,
+        "views::an_inc_is_never_counted_twice_in_a_local_view_also_when_connections_break",
+    ),
+    "overlay ends at current": (
+        "client/src/sync/space/stream.rs",
+        "            if mid <= reached {",
+        "            if false && mid <= reached {",
+        E2E,
+        "views::an_inc_is_never_counted_twice_in_a_local_view_also_when_connections_break",
+    ),
     "cursor of another position": (
         "gateway/src/session/catchup.rs",
         "cursor.after.is_none_or(|after| after == from.position)",

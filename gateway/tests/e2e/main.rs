@@ -13,4 +13,5 @@ mod hostile;
 mod order;
 mod resume;
 mod support;
+mod views;
 mod writes;

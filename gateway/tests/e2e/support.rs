@@ -60,7 +60,18 @@ impl Gateway {
 
     /// With something between the gateway and its store.
     pub async fn on(dir: Arc<TempDir>, store: Arc<EmbeddedStore>, front: Arc<dyn Store>, config: ServerConfig) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::at("127.0.0.1:0".parse().unwrap(), dir, store, front, config).await
+    }
+
+    /// At an address.
+    pub async fn at(
+        addr: SocketAddr,
+        dir: Arc<TempDir>,
+        store: Arc<EmbeddedStore>,
+        front: Arc<dyn Store>,
+        config: ServerConfig,
+    ) -> Self {
+        let listener = TcpListener::bind(addr).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let parts = Parts {
@@ -520,5 +531,46 @@ impl Store for Gate {
     }
     async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError> {
         self.store.conflicts(space, limit).await
+    }
+}
+
+/// Stands between clients and a gateway, and cuts all their connections when told to.
+pub struct Cutter {
+    pub addr: SocketAddr,
+    cut: Arc<tokio::sync::Notify>,
+    _tasks: tokio::task::JoinSet<()>,
+}
+
+impl Cutter {
+    pub async fn before(gateway: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let cut = Arc::new(tokio::sync::Notify::new());
+        let mut tasks = tokio::task::JoinSet::new();
+        let cutting = cut.clone();
+        tasks.spawn(async move {
+            let mut open = tokio::task::JoinSet::new();
+            loop {
+                tokio::select! {
+                    Ok((mut near, _)) = listener.accept() => {
+                        open.spawn(async move {
+                            if let Ok(mut far) = TcpStream::connect(gateway).await {
+                                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                            }
+                        });
+                    }
+                    () = cutting.notified() => open.abort_all(),
+                }
+            }
+        });
+        Self {
+            addr,
+            cut,
+            _tasks: tasks,
+        }
+    }
+
+    pub fn cut(&self) {
+        self.cut.notify_one();
     }
 }
