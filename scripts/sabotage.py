@@ -126,8 +126,8 @@ RULES = {
         "client/src/sync/space/stream.rs",
         "            if mid <= reached {",
         "            if false && mid <= reached {",
-        E2E,
-        "views::an_inc_is_never_counted_twice_in_a_local_view_also_when_connections_break",
+        ["-p", "tidegate-client", "--test", "scenarios"],
+        "the_machine_does_what_every_scenario_says",
     ),
     "cursor of another position": (
         "gateway/src/session/catchup.rs",

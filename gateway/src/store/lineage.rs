@@ -47,13 +47,21 @@ impl Lineage {
     /// Appends a new epoch that starts after `head`. Drops entries that no valid position above the
     /// floor can name: those whose next one starts at or below it, and the oldest over [`MAX_ENTRIES`].
     pub fn mint(&mut self, epoch: Epoch, incarnation: Vec<u8>, head: Seq, floor: Seq) {
-        self.0.push(LineageEntry { epoch, incarnation, start: head });
+        self.0.push(LineageEntry {
+            epoch,
+            incarnation,
+            start: head,
+        });
         self.forget_below(floor);
     }
 
     /// Drops what [`Self::mint`] drops, for a floor that has risen. Says whether there was any.
     pub fn forget_below(&mut self, floor: Seq) -> bool {
-        let beyond = self.0.windows(2).take_while(|pair| pair[1].start <= floor && floor > Seq::ZERO).count();
+        let beyond = self
+            .0
+            .windows(2)
+            .take_while(|pair| pair[1].start <= floor && floor > Seq::ZERO)
+            .count();
         let surplus = self.0.len().saturating_sub(MAX_ENTRIES);
         self.0.drain(..beyond.max(surplus)).count() > 0
     }
@@ -74,8 +82,19 @@ mod tests {
         assert!(!lineage.holds(Position::new(Epoch(7), seq(1)), Seq::ZERO));
         lineage.mint(Epoch(1), b"a".to_vec(), Seq::ZERO, Seq::ZERO);
         lineage.mint(Epoch(2), b"b".to_vec(), seq(100), Seq::ZERO);
-        for (epoch, n, held) in [(1, 100, true), (1, 101, false), (2, 105, true), (2, 106, false), (3, 1, false), (3, 0, true)] {
-            assert_eq!(lineage.holds(Position::new(Epoch(epoch), seq(n)), seq(105)), held, "{epoch} {n}");
+        for (epoch, n, held) in [
+            (1, 100, true),
+            (1, 101, false),
+            (2, 105, true),
+            (2, 106, false),
+            (3, 1, false),
+            (3, 0, true),
+        ] {
+            assert_eq!(
+                lineage.holds(Position::new(Epoch(epoch), seq(n)), seq(105)),
+                held,
+                "{epoch} {n}"
+            );
         }
         assert_eq!(lineage.cut(Position::new(Epoch(1), seq(105)), seq(105)), seq(100));
         assert_eq!(lineage.cut(Position::new(Epoch(9), seq(105)), seq(105)), Seq::ZERO);

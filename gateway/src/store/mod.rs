@@ -13,7 +13,8 @@ use bytes::Bytes;
 pub use lineage::{Lineage, LineageEntry};
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_protocol::{
-    Code, Collection, DocChange, DocPath, Epoch, FieldPath, Mid, MutationKey, Position, Seq, SpaceId, Value, ViewId, Writer,
+    Code, Collection, DocChange, DocPath, Epoch, FieldPath, Mid, MutationKey, Position, Seq, SpaceId, Value, ViewId,
+    Writer,
 };
 
 /// Holds spaces. Every implementation passes the contract suite (`tests/contract`) and agrees with
@@ -33,8 +34,14 @@ pub trait Store: Send + Sync + 'static {
     async fn read(&self, space: &SpaceId, docs: &[DocPath]) -> Result<ReadCut, StoreError>;
 
     /// Exact commits after `after`, at most `limit` of them and about `bytes` of payload.
-    async fn log(&self, space: &SpaceId, after: Position, limit: usize, bytes: usize, writer: Option<Writer>)
-    -> Result<LogReply, StoreError>;
+    async fn log(
+        &self,
+        space: &SpaceId,
+        after: Position,
+        limit: usize,
+        bytes: usize,
+        writer: Option<Writer>,
+    ) -> Result<LogReply, StoreError>;
 
     /// A page of what changed (see [`ChangesRequest`]).
     async fn changes(&self, space: &SpaceId, request: ChangesRequest) -> Result<ChangesReply, StoreError>;
@@ -78,7 +85,13 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { log_commits: 10_000, log_bytes: 16 << 20, tombstones_ms: 90 * DAY_MS, clients_ms: 90 * DAY_MS, conflicts: 10_000 }
+        Self {
+            log_commits: 10_000,
+            log_bytes: 16 << 20,
+            tombstones_ms: 90 * DAY_MS,
+            clients_ms: 90 * DAY_MS,
+            conflicts: 10_000,
+        }
     }
 }
 
@@ -250,7 +263,9 @@ impl DocState {
 
     /// Its live leaves, sorted by path.
     pub fn leaves(&self) -> impl Iterator<Item = (&FieldPath, &Value)> {
-        self.cells.iter().filter_map(|(path, cell)| Some((path, cell.value.as_ref()?)))
+        self.cells
+            .iter()
+            .filter_map(|(path, cell)| Some((path, cell.value.as_ref()?)))
     }
 }
 
@@ -459,7 +474,9 @@ pub struct View {
 impl View {
     /// Whether a document is in the view.
     pub fn covers(&self, doc: &DocPath) -> bool {
-        self.collections.as_ref().is_none_or(|set| set.contains(doc.collection()))
+        self.collections
+            .as_ref()
+            .is_none_or(|set| set.contains(doc.collection()))
     }
 }
 
