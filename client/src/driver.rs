@@ -2,7 +2,7 @@
 
 use crate::link::{Incoming, Link, Outbox};
 use crate::shared::Shared;
-use crate::sync::{Command, ConnectFailure, Machine};
+use crate::sync::{Command, ConnectFailure};
 use crate::transport::Connector;
 use crate::url::GatewayUrl;
 use futures_util::future::{BoxFuture, FutureExt};
@@ -96,9 +96,7 @@ fn receive(shared: &Shared, incoming: Incoming) -> bool {
 /// Hands over messages while the socket takes them. Returns whether there was nothing more to hand over.
 fn transmit(shared: &Shared, link: &Link) -> bool {
     while link.has_room() {
-        let now = shared.now();
-        // What the message depends on is kept before this returns.
-        match shared.step(|machine: &mut Machine| machine.poll_transmit(now)) {
+        match shared.transmit() {
             Some(message) => link.send(&message),
             None => return true,
         }

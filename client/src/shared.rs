@@ -8,11 +8,11 @@ use crate::sync::{
     ConnectionState, Event, Loss, Machine, MutationId, Now, Outcome, Refusal, SpaceEvent, WatchItem, WriteError,
 };
 use crate::watch::Watchers;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{HashMap, VecDeque};
 use std::task::Waker;
 use std::time::{SystemTime, UNIX_EPOCH};
-use tidegate_protocol::{Collection, DocChange, Op, Position, SpaceId};
+use tidegate_protocol::{ClientMessage, Collection, DocChange, Op, Position, SpaceId};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
@@ -112,12 +112,27 @@ impl Shared {
     pub(crate) fn step_core<R>(&self, step: impl FnOnce(&mut Core) -> R) -> R {
         let mut core = self.core.lock();
         let result = step(&mut core);
-        let happened = core.settle(self.now(), &self.state);
+        core.keep(self.now());
+        self.tell(core);
+        result
+    }
+
+    /// The next message to send. What it depends on is kept; if that fails, there is none.
+    pub(crate) fn transmit(&self) -> Option<ClientMessage> {
+        let now = self.now();
+        let mut core = self.core.lock();
+        let message = core.machine.poll_transmit(now);
+        let kept = core.keep(now);
+        self.tell(core);
+        message.filter(|_| kept)
+    }
+
+    fn tell(&self, mut core: MutexGuard<'_, Core>) {
+        let happened = core.tell_all(&self.state);
         drop(core);
         if happened {
             self.steps.send_modify(|steps| *steps = steps.wrapping_add(1));
         }
-        result
     }
 
     /// A step asked for by the app: the driver is to look at it.
@@ -166,8 +181,8 @@ fn to_ms(duration: std::time::Duration) -> u64 {
 }
 
 impl Core {
-    /// Keeps what changed, then tells what happened. Returns whether anything did.
-    fn settle(&mut self, now: Now, state: &watch::Sender<ConnectionState>) -> bool {
+    /// Keeps what changed. Returns whether that worked; if not, the machine has stopped.
+    fn keep(&mut self, now: Now) -> bool {
         let transaction = self.machine.take_transaction();
         if !transaction.is_empty()
             && let Some(storage) = &mut self.storage
@@ -176,7 +191,13 @@ impl Core {
             tracing::error!(%error, "the client stops");
             self.storage = None;
             self.machine.halt(now, STORAGE_FAILED, error.to_string());
+            return false;
         }
+        true
+    }
+
+    /// Tells what happened. Returns whether anything did.
+    fn tell_all(&mut self, state: &watch::Sender<ConnectionState>) -> bool {
         let mut happened = false;
         while let Some(event) = self.machine.poll_event() {
             happened = true;

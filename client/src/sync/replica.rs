@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_protocol::tree::{self, Leaves, Step};
-use tidegate_protocol::{Begin, DocChange, DocChangeKind, DocPath, Mode, Position, ResumeFrom, Seq, ViewId};
+use tidegate_protocol::{Begin, DocChange, DocChangeKind, DocPath, Epoch, Mode, Position, ResumeFrom, Seq, ViewId};
 
 use crate::sync::event::WatchItem;
 
@@ -35,6 +35,8 @@ pub struct Replica {
 struct CatchUp {
     mode: Mode,
     view: ViewId,
+    /// The epoch of the head.
+    epoch: Epoch,
 }
 
 /// Pages of a catch-up in mode `delta` or `reset`. Until its end they are no consistent cut, so nothing
@@ -79,6 +81,16 @@ impl Replica {
         self.standing.map(|standing| standing.position)
     }
 
+    /// The position, unless commits of a new epoch may already be counted in the old one: a catch-up by
+    /// log names the epoch at its end.
+    pub(crate) fn certain_position(&self) -> Option<Position> {
+        let position = self.position()?;
+        let crosses = self
+            .catch_up
+            .is_some_and(|c| c.mode == Mode::Log && c.epoch != position.epoch);
+        (!crosses).then_some(position)
+    }
+
     /// What to say in `sub`.
     pub fn resume_from(&self) -> Option<ResumeFrom> {
         let cursor = self
@@ -109,6 +121,7 @@ impl Replica {
         self.catch_up = Some(CatchUp {
             mode: begin.mode,
             view: begin.view,
+            epoch: begin.epoch,
         });
         let keeps = begin.resumed && begin.mode != Mode::Log;
         match &mut self.staging {
@@ -148,7 +161,7 @@ impl Replica {
     /// `current`: what was staged is applied in one step. Returns the mode of the catch-up that ends and
     /// what it did.
     pub(crate) fn current(&mut self, position: Position) -> Result<(Mode, Vec<WatchItem>), Violation> {
-        let CatchUp { mode, view } = self.catch_up.take().ok_or(Violation("`current` without `begin`"))?;
+        let CatchUp { mode, view, .. } = self.catch_up.take().ok_or(Violation("`current` without `begin`"))?;
         let mut items = Vec::new();
         if mode != Mode::Reset
             && self

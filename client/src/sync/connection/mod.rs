@@ -159,6 +159,9 @@ impl Machine {
 
     /// Queues a mutation. It is shown in the local view at once.
     pub fn mutate(&mut self, now: Now, space: &SpaceId, request: Request) -> Result<MutationId, Refusal> {
+        if self.is_closed() {
+            return Err(Refusal::new(Code::GoingAway, "the client was closed"));
+        }
         let limits = self.limits.clone();
         let result = self
             .open(space)

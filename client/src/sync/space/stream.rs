@@ -174,7 +174,7 @@ impl Space {
 
     /// Acks up to the confirmed position have their effect in it.
     fn confirm_position(&mut self) {
-        let Some(position) = self.replica.position() else {
+        let Some(position) = self.replica.certain_position() else {
             return;
         };
         let reached = |m: &&Mutation| {
