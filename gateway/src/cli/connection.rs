@@ -26,6 +26,7 @@ pub(crate) struct Connection {
     user: String,
     /// The gateway's limits.
     pub(crate) limits: Limits,
+    writes: bool,
     /// What an earlier command sent and had no answer to.
     earlier: BTreeSet<MutationId>,
     failures: Failures,
@@ -64,6 +65,7 @@ impl Connection {
         if let Some(token) = &args.token {
             options = options.token(token);
         }
+        let writes = kept.is_some();
         let mut earlier = BTreeSet::new();
         if let Some(kept) = kept {
             earlier = kept.unanswered();
@@ -88,6 +90,7 @@ impl Connection {
             url,
             user: welcome.user,
             limits: welcome.limits,
+            writes,
             earlier,
             failures,
         })
@@ -155,9 +158,11 @@ impl Connection {
         tokio::select! {
             done = work => Ok(done),
             why = self.lost() => {
-                let url = &self.url;
-                Err(format!("lost the connection to {url}: {why}\n\
-                    What was sent and not answered is sent again by the next command that writes to the space.").into())
+                let mut text = format!("lost the connection to {}: {why}", self.url);
+                if self.writes {
+                    text.push_str("\nWhat was sent and not answered, the next command that writes to the space sends again.");
+                }
+                Err(text.into())
             }
         }
     }

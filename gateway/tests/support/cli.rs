@@ -160,10 +160,10 @@ pub(crate) struct Process(pub Child);
 impl Process {
     /// Asks it to stop, and waits until it has.
     pub(crate) fn terminate(&mut self) {
-        let asked = Command::new("kill")
-            .arg(self.0.id().to_string())
+        let asked = Command::new("bash")
+            .args(["-c", &format!("kill {}", self.0.id())])
             .status()
-            .expect("kill runs");
+            .expect("bash runs");
         assert!(asked.success());
         let status = self.0.wait().expect("it ends");
         assert!(status.success(), "a gateway that is told to stop ends well: {status}");

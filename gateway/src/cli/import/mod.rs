@@ -163,7 +163,7 @@ fn place(batch: &Batch, error: &WriteError) -> String {
 /// A bar on standard error, if that is a terminal.
 fn progress(records: usize) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(as_u64(records)), ProgressDrawTarget::stderr());
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} records, {per_sec}, {eta} left");
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} records, {eta} left");
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
