@@ -6,8 +6,8 @@ SHELL := /bin/bash
 DATA := target/data
 TOOLS := target/tools
 CARGO_DENY_VERSION := 0.20.2
-# Cases of each property in the store's contract suite: a soak takes many more than a test does.
-SOAK_CASES ?= 2000
+# Seeds for the store's contract suite: a soak takes many more than a test does.
+SEEDS ?= 500
 
 STEP = @printf '\n==> %s\n'
 
@@ -63,5 +63,5 @@ deny: ## Check licences, sources and bans of dependencies
 bench: ## Run the benchmarks
 	cargo bench --workspace --locked
 
-soak: data ## Run the store's contract suite with SOAK_CASES cases a property (2000)
-	PROPTEST_CASES=$(SOAK_CASES) cargo test --release --workspace --locked contract -- --nocapture
+soak: ## Run the store's contract suite with SEEDS seeds (500)
+	TIDEGATE_CONTRACT_SEEDS=$(SEEDS) cargo test --release -p tidegate --locked --test contract -- --nocapture
