@@ -55,7 +55,7 @@ async fn an_inc_is_never_counted_twice_in_a_local_view_also_when_connections_bre
                 pending.push(doc.inc("n", 1));
                 own += 1;
                 sample(&doc.view(), own);
-                let pause = tokio::time::sleep(Duration::from_millis(5 + (own * 7 + c * 3) as u64 % 20));
+                let pause = tokio::time::sleep(Duration::from_millis(5 + (own * 7 + c * 3).cast_unsigned() % 20));
                 tokio::pin!(pause);
                 loop {
                     tokio::select! {
