@@ -11,9 +11,12 @@ mod follow;
 mod generate;
 mod harness;
 mod interpret;
+mod named;
+mod race;
 mod replica;
 mod value;
 mod world;
+mod write;
 
 use coverage::Coverage;
 use harness::Make;

@@ -1,0 +1,477 @@
+//! Promises one by one, each on every store: with the check behind it taken out, its test fails.
+
+use crate::generate::doc;
+use crate::harness::{Harness, Make, embedded, model};
+use crate::interpret::Plain;
+use crate::replica::{apply, view};
+use crate::value::V;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tidegate::auth::{DevAuthoriser, Identity};
+use tidegate::engine::{Plan, Planner, WriteBody, WriteRequest};
+use tidegate::store::{
+    ChangesReply, ChangesRequest, CommitGroup, LogReply, Outcome, ResetReason, Retention, SpaceState, View,
+};
+use tidegate_protocol::{
+    ClientId, Epoch, FieldPath, Fields, Limits, Mid, MutationKey, Op, OpKind, Position, Seq, SpaceId, Value, ViewId,
+    WriteHead, Writer,
+};
+
+/// Runs a test on every store.
+fn each<F: Future<Output = ()>>(test: fn(Bench) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    for make in [model as Make, embedded] {
+        runtime.block_on(test(Bench {
+            harness: make(Retention::default()),
+            epochs: 1,
+            now_ms: 1_000,
+        }));
+    }
+}
+
+struct Bench {
+    harness: Box<dyn Harness>,
+    epochs: u64,
+    now_ms: u64,
+}
+
+fn space() -> SpaceId {
+    SpaceId::parse("named").expect("valid")
+}
+
+fn seq(n: u64) -> Seq {
+    Seq::new(n).expect("small")
+}
+
+fn path(text: &str) -> FieldPath {
+    FieldPath::parse(text).expect("valid")
+}
+
+fn fields(list: &[(&str, i64)]) -> Fields {
+    let list = list.iter().map(|(text, n)| (path(text), Value::int(*n)));
+    Fields::new(list, &Limits::default()).expect("valid")
+}
+
+fn op(name: &str, kind: OpKind) -> Op {
+    Op {
+        doc: doc(name),
+        kind,
+        exists: None,
+        unchanged_since: None,
+    }
+}
+
+fn set(name: &str, list: &[(&str, i64)]) -> Op {
+    op(name, OpKind::Set(fields(list)))
+}
+
+fn key(mid: u64) -> MutationKey {
+    MutationKey(0xabc0 + mid)
+}
+
+fn head(client: u64, mid: u64) -> WriteHead {
+    WriteHead {
+        space: space(),
+        client: ClientId(client),
+        mid: Mid::new(mid).expect("small"),
+        key: key(mid),
+        prev: (mid > 1).then(|| key(mid - 1)),
+        first: (mid == 1).then_some(1_000),
+    }
+}
+
+fn plain(docs: &[(&str, &[(&str, i64)])]) -> Plain {
+    let leaves = |list: &[(&str, i64)]| -> BTreeMap<Vec<String>, V> {
+        list.iter()
+            .map(|(text, n)| (text.split('.').map(str::to_owned).collect(), V::Int(*n)))
+            .collect()
+    };
+    docs.iter()
+        .map(|(name, list)| ((*name).to_owned(), leaves(list)))
+        .collect()
+}
+
+fn request(after: Option<Position>) -> ChangesRequest {
+    ChangesRequest {
+        after,
+        cursor: None,
+        view: view(None),
+        writer: None,
+        budget: usize::MAX,
+    }
+}
+
+impl Bench {
+    async fn send(&mut self, head: WriteHead, ops: Vec<Op>) -> Outcome {
+        let docs: Vec<_> = ops.iter().map(|op| op.doc.clone()).collect();
+        let store = self.harness.store();
+        let cut = store.read(&space(), &docs).await.expect("it answers");
+        let planned_on = cut.state.lineage.last_epoch();
+        let who = Arc::new(Identity {
+            user: "u".into(),
+            expires: None,
+        });
+        let body = Ok(WriteBody {
+            base: None,
+            policy: None,
+            ops,
+        });
+        let (limits, name) = (Limits::default(), space());
+        let mut planner = Planner::new(&DevAuthoriser, &limits, &name, docs, cut, self.now_ms);
+        let Plan::Item(item, _) = planner.plan(&WriteRequest { who, head, body }) else {
+            panic!("planned")
+        };
+        self.epochs += 1;
+        let (fresh, now_ms) = (Epoch(self.epochs), self.now_ms);
+        let group = CommitGroup {
+            space: space(),
+            planned_on,
+            fresh,
+            now_ms,
+            items: vec![*item],
+        };
+        store.commit(group).await.expect("it answers").outcomes.remove(0)
+    }
+
+    async fn applied(&mut self, client: u64, mid: u64, ops: Vec<Op>) -> Position {
+        match self.send(head(client, mid), ops).await {
+            Outcome::Applied { position, .. } => position,
+            other => panic!("not applied: {other:?}"),
+        }
+    }
+
+    async fn changes(&self, request: ChangesRequest) -> ChangesReply {
+        self.harness
+            .store()
+            .changes(&space(), request)
+            .await
+            .expect("it answers")
+    }
+
+    /// Catches a replica up that holds `docs` as of `after`.
+    async fn catch_up(&self, docs: &mut Plain, after: Position) -> SpaceState {
+        match self.changes(request(Some(after))).await {
+            ChangesReply::Done {
+                docs: changes, state, ..
+            } => {
+                apply(docs, &changes);
+                state
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn state(&self) -> SpaceState {
+        self.harness
+            .store()
+            .positions(&[space()])
+            .await
+            .expect("it answers")
+            .remove(0)
+    }
+}
+
+#[test]
+fn a_mutation_sent_again_is_applied_once_also_across_a_restart() {
+    each(|mut bench| async move {
+        let inc = || {
+            vec![op(
+                "a/1",
+                OpKind::Inc {
+                    path: path("n"),
+                    by: tidegate_protocol::Number::Int(1),
+                },
+            )]
+        };
+        let first = bench.applied(1, 1, inc()).await;
+        bench.applied(1, 2, inc()).await;
+        for _ in 0..2 {
+            for (mid, seq) in [(1, 1), (2, 2)] {
+                match bench.send(head(1, mid), inc()).await {
+                    Outcome::Duplicate(kept) => assert_eq!((kept.position.seq.get(), kept.refused), (seq, None)),
+                    other => panic!("{other:?}"),
+                }
+            }
+            bench.harness.restart();
+        }
+        assert_eq!(bench.state().await.head.seq, seq(2));
+        let ahead = bench.send(head(1, 4), inc()).await;
+        assert_eq!(
+            ahead,
+            Outcome::OutOfOrder {
+                expected: Mid::new(3).expect("small")
+            }
+        );
+        assert_eq!(bench.send(head(2, 2), inc()).await, Outcome::ClientUnknown);
+        assert_eq!(first.seq, seq(1));
+    });
+}
+
+#[test]
+fn another_copy_of_a_client_is_told_by_its_keys() {
+    each(|mut bench| async move {
+        bench.applied(1, 1, vec![set("a/1", &[("x", 1)])]).await;
+        let other = WriteHead {
+            key: MutationKey(9),
+            ..head(1, 1)
+        };
+        assert_eq!(
+            bench.send(other, vec![set("a/1", &[("x", 2)])]).await,
+            Outcome::ClientCloned
+        );
+        let other = WriteHead {
+            prev: Some(MutationKey(9)),
+            ..head(1, 2)
+        };
+        assert_eq!(
+            bench.send(other, vec![set("a/1", &[("x", 2)])]).await,
+            Outcome::ClientCloned
+        );
+        bench.applied(1, 2, vec![set("a/1", &[("x", 3)])]).await;
+        assert_eq!(bench.state().await.head.seq, seq(2));
+    });
+}
+
+#[test]
+fn a_document_that_was_created_again_is_sent_whole_to_one_who_holds_the_old_one() {
+    each(|mut bench| async move {
+        let held = bench.applied(1, 1, vec![set("a/1", &[("old", 1), ("both", 1)])]).await;
+        bench.applied(1, 2, vec![op("a/1", OpKind::Delete)]).await;
+        bench.applied(1, 3, vec![set("a/1", &[("new", 3)])]).await;
+        bench.applied(1, 4, vec![set("a/1", &[("both", 4)])]).await;
+        // Nothing but `born` says that the old fields are gone, once their tombstones are.
+        let mut docs = plain(&[("a/1", &[("old", 1), ("both", 1)])]);
+        bench.catch_up(&mut docs, held).await;
+        assert_eq!(docs, plain(&[("a/1", &[("new", 3), ("both", 4)])]));
+        match bench.changes(request(Some(held))).await {
+            ChangesReply::Done { docs, .. } => {
+                assert!(
+                    matches!(docs[0].kind, tidegate_protocol::DocChangeKind::Whole(_)),
+                    "{docs:?}"
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+#[test]
+fn a_leaf_that_a_write_above_or_below_it_removed_is_removed_from_one_who_comes_back() {
+    each(|mut bench| async move {
+        let held = bench
+            .applied(1, 1, vec![set("a/1", &[("m.x", 1), ("m.y", 1), ("leaf", 1)])])
+            .await;
+        bench
+            .applied(1, 2, vec![set("a/1", &[("m", 2), ("leaf.below", 2)])])
+            .await;
+        let expected = plain(&[("a/1", &[("m", 2), ("leaf.below", 2)])]);
+        let mut docs = plain(&[("a/1", &[("m.x", 1), ("m.y", 1), ("leaf", 1)])]);
+        bench.catch_up(&mut docs, held).await;
+        assert_eq!(docs, expected, "by a delta");
+        let mut docs = plain(&[("a/1", &[("m.x", 1), ("m.y", 1), ("leaf", 1)])]);
+        let reply = bench
+            .harness
+            .store()
+            .log(&space(), held, 10, 10_000, None)
+            .await
+            .expect("it answers");
+        let LogReply::Commits { commits, .. } = reply else {
+            panic!("{reply:?}")
+        };
+        let commit = tidegate_protocol::msgpack::decode_payload(&commits[0].payload).expect("a change");
+        apply(&mut docs, &commit.docs);
+        assert_eq!(docs, expected, "by the log");
+    });
+}
+
+#[test]
+fn a_position_below_the_tombstone_floor_is_reset_and_a_scan_that_began_below_it_too() {
+    each(|mut bench| async move {
+        let held = bench
+            .applied(1, 1, vec![set("a/1", &[("x", 1)]), set("a/2", &[("x", 1)])])
+            .await;
+        let deleted = bench.applied(1, 2, vec![op("a/1", OpKind::Delete)]).await;
+        let scan = bench
+            .changes(ChangesRequest {
+                budget: 1,
+                ..request(Some(held))
+            })
+            .await;
+        assert!(
+            matches!(scan, ChangesReply::Done { .. }),
+            "one change, one page: {scan:?}"
+        );
+        bench.applied(1, 3, vec![set("a/3", &[("x", 1)])]).await;
+        let ChangesReply::Page { cursor, .. } = bench
+            .changes(ChangesRequest {
+                budget: 1,
+                ..request(Some(held))
+            })
+            .await
+        else {
+            panic!("two changes")
+        };
+        let below = ChangesReply::Reset(ResetReason::BelowFloor);
+        bench.harness.raise_floor(&space(), deleted.seq).await;
+        assert_eq!(bench.changes(request(Some(held))).await, below);
+        assert_eq!(
+            bench
+                .changes(ChangesRequest {
+                    cursor: Some(cursor),
+                    ..request(Some(held))
+                })
+                .await,
+            below
+        );
+        let mut docs = plain(&[("a/2", &[("x", 1)])]);
+        bench.catch_up(&mut docs, deleted).await;
+        assert_eq!(docs.len(), 2, "at the floor nothing is missing");
+        let page = bench
+            .changes(ChangesRequest {
+                budget: 1,
+                ..request(None)
+            })
+            .await;
+        let ChangesReply::Page { cursor, .. } = page else {
+            panic!("{page:?}")
+        };
+        bench.applied(1, 4, vec![op("a/2", OpKind::Delete)]).await;
+        bench.harness.raise_floor(&space(), seq(4)).await;
+        assert_eq!(
+            bench
+                .changes(ChangesRequest {
+                    cursor: Some(cursor),
+                    ..request(None)
+                })
+                .await,
+            below
+        );
+    });
+}
+
+#[test]
+fn a_cursor_holds_for_its_own_view_and_its_own_scan_only() {
+    each(|mut bench| async move {
+        for mid in 1..=3 {
+            bench.applied(1, mid, vec![set(&format!("a/{mid}"), &[("x", 1)])]).await;
+        }
+        let small = ChangesRequest {
+            budget: 1,
+            ..request(None)
+        };
+        let ChangesReply::Page { cursor, .. } = bench.changes(small.clone()).await else {
+            panic!("three documents")
+        };
+        let goes_on = ChangesRequest {
+            cursor: Some(cursor.clone()),
+            ..small.clone()
+        };
+        assert!(matches!(bench.changes(goes_on).await, ChangesReply::Page { .. }));
+        let foreign = ChangesReply::Reset(ResetReason::ForeignCursor);
+        let view = View {
+            id: ViewId(77),
+            collections: None,
+        };
+        let other = ChangesRequest {
+            cursor: Some(cursor.clone()),
+            view,
+            ..small.clone()
+        };
+        assert_eq!(bench.changes(other).await, foreign, "another view");
+        let other = ChangesRequest {
+            cursor: Some(cursor),
+            after: Some(bench.state().await.head),
+            ..small
+        };
+        assert_eq!(bench.changes(other).await, foreign, "another scan");
+    });
+}
+
+#[test]
+fn a_lost_or_forged_position_is_reset_and_its_seq_is_never_taken_for_another() {
+    each(|mut bench| async move {
+        bench.applied(1, 1, vec![set("a/1", &[("x", 1)])]).await;
+        bench.harness.back_up();
+        let lost = bench.applied(1, 2, vec![set("a/1", &[("x", 2)])]).await;
+        bench.harness.restore();
+        let taken = bench.applied(2, 1, vec![set("a/2", &[("x", 3)])]).await;
+        assert_eq!((lost.seq, lost.epoch == taken.epoch), (taken.seq, false));
+        for position in [
+            lost,
+            Position::new(Epoch(999), seq(1)),
+            Position::new(taken.epoch, seq(7)),
+        ] {
+            let reset = ChangesReply::Reset(ResetReason::Lost);
+            assert_eq!(bench.changes(request(Some(position))).await, reset);
+            let log = bench
+                .harness
+                .store()
+                .log(&space(), position, 10, 10_000, None)
+                .await
+                .expect("it answers");
+            assert_eq!(log, LogReply::Reset(ResetReason::Lost));
+        }
+        // The client whose acked write was lost is told where to go on.
+        let expected = Mid::new(2).expect("small");
+        let outcome = bench.send(head(1, 3), vec![set("a/1", &[("x", 3)])]).await;
+        assert_eq!(outcome, Outcome::OutOfOrder { expected });
+    });
+}
+
+#[test]
+fn the_last_page_tells_a_clients_last_mid_refusals_counted() {
+    each(|mut bench| async move {
+        bench.applied(1, 1, vec![set("a/1", &[("x", 1)])]).await;
+        let outcome = bench
+            .send(head(1, 2), vec![op("a/1", OpKind::Create(fields(&[])))])
+            .await;
+        assert!(matches!(outcome, Outcome::Refused { .. }), "{outcome:?}");
+        for (client, expected) in [(1, Mid::new(2)), (2, None)] {
+            let writer = Some(Writer::of("u", ClientId(client)));
+            match bench
+                .changes(ChangesRequest {
+                    writer,
+                    ..request(None)
+                })
+                .await
+            {
+                ChangesReply::Done { last_mid, .. } => assert_eq!(last_mid, expected),
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+}
+
+#[test]
+fn records_older_than_their_retention_are_unknown() {
+    let retention = Retention {
+        clients_ms: 10_000,
+        ..Retention::default()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    for make in [model as Make, embedded] {
+        let mut bench = Bench {
+            harness: make(retention.clone()),
+            epochs: 1,
+            now_ms: 1_000,
+        };
+        runtime.block_on(async {
+            bench.applied(1, 1, vec![set("a/1", &[("x", 1)])]).await;
+            bench.now_ms = 12_000;
+            let again = || vec![set("a/1", &[("x", 1)])];
+            assert_eq!(bench.send(head(1, 2), again()).await, Outcome::ClientUnknown);
+            assert_eq!(
+                bench.send(head(1, 1), again()).await,
+                Outcome::ClientUnknown,
+                "it was new too long ago"
+            );
+            assert_eq!(bench.state().await.head.seq, seq(1));
+        });
+    }
+}
