@@ -6,13 +6,15 @@ SHELL := /bin/bash
 DATA := target/data
 TOOLS := target/tools
 CARGO_DENY_VERSION := 0.20.2
-# Seeds for the store's contract suite: a soak takes many more than a test does.
+# How much more a soak takes than a test does.
 SEEDS ?= 500
+CASES ?= 20000
+ROUNDS ?= 10
 
 STEP = @printf '\n==> %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help needs data test lint fmt tidy deny bench soak
+.PHONY: help needs data test lint fmt tidy deny bench soak sabotage
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +54,7 @@ fmt: ## Format the sources
 tidy: ## Check the rules that no other tool checks
 	$(STEP) 'tidy'
 	@scripts/tidy.sh
+	@scripts/sabotage.py --check
 
 deny: ## Check licences, sources and bans of dependencies
 	$(STEP) 'cargo deny check bans licenses sources'
@@ -63,5 +66,15 @@ deny: ## Check licences, sources and bans of dependencies
 bench: ## Run the benchmarks
 	cargo bench --workspace --locked
 
-soak: ## Run the store's contract suite with SEEDS seeds (500)
-	TIDEGATE_CONTRACT_SEEDS=$(SEEDS) cargo test --release -p tidegate --locked --test contract -- --nocapture
+soak: data ## Run the contract suite with SEEDS seeds, the wire's properties with CASES cases, and the sabotage
+	$(STEP) 'the contract suite, $(SEEDS) seeds'
+	TIDEGATE_CONTRACT_SEEDS=$(SEEDS) cargo test --release --locked -p tidegate --test contract -- --nocapture
+	$(STEP) 'the wire, $(CASES) cases a property'
+	PROPTEST_CASES=$(CASES) cargo test --release --locked -p tidegate-protocol -p tidegate-client
+	$(STEP) 'the sockets, $(ROUNDS) times'
+	for round in $$(seq $(ROUNDS)); do cargo test --release --locked -p tidegate --test e2e || exit 1; done
+	@$(MAKE) --no-print-directory sabotage
+
+sabotage: ## Cut one rule at a time out of a copy of the tree, and see its test fail
+	$(STEP) 'sabotage'
+	scripts/sabotage.py

@@ -1,6 +1,11 @@
 //! What the node counts. A gauge is a guard, so that it cannot be left wrong.
 
+use crate::engine::EngineStats;
+use crate::store::Store;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use std::sync::Arc;
 
 /// The node's metrics, each registered once.
 pub struct Metrics {
@@ -86,6 +91,131 @@ impl Metrics {
         TextEncoder::new()
             .encode_to_string(&self.registry.gather())
             .unwrap_or_default()
+    }
+}
+
+/// A number that something else counts, read when the metrics are asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reading {
+    /// The metric's name; one that ends in `_total` never goes down.
+    pub name: &'static str,
+    /// What it counts.
+    pub help: &'static str,
+    /// The number.
+    pub value: u64,
+}
+
+impl Reading {
+    /// A reading.
+    pub const fn new(name: &'static str, value: u64, help: &'static str) -> Self {
+        Self { name, help, value }
+    }
+
+    fn families(self) -> (Vec<Desc>, Vec<MetricFamily>) {
+        if self.name.ends_with("_total") {
+            let counter = IntCounter::new(self.name, self.help).expect("a constant name");
+            counter.inc_by(self.value);
+            (counter.desc().into_iter().cloned().collect(), counter.collect())
+        } else {
+            let gauge = IntGauge::new(self.name, self.help).expect("a constant name");
+            gauge.set(i64::try_from(self.value).unwrap_or(i64::MAX));
+            (gauge.desc().into_iter().cloned().collect(), gauge.collect())
+        }
+    }
+}
+
+/// Readings as a part of the registry.
+struct Read<F> {
+    read: F,
+    descs: Vec<Desc>,
+}
+
+impl<F: Fn() -> Vec<Reading> + Send + Sync> Collector for Read<F> {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descs.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        (self.read)()
+            .into_iter()
+            .flat_map(|reading| reading.families().1)
+            .collect()
+    }
+}
+
+impl Metrics {
+    /// Shows what engine and store count themselves. Once.
+    pub fn watch(&self, engine: Arc<EngineStats>, store: Arc<dyn Store>) {
+        self.add(move || {
+            let e = &engine;
+            vec![
+                Reading::new("tidegate_engine_commits_total", e.commits.get(), "Mutations applied."),
+                Reading::new(
+                    "tidegate_engine_groups_total",
+                    e.groups.get(),
+                    "Store calls that wrote.",
+                ),
+                Reading::new(
+                    "tidegate_engine_stale_total",
+                    e.stale_replans.get(),
+                    "Plans made again.",
+                ),
+                Reading::new(
+                    "tidegate_engine_stale_given_up_total",
+                    e.stale_given_up.get(),
+                    "Plans given up.",
+                ),
+                Reading::new(
+                    "tidegate_engine_duplicates_total",
+                    e.duplicates.get(),
+                    "Mutations answered again.",
+                ),
+                Reading::new(
+                    "tidegate_engine_store_errors_total",
+                    e.store_errors.get(),
+                    "Store calls that failed.",
+                ),
+                Reading::new(
+                    "tidegate_engine_queue_full_total",
+                    e.queue_full.get(),
+                    "Mutations turned away.",
+                ),
+                Reading::new(
+                    "tidegate_conflicts_overwritten_total",
+                    e.conflicts_overwritten.get(),
+                    "Units in conflict written over another writer's.",
+                ),
+                Reading::new(
+                    "tidegate_conflicts_skipped_total",
+                    e.conflicts_skipped.get(),
+                    "Units in conflict left out.",
+                ),
+                Reading::new(
+                    "tidegate_conflicts_rejected_total",
+                    e.conflicts_rejected.get(),
+                    "Mutations rejected by a conflict.",
+                ),
+                Reading::new(
+                    "tidegate_engine_waiting",
+                    e.waiting.get(),
+                    "Mutations not answered yet.",
+                ),
+                Reading::new(
+                    "tidegate_engine_waiting_bytes",
+                    e.waiting_bytes.get(),
+                    "About their bytes.",
+                ),
+            ]
+        });
+        self.add(move || store.readings());
+    }
+
+    fn add(&self, read: impl Fn() -> Vec<Reading> + Send + Sync + 'static) {
+        let descs: Vec<_> = read().into_iter().flat_map(|reading| reading.families().0).collect();
+        if !descs.is_empty() {
+            let registered = self.registry.register(Box::new(Read { read, descs }));
+            registered.expect("constant names, each once");
+        }
     }
 }
 

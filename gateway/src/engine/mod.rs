@@ -170,7 +170,7 @@ impl Engine {
     }
 
     /// What it counts.
-    pub fn stats(&self) -> &EngineStats {
+    pub fn stats(&self) -> &Arc<EngineStats> {
         &self.stats
     }
 

@@ -128,6 +128,7 @@ fn assemble(parts: Parts, config: &ServerConfig, work: &TaskTracker) -> Arc<Node
         config.engine.clone(),
         work.clone(),
     );
+    metrics.watch(engine.stats().clone(), store.clone());
     Arc::new(Node {
         engine,
         hub,

@@ -8,6 +8,7 @@ pub mod embedded;
 pub mod lineage;
 pub mod model;
 
+use crate::metrics::Reading;
 use async_trait::async_trait;
 use bytes::Bytes;
 pub use lineage::{Lineage, LineageEntry};
@@ -51,6 +52,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// The newest `limit` entries of a space's conflict log, newest first.
     async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError>;
+
+    /// What the store counts, for the metrics page: the same names at every call.
+    fn readings(&self) -> Vec<Reading> {
+        vec![]
+    }
 }
 
 /// The store could not answer. Nothing is known of a commit that ended so.

@@ -145,6 +145,9 @@ async fn health_and_metrics_tell_what_the_gateway_does() {
     assert_eq!(metric("tidegate_commits_total").await, 1);
     assert_eq!(metric("tidegate_catch_ups_total{mode=\"reset\"}").await, 2);
     assert_eq!(metric("tidegate_writes_total{result=\"ack\"}").await, 1);
+    assert_eq!(metric("tidegate_engine_commits_total").await, 1);
+    assert_eq!(metric("tidegate_engine_waiting").await, 0);
+    assert_eq!(metric("tidegate_store_commits_total").await, 1);
     drop(peers);
     for _ in 0..100 {
         if metric("tidegate_connections").await == 0 && metric("tidegate_subscriptions").await == 0 {

@@ -532,6 +532,9 @@ impl Store for Gate {
     async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError> {
         self.store.conflicts(space, limit).await
     }
+    fn readings(&self) -> Vec<tidegate::metrics::Reading> {
+        self.store.readings()
+    }
 }
 
 /// Stands between clients and a gateway, and cuts all their connections when told to.

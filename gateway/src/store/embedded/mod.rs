@@ -21,6 +21,7 @@ use super::{
     Store, StoreError,
 };
 use crate::env::Env;
+use crate::metrics::Reading;
 use async_trait::async_trait;
 pub use collect::Collected;
 use collect::{Task, TaskDone};
@@ -264,6 +265,21 @@ impl Store for EmbeddedStore {
     async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError> {
         let space = space.clone();
         self.snapshot(move |cut| read::conflicts(cut, &space, limit)).await
+    }
+
+    fn readings(&self) -> Vec<Reading> {
+        let stats = self.stats();
+        vec![
+            Reading::new("tidegate_store_syncs_total", stats.syncs, "Syncs to disk."),
+            Reading::new("tidegate_store_batches_total", stats.batches, "Atomic writes."),
+            Reading::new("tidegate_store_groups_total", stats.groups, "Commit calls answered."),
+            Reading::new("tidegate_store_commits_total", stats.commits, "Mutations applied."),
+            Reading::new(
+                "tidegate_store_refused_total",
+                stats.refused,
+                "Commit calls turned away.",
+            ),
+        ]
     }
 }
 
