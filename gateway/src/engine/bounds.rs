@@ -1,7 +1,8 @@
 //! Limits on what a mutation leads to, and what an answer may hold.
 
 use super::scratch::Scratch;
-use tidegate_protocol::{DocChange, DocChangeKind, FieldPath, Invalid, Limits, Value, ValueRef};
+use crate::store::DocState;
+use tidegate_protocol::{DocChange, DocChangeKind, DocPath, FieldPath, Invalid, Limits, Value, ValueRef};
 
 /// What surrounds a change's body on the wire: the frame's header, the array's, `"c"`, `n`, `s`, `a`.
 const ENVELOPE: usize = 64;
@@ -60,6 +61,29 @@ pub(super) fn check_change(changes: &[DocChange], body: usize, limits: &Limits) 
                 count,
             ));
         }
+    }
+    Ok(())
+}
+
+/// Bytes that documents take whole on the wire, at most.
+pub(super) fn answer_bytes(docs: &[DocPath], states: &[DocState]) -> usize {
+    // The header of a string or a map takes 5 bytes at most, an array's is 1.
+    const HEADER: usize = 5;
+    let leaves = |state: &DocState| -> usize {
+        let live = state.leaves().filter(|_| state.alive());
+        live.map(|(path, value)| HEADER + path.as_str().len() + value.as_bytes().len())
+            .sum()
+    };
+    let each = docs.iter().zip(states);
+    each.map(|(doc, state)| 1 + 2 * HEADER + doc.as_str().len() + leaves(state))
+        .sum()
+}
+
+/// Whether documents that take so many bytes can be sent in one message.
+pub(super) fn check_answer(bytes: usize, limits: &Limits) -> Result<(), Invalid> {
+    let (limit, found) = (limits.message_bytes, bytes + ENVELOPE);
+    if found > limit {
+        return Err(Invalid::too_large("bytes of the documents asked for", limit, found));
     }
     Ok(())
 }

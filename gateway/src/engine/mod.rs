@@ -29,7 +29,7 @@ pub use stats::{Counter, EngineStats, Refusals};
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_protocol::{
-    Ack, At, Code, DocChange, DocChangeKind, DocPath, Limits, Op, Policy, Position, Reject, SpaceId, WriteHead,
+    Ack, At, Code, DocChange, DocChangeKind, DocPath, Invalid, Limits, Op, Policy, Position, Reject, SpaceId, WriteHead,
 };
 use tokio_util::task::TaskTracker;
 
@@ -174,10 +174,27 @@ impl Engine {
         &self.stats
     }
 
-    /// Documents, whole or deleted (also if they never were), as of one position. Whether they may be
-    /// read is the caller's to check.
-    pub async fn get(&self, space: &SpaceId, docs: &[DocPath]) -> Result<(Position, Vec<DocChange>), StoreError> {
+    /// Documents, whole or deleted (also if they never were), as of one position; refused if they may not
+    /// fit in one message. Whether they may be read is the caller's to check.
+    pub async fn get(
+        &self,
+        space: &SpaceId,
+        docs: &[DocPath],
+    ) -> Result<Result<(Position, Vec<DocChange>), Invalid>, StoreError> {
+        // Whoever asks for too much must not have all of it read before that shows.
+        if docs.len() > MEASURED {
+            let mut bytes = 0;
+            for some in docs.chunks(MEASURED) {
+                bytes += bounds::answer_bytes(some, &self.store.read(space, some).await?.docs);
+                if let Err(invalid) = bounds::check_answer(bytes, &self.limits) {
+                    return Ok(Err(invalid));
+                }
+            }
+        }
         let cut = self.store.read(space, docs).await?;
+        if let Err(invalid) = bounds::check_answer(bounds::answer_bytes(docs, &cut.docs), &self.limits) {
+            return Ok(Err(invalid));
+        }
         let whole = |(doc, state): (&DocPath, DocState)| {
             let kind = if state.alive() {
                 DocChangeKind::Whole(
@@ -191,6 +208,9 @@ impl Engine {
             };
             DocChange { doc: doc.clone(), kind }
         };
-        Ok((cut.state.head, docs.iter().zip(cut.docs).map(whole).collect()))
+        Ok(Ok((cut.state.head, docs.iter().zip(cut.docs).map(whole).collect())))
     }
 }
+
+/// Documents of a `get` read at a time to see how large they are.
+const MEASURED: usize = 8;

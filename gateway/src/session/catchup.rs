@@ -47,11 +47,7 @@ impl CatchUp {
         let mut pause = Duration::from_millis(50);
         let mut from = self.start();
         loop {
-            // Admission: so many scans at a time on this node, the others wait. It is never closed.
-            let permit = self.node.catch_ups.acquire().await;
-            let attempt = self.attempt(&from).await;
-            drop(permit);
-            match attempt {
+            match self.attempt(&from).await {
                 Ok(Step::Live(lease)) => return lease,
                 Ok(Step::Again(next)) => from = next,
                 Err(error) => {
@@ -117,11 +113,6 @@ impl CatchUp {
         self.conn.outbox().push([frame::message(self.conn.form, message)]);
     }
 
-    /// Waits until the client has taken most of what it was sent.
-    async fn room(&self) {
-        self.conn.outbox().below(self.node.config.soft_bytes).await;
-    }
-
     fn go_live(&self, lease: &Lease, at: Position, lineage: &Lineage, last_mid: Option<Mid>) -> bool {
         let current = ServerMessage::Current {
             id: self.what.id,
@@ -152,6 +143,7 @@ impl CatchUp {
         let mut begun = false;
         loop {
             let page = self.node.config.limits.page_bytes;
+            let _turn = self.conn.turn(&self.node).await;
             let reply = self
                 .node
                 .store
@@ -180,7 +172,6 @@ impl CatchUp {
             if at.seq == state.head.seq && self.go_live(&lease, state.head, &state.lineage, last_mid) {
                 return Ok(Logged::Live(lease));
             }
-            self.room().await;
         }
     }
 
@@ -211,6 +202,7 @@ impl CatchUp {
                 writer: self.what.writer,
                 budget,
             };
+            let _turn = self.conn.turn(&self.node).await;
             let reply = self.node.store.changes(&self.what.space, request).await?;
             let (docs, next, head, done) = match reply {
                 ChangesReply::Page { docs, cursor, head } => (docs, Some(cursor), head, None),
@@ -263,7 +255,6 @@ impl CatchUp {
             }
             behind = left;
             cursor = next.or(cursor);
-            self.room().await;
         }
     }
 }

@@ -25,7 +25,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tidegate_protocol::form::Form;
-use tidegate_protocol::{Code, Limits, Position, ResumeFrom, ServerMessage};
+use tidegate_protocol::{Code, DocPath, Limits, Position, ResumeFrom, ServerMessage, SpaceId};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, Semaphore};
 use tokio_tungstenite::WebSocketStream;
@@ -44,7 +44,7 @@ pub struct NodeConfig {
     pub hard_bytes: usize,
     /// Mutations of a connection that are not answered yet; over it, the connection is not read.
     pub in_flight: usize,
-    /// Catch-ups at a time.
+    /// Reads of the store for catch-ups and `get` at a time, on the node; the others wait.
     pub catch_ups: usize,
     /// tungstenite's read buffer, bytes a connection.
     pub read_buffer: usize,
@@ -84,7 +84,7 @@ pub struct Node {
     pub config: NodeConfig,
     /// For every session.
     pub session: Arc<SessionConfig>,
-    /// Catch-ups in progress.
+    /// One permit a read of the store for a catch-up or a `get`.
     pub catch_ups: Semaphore,
     /// Set when the node drains.
     pub draining: CancellationToken,
@@ -150,6 +150,21 @@ pub struct Conn {
     /// Subscriptions that have to catch up again; at most one entry each.
     behind: Mutex<HashMap<u64, Position>>,
     deadline: AtomicU64,
+    /// See `turn`.
+    reading: tokio::sync::Mutex<()>,
+}
+
+impl Conn {
+    /// Waits for the connection's turn to read from the store for a catch-up or a `get`. It is held until
+    /// what was read is in the outbox: one read at a time for a connection, begun when the client has
+    /// taken most of what it was sent, so that no number of them fills the outbox; then, for no longer
+    /// than the store takes, one of so many on the node, so that a client that takes nothing keeps nobody.
+    pub(super) async fn turn<'a>(&'a self, node: &'a Node) -> impl Send + use<'a> {
+        let own = self.reading.lock().await;
+        self.outbox.below(node.config.soft_bytes).await;
+        // It is never closed.
+        (own, node.catch_ups.acquire().await)
+    }
 }
 
 impl Subscriber for Conn {
@@ -213,6 +228,15 @@ struct Shell {
     closing: Option<(Code, String)>,
 }
 
+/// Waits until everything in flight has been answered, or until `latest`.
+async fn all_answered(in_flight: &Semaphore, config: &NodeConfig, latest: Option<tokio::time::Instant>) {
+    let all = in_flight.acquire_many(u32::try_from(config.in_flight).unwrap_or(u32::MAX));
+    if let Some(latest) = latest {
+        // Late or not, the connection ends.
+        let _ = tokio::time::timeout_at(latest, all).await;
+    }
+}
+
 /// Serves a connection until it is over. One info line says what it was.
 pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
     let Accepted {
@@ -242,6 +266,7 @@ pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
         wake: Notify::new(),
         behind: Mutex::default(),
         deadline: AtomicU64::new(session.deadline(node.now()).unwrap_or(u64::MAX)),
+        reading: tokio::sync::Mutex::default(),
     });
     node.connections.insert(id, Arc::downgrade(&conn));
     let shell = Shell {
@@ -274,6 +299,8 @@ impl Shell {
         for (_, sub) in self.subs.drain() {
             sub.end(self.conn.id);
         }
+        // Nothing that was under way holds up others while this one says goodbye.
+        self.jobs.clear();
         let user = self.session.user().unwrap_or("-").to_owned();
         self.farewell(&mut ws).await;
         (user, reason)
@@ -283,18 +310,22 @@ impl Shell {
     async fn converse(&mut self, ws: &mut WebSocketStream<Duplex>) -> &'static str {
         let (node, conn) = (self.node.clone(), self.conn.clone());
         let in_flight = self.in_flight.clone();
-        let mut drained = false;
+        // Once the node drains: when to close at the latest.
+        let mut leaving = None;
         loop {
-            let may_read = in_flight.available_permits() > 0;
+            let may_read = leaving.is_none() && in_flight.available_permits() > 0;
             tokio::select! {
-                frame = ws.next(), if may_read => match frame {
-                    Some(Ok(message)) => self.frame(&message),
-                    Some(Err(error)) => match self.broken(&error) {
-                        Some(reason) => return reason,
-                        None => continue,
-                    },
-                    None => return "closed by client",
-                },
+                // What ends comes before what begins: a flood of messages cannot pile up unfinished work.
+                biased;
+                () = node.draining.cancelled(), if leaving.is_none() => {
+                    leaving = Some(tokio::time::Instant::now() + node.config.flush);
+                    self.input(Input::Drain { retry_ms: 0, jitter_ms: 1_000 });
+                }
+                // What has been taken in is answered before the connection closes.
+                _ = all_answered(&in_flight, &node.config, leaving), if leaving.is_some() => {
+                    self.closing = Some((Code::GoingAway, "the node is stopping; reconnect".into()));
+                }
+                () = conn.wake.notified() => self.woken(),
                 end = conn.outbox.run_writer() => match end {
                     End::Overflow => {
                         let bound = node.config.hard_bytes;
@@ -305,17 +336,20 @@ impl Shell {
                 Some((id, generation, lease)) = self.jobs.next(), if !self.jobs.is_empty() => {
                     self.caught_up(id, generation, lease);
                 }
-                () = conn.wake.notified() => self.woken(),
+                frame = ws.next(), if may_read => match frame {
+                    Some(Ok(message)) => {
+                        self.frame(&message);
+                        // Frames that came in one read take no time of the runtime's budget by themselves.
+                        tokio::task::consume_budget().await;
+                    }
+                    Some(Err(error)) => match self.broken(&error) {
+                        Some(reason) => return reason,
+                        None => continue,
+                    },
+                    None => return "closed by client",
+                },
                 // Room to read again.
-                _ = in_flight.acquire(), if !may_read => {}
-                () = node.draining.cancelled(), if !drained => {
-                    drained = true;
-                    self.input(Input::Drain { retry_ms: 0, jitter_ms: 1_000 });
-                    // What has been taken in is answered before the connection closes.
-                    let all = u32::try_from(node.config.in_flight).unwrap_or(u32::MAX);
-                    let _ = tokio::time::timeout(node.config.flush, in_flight.acquire_many(all)).await;
-                    self.closing = Some((Code::GoingAway, "the node is stopping; reconnect".into()));
-                }
+                _ = in_flight.acquire(), if !may_read && leaving.is_none() => {}
             }
             if let Some((code, _)) = &self.closing {
                 return code.name();
@@ -423,33 +457,37 @@ impl Shell {
                     }
                 }
                 Effect::Write(request) => self.write(request),
-                Effect::Get { id, space, docs } => {
-                    let (node, conn) = (self.node.clone(), self.conn.clone());
-                    // Counted as a mutation in flight is: a client cannot ask for more than is answered.
-                    let permit = self.in_flight.clone().try_acquire_owned();
-                    let job = async move {
-                        let answer = match node.engine.get(&space, &docs).await {
-                            Ok((position, docs)) => ServerMessage::Docs { id, position, docs },
-                            Err(error) => {
-                                tracing::warn!(%space, %error, "a get failed");
-                                let message = "the store cannot answer now; try again".into();
-                                ServerMessage::Error {
-                                    code: Code::Unavailable,
-                                    message,
-                                    re: Some(id),
-                                }
-                            }
-                        };
-                        conn.outbox.push([frame::message(conn.form, &answer)]);
-                        drop(permit);
-                        // No subscription has generation 0: it ends without one.
-                        (0, 0, Err(Aborted))
-                    };
-                    self.jobs.push(job.boxed());
-                }
+                Effect::Get { id, space, docs } => self.get(id, space, docs),
                 Effect::Close(code, message) => self.closing = Some((code, message)),
             }
         }
+    }
+
+    fn get(&mut self, id: u64, space: SpaceId, docs: Vec<DocPath>) {
+        let (node, conn) = (self.node.clone(), self.conn.clone());
+        // Counted as a mutation in flight is: a client cannot ask for more than is answered.
+        let permit = self.in_flight.clone().try_acquire_owned();
+        let job = async move {
+            let turn = conn.turn(&node).await;
+            let refuse = |code, message| ServerMessage::Error {
+                code,
+                message,
+                re: Some(id),
+            };
+            let answer = match node.engine.get(&space, &docs).await {
+                Ok(Ok((position, docs))) => ServerMessage::Docs { id, position, docs },
+                Ok(Err(invalid)) => refuse(invalid.code, invalid.message),
+                Err(error) => {
+                    tracing::warn!(%space, %error, "a get failed");
+                    refuse(Code::Unavailable, "the store cannot answer now; try again".into())
+                }
+            };
+            conn.outbox.push([frame::message(conn.form, &answer)]);
+            drop((turn, permit));
+            // No subscription has generation 0: it ends without one.
+            (0, 0, Err(Aborted))
+        };
+        self.jobs.push(job.boxed());
     }
 
     fn subscribe(&mut self, what: Subscribe) {

@@ -449,7 +449,8 @@ pub struct ChangesRequest {
     pub view: View,
     /// Whose last mid to report at the end.
     pub writer: Option<Writer>,
-    /// About how many bytes of changes a page holds; at least one document is sent.
+    /// About how many bytes of changes a page holds; at least one document is sent. One whose changes and
+    /// tombstones take more than that, and more than it does itself, may be sent whole.
     pub budget: usize,
 }
 

@@ -11,6 +11,7 @@
 mod access;
 mod hostile;
 mod order;
+mod pressure;
 mod real_data;
 mod resume;
 mod support;

@@ -386,3 +386,41 @@ async fn a_catch_up_among_writers_ends_in_the_state_of_its_position() {
     }
     writing.join_next().await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn a_delta_never_takes_more_than_its_documents_do() {
+    let gateway = small().await;
+    let mut writer = WriterState::new("s", 1, gateway.peer("w").await.now);
+    // Two generations of many long names: the first is gone by the second, and a delta names both.
+    let names = |generation: &str| -> Vec<(String, Value)> {
+        let name = |n: usize| format!("{generation}.{n:04}{}", "x".repeat(450));
+        (0..1_400).map(|n| (name(n), Value::int(1))).collect()
+    };
+    let generation = |name: &str| {
+        let leaves = names(name);
+        let leaves: Vec<(&str, Value)> = leaves
+            .iter()
+            .map(|(path, value)| (path.as_str(), value.clone()))
+            .collect();
+        vec![op("d/x", OpKind::Merge(fields(&leaves)))]
+    };
+    let drop = |name: &str| vec![op("d/x", OpKind::Unset(vec![name.parse().unwrap()]))];
+    write_all(&gateway, &mut writer, vec![generation("a")]).await;
+    let mut replica = fresh(&gateway, "s").await;
+    let mut later = vec![drop("a"), generation("b"), drop("b"), generation("c")];
+    later.extend(sets(0..50, 3));
+    write_all(&gateway, &mut writer, later).await;
+    let mut peer = gateway.peer("r").await;
+    peer.sub("s", None, replica.from(), None).await;
+    loop {
+        let message = peer.next().await;
+        let bytes = peer.form.encode_server(&message).len();
+        assert!(bytes <= limits::MESSAGE_BYTES, "a message of {bytes} bytes");
+        replica.take(&message);
+        if matches!(message, ServerMessage::Current { .. }) {
+            break;
+        }
+    }
+    assert_eq!(replica.mode(), Mode::Delta);
+    assert_eq!(replica.docs, fresh(&gateway, "s").await.docs);
+}

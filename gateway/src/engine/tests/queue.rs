@@ -237,7 +237,8 @@ async fn a_group_is_committed_in_order_published_in_one_call_and_then_answered()
         .engine
         .get(&space(), &[doc("n"), doc("m")])
         .await
-        .expect("it answers");
+        .expect("it answers")
+        .expect("within the limit");
     assert_eq!(position.seq, seq(3));
     assert_eq!(docs[0].kind, DocChangeKind::Whole(vec![(field("a"), int(3))]));
     assert_eq!(docs[1].kind, DocChangeKind::Deleted);
@@ -390,7 +391,12 @@ async fn a_store_call_of_unknown_outcome_is_made_again_applied_once_and_publishe
         "what was committed in the lost call"
     );
     assert_eq!((rig.acked().await, rig.acked().await), (1, 2));
-    let (_, docs) = rig.engine.get(&space(), &[doc("n")]).await.expect("it answers");
+    let (_, docs) = rig
+        .engine
+        .get(&space(), &[doc("n")])
+        .await
+        .expect("it answers")
+        .expect("within the limit");
     assert_eq!(docs[0].kind, DocChangeKind::Whole(vec![(field("a"), int(2))]));
     assert_eq!(
         (

@@ -48,7 +48,7 @@ pub(super) fn changes(cut: &Cut<'_>, space: &SpaceId, request: &ChangesRequest) 
             let header = header
                 .filter(|header| header.last.seq == seq)
                 .ok_or_else(|| damaged(Table::Idx, &key))?;
-            if let Some(kind) = page.change(cut, space, &doc, &header, after, begin.seq)? {
+            if let Some(kind) = page.change(cut, space, &doc, &header, request, begin.seq)? {
                 let size = doc.as_str().len() + OVERHEAD + size_of(&kind);
                 if !page.docs.is_empty() && page.spent + size > request.budget {
                     return Ok(page.end(request, &state, begin));
@@ -101,36 +101,56 @@ struct Page {
 }
 
 impl Page {
-    /// What a client that holds the state of `after` (`None`: what was staged since `begin`) lacks of a document.
+    /// What a client that holds the state of `request.after` (`None`: what was staged since `begin`) lacks of a document.
     fn change(
         &mut self,
         cut: &Cut<'_>,
         space: &SpaceId,
         doc: &DocPath,
         header: &Header,
-        after: Option<Seq>,
+        request: &ChangesRequest,
         begin: Seq,
     ) -> Result<Option<DocChangeKind>, StoreError> {
         if !header.alive {
             // In a reset only a page before this one can have brought it.
-            let may_be_held = after.is_some() || header.last.seq > begin;
+            let may_be_held = request.after.is_some() || header.last.seq > begin;
             return Ok(may_be_held.then_some(DocChangeKind::Deleted));
         }
-        let whole = after.is_none_or(|after| header.born.seq > after);
-        let newer = |seq: Seq| whole || after.is_some_and(|after| seq > after);
+        let after = request.after.map(|after| after.seq);
+        let after = after.filter(|after| header.born.seq <= *after);
+        let kind = self.leaves(cut, space, doc, after)?;
+        // A delta names every tombstone, and of those there may be more than the document could ever hold.
+        let size = size_of(&kind);
+        if after.is_some() && size > request.budget && size as u64 > header.size {
+            return Ok(Some(self.leaves(cut, space, doc, None)?));
+        }
+        Ok(match &kind {
+            DocChangeKind::Change { set, unset } if set.is_empty() && unset.is_empty() => None,
+            _ => Some(kind),
+        })
+    }
+
+    /// The leaves of a document: those written after `after`, tombstones too, or all (`None`).
+    fn leaves(
+        &mut self,
+        cut: &Cut<'_>,
+        space: &SpaceId,
+        doc: &DocPath,
+        after: Option<Seq>,
+    ) -> Result<DocChangeKind, StoreError> {
+        let newer = |seq: Seq| after.is_none_or(|after| seq > after);
         let (mut set, mut unset) = (Vec::new(), Vec::new());
         each_cell(cut, space, doc, |field, cell| {
             self.cells += 1;
             match cell.value {
                 Some(value) if newer(cell.stamp.seq) => set.push((field, value)),
-                None if !whole && newer(cell.stamp.seq) => unset.push(field),
+                None if after.is_some() && newer(cell.stamp.seq) => unset.push(field),
                 _ => {}
             }
         })?;
-        Ok(match whole {
-            true => Some(DocChangeKind::Whole(set)),
-            false if set.is_empty() && unset.is_empty() => None,
-            false => Some(DocChangeKind::Change { set, unset }),
+        Ok(match after {
+            None => DocChangeKind::Whole(set),
+            Some(_) => DocChangeKind::Change { set, unset },
         })
     }
 
