@@ -209,6 +209,12 @@ pub(crate) fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Invalid> 
         .map_err(|e| Invalid::new(what, &format!("is not UTF-8: byte {} of it is wrong", e.valid_up_to())))
 }
 
+/// As `<[u8]>::is_ascii`, for short text: no loop over words to set up.
+#[inline]
+fn is_ascii(text: &[u8]) -> bool {
+    text.iter().fold(0, |all, byte| all | byte) < 0x80
+}
+
 /// How many more MessagePack objects a message may hold.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Elements {
@@ -272,6 +278,16 @@ impl Scan<'_> {
     /// aside, which can only be in a map that is not).
     pub(crate) fn value(&mut self, bytes: &[u8], at: usize, level: usize) -> Result<(usize, bool), Invalid> {
         self.elements.take()?;
+        // Most of what is in a value takes no `Token` to be told: one byte, or a short string.
+        if matches!(bytes.get(at), Some(0x00..=0x7f | 0xc0 | 0xc2 | 0xc3 | 0xe0..=0xff)) {
+            return Ok((at + 1, true));
+        }
+        if let Some((text, next)) = short_text(bytes, at) {
+            if !is_ascii(text) {
+                utf8(text, "string")?;
+            }
+            return Ok((next, true));
+        }
         let (token, next, mut canonical) = token(bytes, at)?;
         match token {
             Token::Nil | Token::Bool(_) | Token::Int(_) | Token::Bin(_) => {}
@@ -327,6 +343,12 @@ impl Scan<'_> {
 
     fn key<'a>(&mut self, bytes: &'a [u8], at: usize) -> Result<(&'a [u8], usize, bool), Invalid> {
         self.elements.take()?;
+        // ASCII is UTF-8, and in NFC.
+        if let Some((text, next)) = short_text(bytes, at)
+            && is_ascii(text)
+        {
+            return Ok((text, next, true));
+        }
         let (token, next, shortest) = token(bytes, at)?;
         let Token::Str(key) = token else {
             return Err(Invalid::new(
