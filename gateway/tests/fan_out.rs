@@ -1,0 +1,101 @@
+//! What a round of the fan-out costs in write calls and encodings: counted, since counts do not sway.
+
+use bytes::Bytes;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use tidegate::engine::Publish;
+use tidegate::hub::{Hub, HubConfig, Joining, LocalPublish, Subscriber};
+use tidegate::metrics::Metrics;
+use tidegate::outbox::{Outbox, Transport};
+use tidegate::store::model::Model;
+use tidegate::store::{Lineage, LineageEntry, LogEntry, Retention, View};
+use tidegate_protocol::form::Form;
+use tidegate_protocol::{
+    DocChange, DocChangeKind, DocPath, Epoch, Mid, Position, Seq, SpaceId, ViewId, Writer, msgpack,
+};
+use tokio::io::ReadBuf;
+use tokio_util::task::TaskTracker;
+
+/// A socket that takes everything and counts the calls.
+struct Counting(Arc<AtomicUsize>);
+
+impl Transport for Counting {
+    fn poll_read(&self, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+    fn try_write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(bufs.iter().map(|buf| buf.len()).sum())
+    }
+    fn poll_write_ready(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    fn shutdown_write(&self) {}
+}
+
+struct Peer(u64, Box<Outbox>);
+
+impl Subscriber for Peer {
+    fn id(&self) -> u64 {
+        self.0
+    }
+    fn outbox(&self) -> &Outbox {
+        &self.1
+    }
+    fn behind(&self, _: u64, _: Position) {
+        panic!("nothing is missing");
+    }
+}
+
+fn commit(n: u64) -> LogEntry {
+    let doc = DocPath::parse("notes/n1").unwrap();
+    let kind = DocChangeKind::Deleted;
+    let body = msgpack::encode_body(Writer(1), Mid::new(n).unwrap(), &[DocChange { doc, kind }]);
+    let seq = Seq::new(n).unwrap();
+    let payload = msgpack::payload(seq, n, &body);
+    LogEntry { seq, payload }
+}
+
+#[tokio::test]
+async fn a_round_of_commits_is_one_write_call_per_writable_socket() {
+    let space = SpaceId::parse("list:42").unwrap();
+    let lineage = Lineage(vec![LineageEntry {
+        epoch: Epoch(7),
+        incarnation: vec![],
+        start: Seq::ZERO,
+    }]);
+    let metrics = Arc::new(Metrics::default());
+    let store = Arc::new(Model::new(Retention::default()));
+    let hub = Hub::new(store, HubConfig::default(), metrics.clone(), TaskTracker::new());
+    let lease = hub.lease(&space).await.unwrap();
+    let calls: Vec<_> = (0..10).map(|_| Arc::new(AtomicUsize::new(0))).collect();
+    for (id, calls) in (0..).zip(&calls) {
+        let to = Arc::new(Peer(id, Box::new(Outbox::new(Counting(calls.clone()), 1 << 20))));
+        let view = View {
+            id: ViewId(0),
+            collections: None,
+        };
+        let form = Form::Msgpack;
+        let joining = Joining { to, sub: 1, view, form };
+        assert!(lease.go_live(
+            joining,
+            Position::START,
+            &Lineage::default(),
+            Bytes::from_static(b"\x82\x00")
+        ));
+    }
+    let mut before = 0;
+    let mut round = |commits: &[LogEntry]| {
+        calls.iter().for_each(|calls| calls.store(0, Ordering::Relaxed));
+        LocalPublish(hub.clone()).publish(&space, &lineage, commits);
+        let encodes = metrics.encodes.get() - std::mem::replace(&mut before, metrics.encodes.get());
+        let calls: Vec<_> = calls.iter().map(|calls| calls.load(Ordering::Relaxed)).collect();
+        (encodes, calls)
+    };
+    assert_eq!(round(&[commit(1)]), (1, vec![1; 10]));
+    assert_eq!(round(&[commit(2), commit(3), commit(4)]), (3, vec![1; 10]));
+    assert_eq!(round(&[commit(4)]), (0, vec![0; 10]), "a repeat costs nothing");
+    assert_eq!(metrics.deliveries.get(), 40);
+}
