@@ -63,8 +63,11 @@ deny: ## Check licences, sources and bans of dependencies
 	    cargo install --quiet --locked cargo-deny@$(CARGO_DENY_VERSION) --root $(TOOLS); }
 	@PATH="$$PATH:$(CURDIR)/$(TOOLS)/bin" cargo-deny --locked check --hide-inclusion-graph bans licenses sources
 
-bench: ## Run the benchmarks
+bench: ## Run the benchmarks, and print what they found as ratios (docs/PERFORMANCE.md)
+	rm -rf target/criterion
 	cargo bench --workspace --locked
+	$(STEP) 'times the baseline'
+	@scripts/bench_ratios.py
 
 soak: data ## Run the contract suite with SEEDS seeds, the wire's properties with CASES cases, and the sabotage
 	$(STEP) 'the contract suite, $(SEEDS) seeds'
