@@ -50,10 +50,10 @@ impl Subscriber for Peer {
 }
 
 fn commit(n: u64) -> LogEntry {
-    let doc = DocPath::parse("notes/n1").unwrap();
+    let doc = DocPath::parse("notes/n1").expect("a document");
     let kind = DocChangeKind::Deleted;
-    let body = msgpack::encode_body(Writer(1), Mid::new(n).unwrap(), &[DocChange { doc, kind }]);
-    let seq = Seq::new(n).unwrap();
+    let body = msgpack::encode_body(Writer(1), Mid::new(n).expect("a mid"), &[DocChange { doc, kind }]);
+    let seq = Seq::new(n).expect("a seq");
     let payload = msgpack::payload(seq, n, &body);
     LogEntry { seq, payload }
 }
