@@ -209,10 +209,10 @@ fn lineage() -> Lineage {
 }
 
 /// A hub that follows one space, with `count` subscribers to all of it.
-fn followed(runtime: &Runtime, count: u64) -> (Arc<Hub>, Lease, Vec<Arc<Peer>>) {
+fn followed(runtime: &Runtime, count: u64) -> (Arc<Hub>, Vec<Lease>, Vec<Arc<Peer>>) {
     let store = Arc::new(Model::new(Retention::default()));
     let hub = Hub::new(store, HubConfig::default(), Arc::default(), TaskTracker::new());
-    let lease = runtime.block_on(hub.lease(&space())).expect("the model answers");
+    let mut leases = Vec::new();
     let peers: Vec<_> = (0..count)
         .map(|id| {
             let outbox = Box::new(Outbox::new(Sink(Mutex::new([0; 1024])), 1 << 20));
@@ -229,14 +229,16 @@ fn followed(runtime: &Runtime, count: u64) -> (Arc<Hub>, Lease, Vec<Arc<Peer>>) 
             },
             form: Form::Msgpack,
         };
+        let mut lease = runtime.block_on(hub.lease(&space())).expect("the model answers");
         assert!(lease.go_live(
             joining,
             Position::START,
             &Lineage::default(),
             Bytes::from_static(b"\x82\x00")
         ));
+        leases.push(lease);
     }
-    (hub, lease, peers)
+    (hub, leases, peers)
 }
 
 fn fan_out(criterion: &mut Criterion) {
@@ -250,7 +252,7 @@ fn fan_out(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("fan out one commit");
     for count in [1, 100, 1_000] {
         group.throughput(Throughput::Elements(count));
-        let (hub, _lease, peers) = followed(&runtime, count);
+        let (hub, _leases, peers) = followed(&runtime, count);
         let publish = LocalPublish(hub);
         let mut last = Seq::ZERO;
         group.bench_function(BenchmarkId::new("hub", count), |b| {

@@ -58,7 +58,11 @@ impl Transport for TcpStream {
 /// Slices handed to one write call: well below every system's IOV_MAX.
 const SLICES: usize = 64;
 
-/// The queue. Bounded by `bound` bytes: over it, everything that is not yet on its way is dropped
+/// What a queued frame takes beside its bytes: its place in the queue and its allocation. Without it a
+/// peer that reads nothing could have pongs of 2 bytes fill the memory before they fill the bound.
+const FRAME: usize = 64;
+
+/// The queue. Bounded by `bound` bytes, [`FRAME`] more for each frame: over it, everything that is not yet on its way is dropped
 /// and the connection is told to close (`Overflow`), which a metric counts.
 pub struct Outbox<T: ?Sized = dyn Transport> {
     bound: usize,
@@ -125,7 +129,7 @@ impl<T: Transport + ?Sized> Outbox<T> {
         if !state.blocked {
             self.write(&mut state);
         }
-        if state.bytes > self.bound {
+        if state.bytes + FRAME * state.queue.len() > self.bound {
             state.drop_unsent();
             self.end(&mut state, End::Overflow);
         }
@@ -324,6 +328,21 @@ mod tests {
         for (n, chunk) in all.chunks(1000).enumerate() {
             assert_eq!(chunk, frame(u32::try_from(n).unwrap()), "frame {n}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_smallest_frames_fill_the_bound_by_what_they_take_in_memory() {
+        let (server, _client) = pair().await;
+        let outbox = Outbox::new(server, 1 << 16);
+        let mut state = outbox.state.lock();
+        state.blocked = true;
+        drop(state);
+        let mut frames = 0;
+        while outbox.ended().is_none() {
+            outbox.push([Bytes::from_static(b"\x8a\x00")]);
+            frames += 1;
+        }
+        assert!((500..1_100).contains(&frames), "{frames}");
     }
 
     #[tokio::test]

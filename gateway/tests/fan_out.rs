@@ -69,7 +69,7 @@ async fn a_round_of_commits_is_one_write_call_per_writable_socket() {
     let metrics = Arc::new(Metrics::default());
     let store = Arc::new(Model::new(Retention::default()));
     let hub = Hub::new(store, HubConfig::default(), metrics.clone(), TaskTracker::new());
-    let lease = hub.lease(&space).await.unwrap();
+    let mut leases = Vec::new();
     let calls: Vec<_> = (0..10).map(|_| Arc::new(AtomicUsize::new(0))).collect();
     for (id, calls) in (0..).zip(&calls) {
         let to = Arc::new(Peer(id, Box::new(Outbox::new(Counting(calls.clone()), 1 << 20))));
@@ -79,12 +79,14 @@ async fn a_round_of_commits_is_one_write_call_per_writable_socket() {
         };
         let form = Form::Msgpack;
         let joining = Joining { to, sub: 1, view, form };
+        let mut lease = hub.lease(&space).await.unwrap();
         assert!(lease.go_live(
             joining,
             Position::START,
             &Lineage::default(),
             Bytes::from_static(b"\x82\x00")
         ));
+        leases.push(lease);
     }
     let mut before = 0;
     let mut round = |commits: &[LogEntry]| {

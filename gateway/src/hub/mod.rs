@@ -86,10 +86,12 @@ struct SpaceHub {
     _gauge: Gauged,
 }
 
-/// Keeps a space followed as long as it lives.
+/// Keeps a space followed as long as it lives, and the subscription that went live on it.
 pub struct Lease {
     hub: Arc<Hub>,
     space: Arc<SpaceHub>,
+    /// The connection whose subscription is live.
+    live: Option<u64>,
 }
 
 /// Who goes live, and how.
@@ -137,6 +139,7 @@ impl Hub {
         let lease = Lease {
             hub: self.clone(),
             space: entry,
+            live: None,
         };
         let opening = &lease.space;
         opening
@@ -223,27 +226,31 @@ impl Hub {
         loop {
             let from = space.inner.lock().position();
             let reply = self.store.log(&space.space, from, FILL, FILL_BYTES, None).await;
-            let failed = match reply {
+            let filled = match reply {
                 Ok(LogReply::Commits { commits, state, .. }) => {
                     let mut inner = space.inner.lock();
+                    let before = inner.position();
                     self.metrics.gap_commits.inc_by(commits.len() as u64);
                     let found = inner.take_in(&state.lineage, &commits);
                     inner.deliver(space.n, &self.config, &self.metrics);
                     match found {
-                        Found::Lost => None,
+                        Found::Lost => Fill::Lost,
                         Found::Repeat | Found::Next if inner.position().seq >= state.head.seq => {
                             inner.filling = false;
                             return;
                         }
-                        _ => continue,
+                        _ if inner.position() != before => continue,
+                        // What came ahead is in no log yet, or never will be.
+                        _ => Fill::Later,
                     }
                 }
-                Ok(LogReply::Trimmed | LogReply::Reset(_)) => None,
-                Err(error) => Some(error),
+                Ok(LogReply::Trimmed | LogReply::Reset(_)) => Fill::Lost,
+                Err(error) => {
+                    tracing::warn!(space = %space.space, %error, "the log cannot be read");
+                    Fill::Later
+                }
             };
-            if let Some(error) = failed {
-                tracing::warn!(space = %space.space, %error, "the log cannot be read");
-            } else {
+            if filled == Fill::Lost {
                 // The log does not lead on from here: start over at the head, subscribers catch up by themselves.
                 match self
                     .store
@@ -268,6 +275,15 @@ impl Hub {
             }
         }
     }
+}
+
+/// What a read of the log brought, when it did not close the gap.
+#[derive(PartialEq, Eq)]
+enum Fill {
+    /// Nothing: wait.
+    Later,
+    /// The log does not lead on from where the space stands.
+    Lost,
 }
 
 fn single<T>(list: Vec<T>) -> Result<T, StoreError> {
@@ -308,24 +324,25 @@ impl Lease {
     /// and everything that came in since. `false`: the ring does not reach back that far, or the
     /// history has changed; `current` has not been sent, catch up further.
     #[must_use]
-    pub fn go_live(&self, who: Joining, at: Position, lineage: &Lineage, current: Bytes) -> bool {
+    pub fn go_live(&mut self, who: Joining, at: Position, lineage: &Lineage, current: Bytes) -> bool {
+        let id = who.to.id();
         let mut inner = self.space.inner.lock();
         let live = inner.join(self.space.n, who, at, lineage, current, &self.hub.metrics);
         if inner.position().seq < at.seq || inner.last_epoch() != lineage.last_epoch() {
             self.hub.fill(&self.space, &mut inner);
         }
+        self.live = live.then_some(id);
         live
-    }
-
-    /// Ends the connection's subscription. Held answers are sent.
-    pub fn leave(&self, id: u64) {
-        self.space.inner.lock().leave(id);
     }
 }
 
+/// Ends the subscription, however its connection ended. Held answers are sent.
 impl Drop for Lease {
     fn drop(&mut self) {
         let mut inner = self.space.inner.lock();
+        if let Some(id) = self.live {
+            inner.leave(id);
+        }
         inner.leases -= 1;
         if inner.leases == 0 {
             inner.idle_since = Some(Instant::now());

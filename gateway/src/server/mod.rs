@@ -216,3 +216,6 @@ async fn serve_http(socket: TcpStream, peer: Peer, app: axum::Router, hello: Dur
         tracing::debug!(addr = %peer.addr, %error, "HTTP ended");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -113,7 +113,7 @@ impl CatchUp {
         self.conn.outbox().push([frame::message(self.conn.form, message)]);
     }
 
-    fn go_live(&self, lease: &Lease, at: Position, lineage: &Lineage, last_mid: Option<Mid>) -> bool {
+    fn go_live(&self, lease: &mut Lease, at: Position, lineage: &Lineage, last_mid: Option<Mid>) -> bool {
         let current = ServerMessage::Current {
             id: self.what.id,
             position: at,
@@ -138,7 +138,7 @@ impl CatchUp {
     }
 
     /// Exact commits, if they are few and the log has them.
-    async fn by_log(&self, lease: Lease, from: Position) -> Result<Logged, StoreError> {
+    async fn by_log(&self, mut lease: Lease, from: Position) -> Result<Logged, StoreError> {
         let mut at = from;
         let mut begun = false;
         loop {
@@ -169,7 +169,7 @@ impl CatchUp {
                 begun = true;
             }
             at = self.send_commits(&lease, &commits, at, &state);
-            if at.seq == state.head.seq && self.go_live(&lease, state.head, &state.lineage, last_mid) {
+            if at.seq == state.head.seq && self.go_live(&mut lease, state.head, &state.lineage, last_mid) {
                 return Ok(Logged::Live(lease));
             }
         }
@@ -186,7 +186,12 @@ impl CatchUp {
     }
 
     /// What changed after `after`, or the whole.
-    async fn by_scan(&self, lease: Lease, after: Option<Position>, from: Option<Cursor>) -> Result<Step, StoreError> {
+    async fn by_scan(
+        &self,
+        mut lease: Lease,
+        after: Option<Position>,
+        from: Option<Cursor>,
+    ) -> Result<Step, StoreError> {
         let config = &self.node.config;
         let mode = if after.is_some() { Mode::Delta } else { Mode::Reset };
         let resumed = from.is_some();
@@ -241,7 +246,7 @@ impl CatchUp {
                 });
             }
             if let Some((state, last_mid)) = done
-                && self.go_live(&lease, state.head, &state.lineage, last_mid)
+                && self.go_live(&mut lease, state.head, &state.lineage, last_mid)
             {
                 return Ok(Step::Live(lease));
             }

@@ -210,6 +210,7 @@ struct Sub {
     /// Tells a finished catch-up from the one that replaced it.
     generation: u64,
     catching_up: AbortHandle,
+    /// Once live. Dropping it ends that.
     live: Option<Lease>,
     _gauge: Gauged,
 }
@@ -226,6 +227,28 @@ struct Shell {
     in_flight: Arc<Semaphore>,
     /// Set when the session is over: what to say last.
     closing: Option<(Code, String)>,
+}
+
+/// Keeps a connection in the node's list as long as it lives.
+struct Listed {
+    node: Arc<Node>,
+    id: u64,
+}
+
+impl Listed {
+    fn new(node: &Arc<Node>, conn: &Arc<Conn>) -> Self {
+        node.connections.insert(conn.id, Arc::downgrade(conn));
+        Self {
+            node: node.clone(),
+            id: conn.id,
+        }
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.node.connections.remove(&self.id);
+    }
 }
 
 /// Waits until everything in flight has been answered, or until `latest`.
@@ -268,7 +291,7 @@ pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
         deadline: AtomicU64::new(session.deadline(node.now()).unwrap_or(u64::MAX)),
         reading: tokio::sync::Mutex::default(),
     });
-    node.connections.insert(id, Arc::downgrade(&conn));
+    let _listed = Listed::new(&node, &conn);
     let shell = Shell {
         in_flight: Arc::new(Semaphore::new(node.config.in_flight)),
         node: node.clone(),
@@ -280,7 +303,6 @@ pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
         closing: None,
     };
     let (user, reason) = shell.run(leftover).await;
-    node.connections.remove(&id);
     let ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::info!(session = %name, %peer, %user, form = form.subprotocol(), ms, reason, "connection closed");
 }
@@ -296,11 +318,9 @@ impl Shell {
         let duplex = Duplex(self.conn.outbox.clone());
         let mut ws = WebSocketStream::from_partially_read(duplex, leftover.to_vec(), Role::Server, Some(config)).await;
         let reason = self.converse(&mut ws).await;
-        for (_, sub) in self.subs.drain() {
-            sub.end(self.conn.id);
-        }
         // Nothing that was under way holds up others while this one says goodbye.
         self.jobs.clear();
+        self.subs.clear();
         let user = self.session.user().unwrap_or("-").to_owned();
         self.farewell(&mut ws).await;
         (user, reason)
@@ -432,9 +452,7 @@ impl Shell {
     fn woken(&mut self) {
         let behind = std::mem::take(&mut *self.conn.behind.lock());
         for (id, at) in behind {
-            if let Some(sub) = self.subs.remove(&id) {
-                let mut what = sub.what.clone();
-                sub.end(self.conn.id);
+            if let Some(mut what) = self.end(id) {
                 what.from = Some(ResumeFrom {
                     position: at,
                     view: what.view.id,
@@ -452,9 +470,7 @@ impl Shell {
                 Effect::Send(message) => self.conn.outbox.push([frame::message(self.conn.form, &message)]),
                 Effect::Subscribe(what) => self.subscribe(what),
                 Effect::Unsubscribe { id, .. } => {
-                    if let Some(sub) = self.subs.remove(&id) {
-                        sub.end(self.conn.id);
-                    }
+                    self.end(id);
                 }
                 Effect::Write(request) => self.write(request),
                 Effect::Get { id, space, docs } => self.get(id, space, docs),
@@ -490,6 +506,21 @@ impl Shell {
         self.jobs.push(job.boxed());
     }
 
+    /// Ends a subscription, and returns what it was.
+    fn end(&mut self, id: u64) -> Option<Subscribe> {
+        let Sub {
+            what,
+            catching_up,
+            live,
+            ..
+        } = self.subs.remove(&id)?;
+        catching_up.abort();
+        drop(live);
+        // The hub may have said that it is behind. Of the next one of this id, with a view of its own, that is not true.
+        self.conn.behind.lock().remove(&id);
+        Some(what)
+    }
+
     fn subscribe(&mut self, what: Subscribe) {
         self.generation += 1;
         let (id, generation) = (what.id, self.generation);
@@ -518,8 +549,8 @@ impl Shell {
         let Ok(lease) = lease else { return };
         match self.subs.get_mut(&id) {
             Some(sub) if sub.generation == generation => sub.live = Some(lease),
-            // An aborted catch-up never gets here; should one, it must not stay live unseen.
-            _ => lease.leave(self.conn.id),
+            // An aborted catch-up never gets here; should one, it does not stay live unseen.
+            _ => drop(lease),
         }
     }
 
@@ -542,14 +573,5 @@ impl Shell {
             drop(permit);
         });
         self.node.engine.clone().submit(request, done);
-    }
-}
-
-impl Sub {
-    fn end(self, conn: u64) {
-        self.catching_up.abort();
-        if let Some(lease) = self.live {
-            lease.leave(conn);
-        }
     }
 }

@@ -1,0 +1,362 @@
+//! Sessions on a socket that a test scripts, where the moment of an input matters.
+
+use super::*;
+use crate::auth::DevAuthoriser;
+use crate::env::SystemEnv;
+use crate::outbox::Transport;
+use crate::session::{self, Accepted};
+use crate::store::model::Model;
+use crate::store::{
+    ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, LogReply, ReadCut, Retention, SpaceState,
+    StoreError,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::FutureExt;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use tidegate_protocol::form::Form;
+use tidegate_protocol::{
+    ClientMessage, Collection, DocPath, Hello, Mode, Position, Seq, ServerMessage, SpaceId, Sub, Writer,
+};
+use tokio::io::ReadBuf;
+
+/// A peer: what it sends is put in by the test, what it gets is kept.
+#[derive(Default)]
+struct Script(Mutex<Tape>);
+
+#[derive(Default)]
+struct Tape {
+    input: VecDeque<u8>,
+    output: Vec<u8>,
+    reader: Option<Waker>,
+    /// Done when something is next read.
+    on_read: Option<Box<dyn FnMut() + Send>>,
+}
+
+impl Transport for Arc<Script> {
+    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut tape = self.0.lock();
+        if tape.input.is_empty() {
+            tape.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let count = buf.remaining().min(tape.input.len());
+        let bytes: Vec<u8> = tape.input.drain(..count).collect();
+        buf.put_slice(&bytes);
+        let mut on_read = tape.on_read.take();
+        drop(tape);
+        if let Some(on_read) = &mut on_read {
+            on_read();
+        }
+        self.0.lock().on_read = on_read;
+        Poll::Ready(Ok(()))
+    }
+    fn try_write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut tape = self.0.lock();
+        bufs.iter().for_each(|buf| tape.output.extend_from_slice(buf));
+        Ok(bufs.iter().map(|buf| buf.len()).sum())
+    }
+    fn poll_write_ready(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    fn shutdown_write(&self) {}
+}
+
+impl Script {
+    /// Sends messages, all at once. A mask of zeros leaves the bytes as they are.
+    fn send(&self, messages: impl IntoIterator<Item = ClientMessage>) {
+        let mut tape = self.0.lock();
+        for message in messages {
+            let body = Form::Msgpack.encode_client(&message);
+            let len = u8::try_from(body.len()).ok().filter(|len| *len < 126).unwrap();
+            tape.input.extend([0x82, 0x80 | len, 0, 0, 0, 0]);
+            tape.input.extend(body);
+        }
+        if let Some(reader) = tape.reader.take() {
+            reader.wake();
+        }
+    }
+
+    /// What has come since the last call, but for `welcome`.
+    async fn received(&self) -> Vec<ServerMessage> {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        let output = std::mem::take(&mut self.0.lock().output);
+        let mut rest = &output[..];
+        let mut messages = Vec::new();
+        while let [_, len, tail @ ..] = rest {
+            let (len, tail) = match len {
+                126 => (usize::from(u16::from_be_bytes([tail[0], tail[1]])), &tail[2..]),
+                short => (usize::from(*short), tail),
+            };
+            let (body, after) = tail.split_at(len);
+            rest = after;
+            messages.push(Form::Msgpack.decode_server(body).unwrap());
+        }
+        messages.retain(|message| !matches!(message, ServerMessage::Welcome(_)));
+        messages
+    }
+}
+
+/// The model, with faults.
+struct Faulty {
+    store: Model,
+    /// Heads are told as one lower than they are.
+    forgets: AtomicBool,
+    /// `positions` does not answer.
+    hangs: AtomicBool,
+    /// Reads of the log.
+    logs: AtomicUsize,
+}
+
+#[async_trait]
+impl Store for Faulty {
+    async fn commit(&self, group: CommitGroup) -> Result<Committed, StoreError> {
+        self.store.commit(group).await
+    }
+    async fn read(&self, space: &SpaceId, docs: &[DocPath]) -> Result<ReadCut, StoreError> {
+        self.store.read(space, docs).await
+    }
+    async fn log(
+        &self,
+        space: &SpaceId,
+        after: Position,
+        limit: usize,
+        bytes: usize,
+        writer: Option<Writer>,
+    ) -> Result<LogReply, StoreError> {
+        self.logs.fetch_add(1, Ordering::Relaxed);
+        tokio::task::yield_now().await;
+        self.store.log(space, after, limit, bytes, writer).await
+    }
+    async fn changes(&self, space: &SpaceId, request: ChangesRequest) -> Result<ChangesReply, StoreError> {
+        self.store.changes(space, request).await
+    }
+    async fn positions(&self, spaces: &[SpaceId]) -> Result<Vec<SpaceState>, StoreError> {
+        if self.hangs.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        let mut states = self.store.positions(spaces).await?;
+        if self.forgets.load(Ordering::Relaxed) {
+            for state in &mut states {
+                state.head.seq = Seq::new(state.head.seq.get() - 1).unwrap();
+            }
+        }
+        Ok(states)
+    }
+    async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError> {
+        self.store.conflicts(space, limit).await
+    }
+}
+
+/// A node and one connection on it that has said hello.
+struct Rig {
+    node: Arc<Node>,
+    store: Arc<Faulty>,
+    script: Arc<Script>,
+    work: TaskTracker,
+}
+
+fn rig() -> Rig {
+    let store = Arc::new(Faulty {
+        store: Model::new(Retention::default()),
+        forgets: AtomicBool::new(false),
+        hangs: AtomicBool::new(false),
+        logs: AtomicUsize::new(0),
+    });
+    let parts = Parts {
+        store: store.clone(),
+        authoriser: Arc::new(DevAuthoriser),
+        env: Arc::new(SystemEnv),
+    };
+    let work = TaskTracker::new();
+    let node = assemble(parts, &ServerConfig::default(), &work);
+    let script = Arc::new(Script::default());
+    let accepted = Accepted {
+        socket: script.clone(),
+        leftover: Bytes::new(),
+        form: Form::Msgpack,
+        token: None,
+        since: Instant::now(),
+        peer: "test".into(),
+    };
+    work.spawn(session::serve(node.clone(), accepted));
+    script.send([ClientMessage::Hello(Hello::default())]);
+    Rig {
+        node,
+        store,
+        script,
+        work,
+    }
+}
+
+fn sub(id: u64, filter: Option<&str>) -> ClientMessage {
+    ClientMessage::Sub(Sub {
+        id,
+        space: "s".parse().unwrap(),
+        client: None,
+        from: None,
+        filter: filter.map(|name| vec![Collection::parse(name).unwrap()]),
+    })
+}
+
+/// Commits a document.
+async fn commit(rig: &Rig, mid: u64, doc: &str) {
+    use crate::engine::{WriteBody, WriteReply, WriteRequest};
+    use tidegate_protocol::{ClientId, Mid, MutationKey, Op, OpKind, WriteHead};
+    let request = WriteRequest {
+        who: Arc::new(crate::auth::Identity {
+            user: "w".into(),
+            expires: None,
+        }),
+        head: WriteHead {
+            space: "s".parse().unwrap(),
+            client: ClientId(1),
+            mid: Mid::new(mid).unwrap(),
+            key: MutationKey(mid),
+            prev: (mid > 1).then(|| MutationKey(mid - 1)),
+            first: (mid == 1).then(|| rig.node.env.now_ms()),
+        },
+        body: Ok(WriteBody {
+            base: None,
+            policy: None,
+            ops: vec![Op {
+                doc: doc.parse().unwrap(),
+                kind: OpKind::Set(tidegate_protocol::Fields::default()),
+                exists: None,
+                unchanged_since: None,
+            }],
+        }),
+    };
+    let (done, answer) = tokio::sync::oneshot::channel();
+    rig.node.engine.submit(
+        request,
+        Box::new(move |reply| assert!(done.send(matches!(reply, WriteReply::Ack(_))).is_ok())),
+    );
+    assert!(answer.await.unwrap(), "refused");
+}
+
+#[tokio::test]
+async fn what_the_hub_said_of_a_subscription_is_not_taken_for_the_one_that_replaces_it() {
+    let rig = rig();
+    commit(&rig, 1, "a/x").await;
+    commit(&rig, 2, "b/x").await;
+    rig.script.send([sub(1, Some("a"))]);
+    let seen = rig.script.received().await;
+    assert!(matches!(seen.last(), Some(ServerMessage::Current { .. })), "{seen:?}");
+    // The store has lost the last commit, and the hub says so in the moment in which the filter changes.
+    let (hub, store) = (rig.node.hub.clone(), rig.store.clone());
+    rig.script.0.lock().on_read = Some(Box::new(move || {
+        if store.forgets.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        hub.check_heads().now_or_never().unwrap();
+        store.forgets.store(false, Ordering::Relaxed);
+    }));
+    rig.script.send([sub(1, Some("b"))]);
+    let seen = rig.script.received().await;
+    let modes: Vec<_> = seen
+        .iter()
+        .filter_map(|message| match message {
+            ServerMessage::Begin(begin) => Some(begin.mode),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        modes,
+        [Mode::Reset],
+        "a position of the other view must not be taken up: {seen:?}"
+    );
+    assert!(
+        seen.iter()
+            .any(|message| matches!(message, ServerMessage::Page { docs, .. } if docs[0].doc.as_str() == "b/x")),
+        "{seen:?}"
+    );
+    rig.node.draining.cancel();
+    rig.work.close();
+}
+
+#[tokio::test]
+async fn a_flood_of_subs_does_not_pile_up_catch_ups_that_were_given_up() {
+    let rig = rig();
+    rig.script.received().await;
+    rig.store.hangs.store(true, Ordering::Relaxed);
+    // Each catch-up holds on to the node.
+    let peak = Arc::new(AtomicUsize::new(0));
+    let (node, most) = (Arc::downgrade(&rig.node), peak.clone());
+    rig.script.0.lock().on_read = Some(Box::new(move || {
+        most.fetch_max(node.strong_count(), Ordering::Relaxed);
+    }));
+    rig.script.send((0..5_000).map(|n| sub(n % 2, None)));
+    rig.script.received().await;
+    assert!(rig.script.0.lock().input.is_empty(), "all of it was read");
+    let peak = peak.load(Ordering::Relaxed);
+    assert!(peak < 20, "{peak}");
+    rig.node.draining.cancel();
+    rig.work.close();
+}
+
+#[tokio::test]
+async fn news_of_a_commit_that_no_log_has_are_waited_for_without_haste() {
+    let rig = rig();
+    commit(&rig, 1, "a/x").await;
+    rig.script.send([sub(1, None)]);
+    assert!(matches!(
+        rig.script.received().await.last(),
+        Some(ServerMessage::Current { .. })
+    ));
+    let space: SpaceId = "s".parse().unwrap();
+    let lineage = rig.store.positions(std::slice::from_ref(&space)).await.unwrap()[0]
+        .lineage
+        .clone();
+    let never = crate::store::LogEntry {
+        seq: Seq::new(5).unwrap(),
+        payload: Bytes::new(),
+    };
+    let before = rig.store.logs.load(Ordering::Relaxed);
+    crate::engine::Publish::publish(&LocalPublish(rig.node.hub.clone()), &space, &lineage, &[never]);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let reads = rig.store.logs.load(Ordering::Relaxed) - before;
+    assert!((1..10).contains(&reads), "{reads} reads of the log");
+    commit(&rig, 2, "a/y").await;
+    let seen = rig.script.received().await;
+    assert!(
+        seen.iter()
+            .any(|message| matches!(message, ServerMessage::Change(change) if change.commit.seq.get() == 2)),
+        "{seen:?}"
+    );
+    rig.node.draining.cancel();
+    rig.work.close();
+}
+
+#[tokio::test]
+async fn a_session_that_is_cut_off_leaves_nothing_behind_in_the_hub() {
+    let rig = rig();
+    commit(&rig, 1, "a/x").await;
+    // Not tracked with the others: it is dropped in the middle, as a panic would.
+    let script = Arc::new(Script::default());
+    let accepted = Accepted {
+        socket: script.clone(),
+        leftover: Bytes::new(),
+        form: Form::Msgpack,
+        token: None,
+        since: Instant::now(),
+        peer: "cut".into(),
+    };
+    let session = session::serve(rig.node.clone(), accepted);
+    script.send([ClientMessage::Hello(Hello::default()), sub(1, None)]);
+    tokio::select! {
+        () = session => panic!("it ended"),
+        seen = script.received() => assert!(matches!(seen.last(), Some(ServerMessage::Current { .. }))),
+    }
+    assert_eq!(rig.node.connections.len(), 1, "the rig's own");
+    commit(&rig, 2, "a/y").await;
+    assert_eq!(script.received().await, [], "the fan-out no longer knows it");
+    rig.node.draining.cancel();
+    rig.work.close();
+}
