@@ -65,7 +65,8 @@ pub(super) struct Member {
     pub(super) at: Position,
     /// Up to where it knows that: by a change, `current` or `progress`.
     pub(super) told: Seq,
-    /// Answers that wait for their change, in no order; at most as many as a connection may have in flight.
+    /// Answers that wait for their change, in no order. A commit is published before it is answered, so only
+    /// a gap that is being filled makes any wait.
     pub(super) held: Vec<(Position, Bytes)>,
 }
 

@@ -131,6 +131,7 @@ async fn websocket(State(App { node, connections }): State<App>, mut request: Re
         return refuse(StatusCode::BAD_REQUEST, &known);
     };
     if node.draining.is_cancelled() {
+        node.metrics.refused.with_label_values(&["draining"]).inc();
         return refusal(
             StatusCode::SERVICE_UNAVAILABLE,
             Code::GoingAway,
