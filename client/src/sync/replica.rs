@@ -81,8 +81,8 @@ impl Replica {
         self.standing.map(|standing| standing.position)
     }
 
-    /// The position, unless commits of a new epoch may already be counted in the old one: a catch-up by
-    /// log names the epoch at its end.
+    /// The position, but for a catch-up by log that has not reached the epoch of its end: should a gateway
+    /// name an epoch only there, commits of it would be counted in the one before.
     pub(crate) fn certain_position(&self) -> Option<Position> {
         let position = self.position()?;
         let crosses = self

@@ -156,7 +156,7 @@ impl Inner {
     /// Moves what follows the position, commits and epochs, to `outgoing`.
     fn advance(&mut self) {
         loop {
-            while let Some(next) = self.next_epoch(self.position) {
+            while let Some(next) = self.lineage.next_epoch(self.position) {
                 self.position.epoch = next.epoch;
                 self.outgoing.push(Event::Epoch(next));
             }
@@ -176,19 +176,6 @@ impl Inner {
                 _ => return,
             }
         }
-    }
-
-    /// The epoch that starts exactly where `at` stands, after `at`'s own.
-    fn next_epoch(&self, at: Position) -> Option<Position> {
-        let index = self
-            .lineage
-            .0
-            .iter()
-            .position(|entry| entry.epoch == at.epoch)
-            .map_or(0, |own| own + 1);
-        let next = self.lineage.0.get(index)?;
-        // Without an epoch of its own a position is at 0, and the first entry starts there or later.
-        (next.start == at.seq).then(|| Position::new(next.epoch, next.start))
     }
 
     /// Hands `outgoing` to every member, and keeps its commits in the ring.
@@ -265,7 +252,9 @@ impl Inner {
         let mut commits = self.ring.iter().skip_while(|commit| commit.seq <= at.seq);
         loop {
             while here.epoch != self.position.epoch && here.seq <= self.position.seq {
-                let Some(next) = self.next_epoch(here) else { break };
+                let Some(next) = self.lineage.next_epoch(here) else {
+                    break;
+                };
                 here.epoch = next.epoch;
                 events.push(Event::Epoch(next));
             }

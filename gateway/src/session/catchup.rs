@@ -14,7 +14,7 @@ use crate::store::{
 };
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_protocol::{Begin, Mid, Mode, Position, Seq, ServerMessage};
+use tidegate_protocol::{Begin, Mid, Mode, Position, ServerMessage};
 
 /// Commits of one log read.
 const LOG_COMMITS: usize = 256;
@@ -175,14 +175,29 @@ impl CatchUp {
         }
     }
 
-    fn send_commits(&self, lease: &Lease, commits: &[LogEntry], at: Position, state: &SpaceState) -> Position {
-        let frames = commits
-            .iter()
-            .filter_map(|commit| change(self.conn.form, lease.n(), &self.what.view, commit));
+    /// Sends commits, and between them the epochs that begin there; returns where that leads.
+    fn send_commits(&self, lease: &Lease, commits: &[LogEntry], from: Position, state: &SpaceState) -> Position {
+        let (n, form) = (lease.n(), self.conn.form);
+        let (mut at, mut told) = (from, from.seq);
+        let mut frames = Vec::with_capacity(commits.len());
+        for commit in commits {
+            while let Some(position) = state.lineage.next_epoch(at) {
+                if told < at.seq {
+                    // What was out of view is covered, too.
+                    frames.push(frame::message(form, &ServerMessage::Progress { n, seq: at.seq }));
+                    told = at.seq;
+                }
+                frames.push(frame::message(form, &ServerMessage::Epoch { n, position }));
+                at = position;
+            }
+            at.seq = commit.seq;
+            if let Some(frame) = change(form, n, &self.what.view, commit) {
+                frames.push(frame);
+                told = at.seq;
+            }
+        }
         self.conn.outbox().push(frames);
-        let seq = commits.last().map_or(at.seq, |commit| commit.seq);
-        // The position is named in the epoch that the reply's lineage gives it.
-        Position::new(epoch_at(&state.lineage, seq), seq)
+        at
     }
 
     /// What changed after `after`, or the whole.
@@ -274,15 +289,4 @@ enum Logged {
     /// Not by log: from here by delta.
     Elsewhere(Lease, Position),
     Lost,
-}
-
-/// The epoch of the commit `seq` in a lineage: the last that starts below it.
-fn epoch_at(lineage: &Lineage, seq: Seq) -> tidegate_protocol::Epoch {
-    let own = lineage
-        .0
-        .iter()
-        .rev()
-        .find(|entry| entry.start < seq)
-        .or(lineage.0.first());
-    own.map_or(tidegate_protocol::Epoch(0), |entry| entry.epoch)
 }

@@ -39,6 +39,17 @@ impl Lineage {
         position.seq == Seq::ZERO || self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)
     }
 
+    /// The epoch that starts exactly at `at`, after `at`'s own. A position without an epoch of its own is at 0.
+    pub fn next_epoch(&self, at: Position) -> Option<Position> {
+        let index = self
+            .0
+            .iter()
+            .position(|entry| entry.epoch == at.epoch)
+            .map_or(0, |own| own + 1);
+        let next = self.0.get(index)?;
+        (next.start == at.seq).then(|| Position::new(next.epoch, next.start))
+    }
+
     /// A mutation's base, cut to the end of its epoch; an unknown epoch counts as 0.
     pub fn cut(&self, base: Position, head: Seq) -> Seq {
         self.end_of(base.epoch, head).map_or(Seq::ZERO, |end| base.seq.min(end))

@@ -310,12 +310,19 @@ async fn a_restart_is_a_new_epoch_and_every_position_stays_valid() {
     assert_eq!(replica.modes, [Mode::Reset, Mode::Log], "no reset");
     // And from the epoch before.
     let mut old = Replica {
+        epochs: vec![],
         at: Position::new(before, Seq::new(3).unwrap()),
         ..replica.clone()
     };
     gateway.peer("r").await.follow("s", &mut old, None).await;
     assert_eq!(old.mode(), Mode::Log);
     assert_eq!(old.at, replica.at);
+    let begins = Position::new(replica.at.epoch, Seq::new(5).unwrap());
+    assert_eq!(
+        old.epochs,
+        [begins],
+        "told in its place, so that a client cut off in between can resume"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

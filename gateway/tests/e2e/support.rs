@@ -267,6 +267,8 @@ pub struct Replica {
     pub modes: Vec<Mode>,
     pub resumed: Vec<bool>,
     pub last_mid: Option<Mid>,
+    /// Where each new epoch began.
+    pub epochs: Vec<Position>,
     /// Every commit seen live or by log: seq, writer, mid.
     pub seen: Vec<(u64, Writer, u64)>,
     pub staged: Vec<DocChange>,
@@ -336,6 +338,7 @@ impl Replica {
             ServerMessage::Epoch { position, .. } => {
                 assert_eq!(position.seq, self.at.seq, "an epoch that does not start here");
                 self.at.epoch = position.epoch;
+                self.epochs.push(*position);
             }
             ServerMessage::Progress { seq, .. } => {
                 assert!(*seq >= self.at.seq, "progress backwards");
