@@ -65,8 +65,8 @@ RULES = {
     ),
     "born": (
         CHANGES,
-        "let whole = after.is_none_or(|after| header.born.seq > after);",
-        "let whole = after.is_none();",
+        "let after = after.filter(|after| header.born.seq <= *after);",
+        "",
         E2E,
         "resume::a_client_long_gone_gets_what_changed_and_not_what_exists",
     ),
@@ -128,6 +128,20 @@ RULES = {
         "            if false && mid <= reached {",
         ["-p", "tidegate-client", "--test", "scenarios"],
         "the_machine_does_what_every_scenario_says",
+    ),
+    "one subscription's news for another": (
+        "gateway/src/session/conn.rs",
+        "        self.conn.behind.lock().remove(&id);\n",
+        "",
+        LIB,
+        "server::tests::what_the_hub_said_of_a_subscription_is_not_taken_for_the_one_that_replaces_it",
+    ),
+    "a read waits for room": (
+        "gateway/src/session/conn.rs",
+        "        self.outbox.below(node.config.soft_bytes).await;\n",
+        "",
+        E2E,
+        "pressure::gets_sent_at_once_are_answered_in_order_and_never_pile_up",
     ),
     "cursor of another position": (
         "gateway/src/session/catchup.rs",
