@@ -9,6 +9,7 @@
 )]
 
 mod access;
+mod fan_out;
 mod hostile;
 mod order;
 mod pressure;
