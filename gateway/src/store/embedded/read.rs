@@ -55,7 +55,8 @@ pub(super) fn each_cell(
     Ok(header)
 }
 
-/// The last mutation of a client, if there is a record of it.
+/// The last mutation of a client, if there is a record of it. One that has expired is reported until it
+/// is collected, since a read has no clock: its client then writes, and is told `ClientUnknown`.
 pub(super) fn last_mid(cut: &Cut<'_>, space: &SpaceId, writer: Option<Writer>) -> Result<Option<Mid>, StoreError> {
     let Some(writer) = writer else { return Ok(None) };
     let client: Option<Client> = cut.record(Table::Clients, &keys::client(space, writer))?;

@@ -7,14 +7,14 @@ use super::collect::{self, Task, TaskDone};
 use super::commit::{self, Space};
 use super::disk::Disk;
 use super::overlay::Overlay;
-use crate::store::{Action, CommitGroup, Committed, Outcome, Retention, StoreError};
+use crate::store::{Action, CommitGroup, Committed, ConflictEntry, Outcome, Prepared, Retention, StoreError};
 use fjall::PersistMode;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use tidegate_protocol::SpaceId;
+use tidegate_protocol::{SpaceId, Value};
 use tokio::sync::oneshot;
 
 /// Groups that may wait for the writer; over it, `Unavailable`, and the caller tries again.
@@ -75,7 +75,7 @@ pub(super) enum Job {
 pub(super) struct Waiting {
     group: CommitGroup,
     reply: oneshot::Sender<Result<Committed, StoreError>>,
-    _bytes: Reserved,
+    reserved: Reserved,
 }
 
 /// The sending end of the writer's bounded queue.
@@ -105,7 +105,7 @@ impl Queue {
         &self,
         group: CommitGroup,
     ) -> Result<oneshot::Receiver<Result<Committed, StoreError>>, StoreError> {
-        let size = size_of(&group);
+        let size = bytes_of(&group);
         let waiting = self.bytes.fetch_add(size, Ordering::Relaxed);
         let reserved = Reserved {
             bytes: self.bytes.clone(),
@@ -116,11 +116,7 @@ impl Queue {
             return Err(self.full());
         }
         let (reply, answer) = oneshot::channel();
-        self.send(Job::Commit(Waiting {
-            group,
-            reply,
-            _bytes: reserved,
-        }))?;
+        self.send(Job::Commit(Waiting { group, reply, reserved }))?;
         Ok(answer)
     }
 
@@ -162,18 +158,30 @@ impl Drop for Reserved {
 }
 
 /// About how much memory a group takes.
-fn size_of(group: &CommitGroup) -> usize {
-    let item = |action: &Action| match action {
+fn bytes_of(group: &CommitGroup) -> usize {
+    let value = |value: Option<&Value>| value.map_or(0, |value| value.as_bytes().len());
+    let conflict = |entry: &ConflictEntry| {
+        let theirs = entry
+            .theirs
+            .iter()
+            .map(|(path, cell)| path.as_str().len() + value(cell.value.as_ref()));
+        value(entry.ours.as_ref()) + theirs.sum::<usize>()
+    };
+    let item = |prepared: &Prepared| match &prepared.action {
         Action::Apply(effects) => {
             let cells = effects.docs.iter().flat_map(|doc| &doc.cells);
             let cells: usize = cells
-                .map(|(path, value)| path.as_str().len() + value.as_ref().map_or(0, |v| v.as_bytes().len()))
+                .map(|(path, cell)| path.as_str().len() + value(cell.as_ref()))
                 .sum();
-            effects.body.len() + effects.detail.len() + cells
+            effects.body.len() + effects.detail.len() + cells + effects.conflicts.iter().map(conflict).sum::<usize>()
         }
-        Action::Refuse { detail, .. } => detail.len(),
+        Action::Refuse { detail, conflicts, .. } => detail.len() + conflicts.iter().map(conflict).sum::<usize>(),
     };
-    group.items.iter().map(|prepared| 128 + item(&prepared.action)).sum()
+    group
+        .items
+        .iter()
+        .map(|prepared| size_of::<Prepared>() + item(prepared))
+        .sum()
 }
 
 /// The writer's own state; lives on its thread.
@@ -217,7 +225,7 @@ impl Writer {
         if waiting.is_empty() {
             return;
         }
-        let (groups, replies): (Vec<_>, Vec<_>) = waiting.into_iter().map(|w| (w.group, (w.reply, w._bytes))).unzip();
+        let (groups, replies): (Vec<_>, Vec<_>) = waiting.into_iter().map(|w| (w.group, (w.reply, w.reserved))).unzip();
         let written = catch_unwind(AssertUnwindSafe(|| self.write(groups))).unwrap_or_else(|_| Err(panicked()));
         let answers = written.unwrap_or_else(|error| {
             // Nobody knows what is on disk, so nothing remembered may be trusted.
@@ -229,7 +237,9 @@ impl Writer {
                 .map(|_| Err(StoreError::Unavailable(why.clone())))
                 .collect()
         });
-        for ((reply, _bytes), answer) in replies.into_iter().zip(answers) {
+        for ((reply, reserved), answer) in replies.into_iter().zip(answers) {
+            // Before the answer: who has it may write again at once.
+            drop(reserved);
             self.counters.groups.fetch_add(1, Ordering::Relaxed);
             // The caller may have gone; what was applied stays applied.
             let _ = reply.send(answer);

@@ -1,7 +1,7 @@
 //! The writer: grouping, bounds, mids at the edges, trimming.
 
 use super::*;
-use crate::store::{KEPT_RESULTS, Kept, LogReply, ResetReason};
+use crate::store::{ConflictDone, ConflictEntry, KEPT_RESULTS, Kept, LogReply, ResetReason};
 use futures_util::future::join_all;
 use tidegate_protocol::Code;
 
@@ -107,6 +107,42 @@ async fn bytes_in_line_are_bounded_too_but_one_group_always_passes() {
     });
     assert!(join_all(groups).await.iter().any(Result::is_err));
     applied(&store, "s", item(1, 2, vec![])).await;
+}
+
+#[tokio::test]
+async fn conflicts_to_be_logged_count_among_the_bytes_in_line() {
+    let place = Place {
+        durability: Durability::Fsync,
+        ..Place::new()
+    };
+    let store = open_bounded(place.dir.path(), place.options(), 1_024, 64 << 10).expect("opens");
+    let groups = (0..40).map(|n| {
+        let conflict = ConflictEntry {
+            doc: doc("c/1"),
+            path: None,
+            theirs: vec![],
+            ours: Some(Value::str(&"x".repeat(30 << 10))),
+            done: ConflictDone::Rejected,
+        };
+        let refused = Prepared {
+            action: Action::Refuse {
+                code: Code::Conflict,
+                conflicts: vec![conflict],
+                detail: Bytes::new(),
+            },
+            ..item(100 + n, 1, vec![])
+        };
+        store.commit(CommitGroup {
+            space: space("s"),
+            planned_on: Epoch(0),
+            fresh: Epoch(9),
+            now_ms: 1_000,
+            items: vec![refused],
+        })
+    });
+    let refused = join_all(groups).await.iter().filter(|answer| answer.is_err()).count();
+    assert!(refused > 0, "40 conflicts of 30 KiB fit in 64 KiB");
+    assert_eq!(store.stats().refused, refused as u64);
 }
 
 #[tokio::test]
