@@ -206,14 +206,11 @@ impl Space {
         before: &[Outcome],
         retention: &Retention,
     ) -> Outcome {
-        if self
+        let known = self
             .clients
-            .get(&item.writer)
-            .is_some_and(|client| client.wrote_ms + retention.clients_ms < now_ms)
-        {
-            self.clients.remove(&item.writer);
-        }
-        match self.clients.get_mut(&item.writer) {
+            .get_mut(&item.writer)
+            .filter(|client| client.wrote_ms + retention.clients_ms >= now_ms);
+        match known {
             None => {
                 let too_old = item
                     .first
@@ -283,6 +280,10 @@ impl Space {
                 mid: item.mid,
                 entry,
             });
+        }
+        // A first mutation comes to pass without a record only, or with one that has expired.
+        if item.mid == Mid::ZERO.next() {
+            self.clients.remove(&item.writer);
         }
         let client = self.clients.entry(item.writer).or_insert_with(|| Client {
             last: Mid::ZERO,

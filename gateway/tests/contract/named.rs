@@ -472,6 +472,25 @@ fn records_older_than_their_retention_are_unknown() {
                 "it was new too long ago"
             );
             assert_eq!(bench.state().await.head.seq, seq(1));
+            // A read has no clock: what expired is reported until it is collected.
+            let writer = Some(Writer::of("u", ClientId(1)));
+            let reply = bench
+                .changes(ChangesRequest {
+                    writer,
+                    ..request(None)
+                })
+                .await;
+            let ChangesReply::Done { last_mid, .. } = reply else {
+                panic!("{reply:?}")
+            };
+            assert_eq!(last_mid, Mid::new(1));
+            // Under a new `first` it is a new client, and nothing of the old record is left.
+            let anew = |mid, first| WriteHead { first, ..head(1, mid) };
+            let outcome = bench.send(anew(1, Some(12_000)), again()).await;
+            assert!(matches!(outcome, Outcome::Applied { .. }), "{outcome:?}");
+            let outcome = bench.send(anew(3, None), again()).await;
+            let expected = Mid::new(2).expect("small");
+            assert_eq!(outcome, Outcome::OutOfOrder { expected });
         });
     }
 }
