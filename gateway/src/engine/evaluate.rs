@@ -55,6 +55,9 @@ pub(super) struct Evaluation<'a> {
     conflicts: Vec<ConflictEntry>,
     /// Conflicts are logged once a place, however many ops of the mutation meet them.
     logged: BTreeSet<(DocPath, Option<FieldPath>)>,
+    /// Cells in `conflicts`: one that many units meet stands there once, or a mutation of a thousand
+    /// fields below one large leaf would log that leaf a thousand times.
+    theirs: BTreeSet<(DocPath, FieldPath)>,
     /// The first unit that rejects the mutation.
     rejected: Option<At>,
     /// Bytes that the answer has left for cells.
@@ -85,6 +88,7 @@ impl<'a> Evaluation<'a> {
             report: Report::default(),
             conflicts: vec![],
             logged: BTreeSet::new(),
+            theirs: BTreeSet::new(),
             rejected: None,
             left: bounds::cells_share(planner.limits),
             uses_now: false,
@@ -192,7 +196,7 @@ impl<'a> Evaluation<'a> {
     fn admits(&mut self, index: usize, op: &Op, path: Option<&FieldPath>, ours: Option<Value>) -> bool {
         let Some(base) = self.base else { return true };
         let before = self.docs[&op.doc].before;
-        let Some(theirs) = guard::conflict(before, path, base, self.writer, op.exists == Some(true)) else {
+        let Some(mut theirs) = guard::conflict(before, path, base, self.writer, op.exists == Some(true)) else {
             return true;
         };
         let policy = self
@@ -216,6 +220,7 @@ impl<'a> Evaluation<'a> {
             }
         };
         if self.logged.insert((op.doc.clone(), path.cloned())) {
+            theirs.retain(|(at, _)| self.theirs.insert((op.doc.clone(), at.clone())));
             self.conflicts.push(ConflictEntry {
                 doc: op.doc.clone(),
                 path: path.cloned(),

@@ -80,7 +80,9 @@ pub(super) fn conflict(
         .filter(|(_, c)| foreign(c.stamp))
         .map(|(p, c)| (p.clone(), c.clone()))
         .collect();
-    let whole = header.deleted.is_some_and(foreign) || (path.is_none() && foreign(header.born));
+    // The last touch counts although its cells are no longer known: what was removed then may be collected.
+    let document = || path.is_none() && (foreign(header.born) || foreign(header.last));
+    let whole = header.deleted.is_some_and(foreign) || document();
     let absent = || {
         let nothing_known = path.is_some_and(|path| around(doc, Some(path)).next().is_none());
         must_exist && base.below_floor && header.last.seq > base.seq && nothing_known

@@ -338,6 +338,7 @@ pub struct ConflictEntry {
     /// The unit's path; `None` is the whole document.
     pub path: Option<FieldPath>,
     /// What was there: cells at, above and below that path, newer than the base, by other writers.
+    /// A cell that several units of a mutation meet stands with the first of them.
     /// One written by an earlier item of the same group has that item's [`planned_seq`].
     pub theirs: Vec<(FieldPath, Cell)>,
     /// What the mutation wanted there, rebuilt; `None` is removal.

@@ -59,7 +59,7 @@ struct Doc {
     stamps: BTreeMap<Path, Stamp>,
     born: Stamp,
     deleted: Option<Stamp>,
-    last: u64,
+    last: Stamp,
 }
 
 /// The space as of a commit.
@@ -230,7 +230,7 @@ impl Docs {
 
     /// Forgets what a store forgets below its tombstone floor.
     pub(crate) fn collect(&mut self, floor: u64) {
-        self.0.retain(|_, doc| doc.alive || doc.last > floor);
+        self.0.retain(|_, doc| doc.alive || doc.last.0 > floor);
         for doc in self.0.values_mut() {
             let live = doc.plain();
             doc.stamps
@@ -243,8 +243,8 @@ impl Docs {
         let Some(doc) = self.0.get(name) else {
             return since < floor;
         };
-        let Some(path) = path else { return doc.last > since };
-        if doc.last <= since {
+        let Some(path) = path else { return doc.last.0 > since };
+        if doc.last.0 <= since {
             return false;
         }
         let newer = |stamp: &Stamp| stamp.0 > since;
@@ -261,10 +261,10 @@ impl Docs {
             .iter()
             .filter(|(at, _)| path.is_none_or(|path| overlap(at, path)))
             .collect();
-        let absent = || path.is_some() && here.is_empty() && base < around.floor && doc.last > base;
+        let absent = || path.is_some() && here.is_empty() && base < around.floor && doc.last.0 > base;
         here.iter().any(|(_, stamp)| foreign(stamp))
             || doc.deleted.as_ref().is_some_and(foreign)
-            || (path.is_none() && foreign(&doc.born))
+            || (path.is_none() && (foreign(&doc.born) || foreign(&doc.last)))
             || (op.exists == Some(true) && absent())
     }
 
@@ -456,7 +456,7 @@ impl Docs {
         if deleted {
             doc.deleted = Some(stamp);
         }
-        doc.last = around.seq;
+        doc.last = stamp;
         self.0.insert(name, doc);
     }
 }

@@ -220,6 +220,35 @@ fn below_the_floor_absence_counts_as_change_for_ops_that_must_find_their_documen
 }
 
 #[test]
+fn ops_on_the_document_conflict_also_with_a_removal_whose_tombstone_is_collected() {
+    for ours in [delete("n"), replace("n", &[("x", int(1))])] {
+        let (mut bench, base) = contested(vec![unset("n", &["c"])]);
+        bench.model.raise_floor(&space(), bench.head().seq);
+        let (code, _) = bench.refuse(3, based(base, Some(Policy::Reject), vec![existing(ours.clone())]));
+        assert_eq!(code, Code::Conflict);
+        bench.apply(2, based(base, Some(Policy::Reject), vec![existing(ours)]));
+    }
+}
+
+#[test]
+fn a_large_leaf_that_many_units_meet_is_logged_once() {
+    let large = Value::str(&"x".repeat(100_000));
+    let (mut bench, base) = contested(vec![set("n", &[("c", large.clone())])]);
+    let names: Vec<String> = (0..500).map(|n| format!("c.k{n}")).collect();
+    let list: Vec<(&str, Value)> = names.iter().map(|name| (name.as_str(), int(1))).collect();
+    let ops = || vec![set("n", &list), set("n", &[("c.again", int(1))])];
+    bench.refuse(3, based(base, Some(Policy::Reject), ops()));
+    let log = now(bench.model.conflicts(&space(), 1_000)).expect("the model answers");
+    assert_eq!(log.len(), 501, "each unit in conflict");
+    let theirs: Vec<_> = log.iter().flat_map(|record| &record.entry.theirs).collect();
+    assert_eq!(theirs.len(), 1, "and what stood in the way of all");
+    assert_eq!(
+        (theirs[0].0.clone(), theirs[0].1.value.clone()),
+        (field("c"), Some(large))
+    );
+}
+
+#[test]
 fn last_writer_wins_writes_returns_what_it_overwrote_and_logs_it() {
     let (mut bench, base) = contested(vec![set("n", &[("c", int(9))])]);
     let (commit, report) = bench.apply(3, based(base, None, vec![set("n", &[("c", int(5)), ("x", int(6))])]));
