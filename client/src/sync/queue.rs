@@ -358,14 +358,12 @@ impl Queue {
         if room == 0 {
             return;
         }
+        // What was acked may stand between: a gateway may ack in another order, and then refuse the id.
         let unsent = self
             .mutations
             .values_mut()
-            .rev()
-            .take_while(|m| m.is_queued() && m.seal.is_none())
-            .count();
-        let skip = self.mutations.len() - unsent;
-        for mutation in self.mutations.values_mut().skip(skip).take(room) {
+            .filter(|m| m.is_queued() && m.seal.is_none());
+        for mutation in unsent.take(room) {
             let mid = self.identity.next_mid;
             let key = MutationKey(entropy.next_u64());
             mutation.seal = Some(Seal {

@@ -83,7 +83,7 @@ impl Machine {
             ServerMessage::Goaway { retry_ms, jitter_ms } => {
                 let jitter = self.entropy.up_to(jitter_ms);
                 if let Phase::Online(session) = &mut self.phase {
-                    session.leave_at = Some(now.mono_ms + retry_ms + jitter);
+                    session.leave_at = Some(now.mono_ms.saturating_add(retry_ms).saturating_add(jitter));
                 }
                 Ok(())
             }

@@ -10,6 +10,7 @@ use crate::sync::space::{Request, Space};
 use crate::sync::{Entropy, Now};
 use session::{Phase, Session};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use tidegate_protocol::limits::GET_DOCS;
 use tidegate_protocol::{
     ClientMessage, Code, Collection, DocPath, Get, Hello, Invalid, Limits, ServerMessage, SpaceId, Welcome, Write,
     msgpack,
@@ -189,6 +190,12 @@ impl Machine {
         if let Some(refusal) = self.stopped() {
             return Err(refusal);
         }
+        if docs.len() > GET_DOCS {
+            return Err(Refusal::new(
+                Code::TooMany,
+                format!("documents of a read are limited to {GET_DOCS}, not {}", docs.len()),
+            ));
+        }
         let id = self.next_id();
         self.gets.insert(
             id,
@@ -207,6 +214,9 @@ impl Machine {
         self.config.token = token;
         match &mut self.phase {
             Phase::Online(session) => session.auth_due = true,
+            Phase::Handshake {
+                hello_sent, renewed, ..
+            } => *renewed = *hello_sent,
             Phase::Stopped {
                 code: Code::TokenExpired | Code::Unauthenticated,
                 ..
@@ -428,6 +438,7 @@ impl Machine {
             self.user = Some(welcome.user.clone());
             self.user_changed = true;
         }
+        let auth_due = matches!(self.phase, Phase::Handshake { renewed: true, .. });
         self.limits = welcome.limits.clone();
         self.events
             .push_back(Event::State(ConnectionState::Online(Box::new(welcome.clone()))));
@@ -439,7 +450,7 @@ impl Machine {
             ping_due: false,
             answer_by: None,
             leave_at: None,
-            auth_due: false,
+            auth_due,
             unsubs: VecDeque::new(),
         }));
         self.gets_due = self.gets.keys().copied().collect();

@@ -26,6 +26,8 @@ pub(super) enum Phase {
     Handshake {
         deadline: u64,
         hello_sent: bool,
+        /// Whether a new token came after `hello` went out with the old one.
+        renewed: bool,
     },
     Online(Box<Session>),
     Stopped {
@@ -56,7 +58,11 @@ impl Session {
         if self.answer_by.is_some() {
             return u64::MAX;
         }
-        self.sent.min(self.heard) + self.welcome.ping_ms
+        self.sent.min(self.heard).saturating_add(self.welcome.ping_ms)
+    }
+
+    fn is_healthy(&self, now: Now) -> bool {
+        now.mono_ms.saturating_sub(self.since) >= HEALTHY_MS
     }
 
     pub(super) fn ask(&mut self, now: Now) {
@@ -97,9 +103,10 @@ impl Machine {
             }
             Phase::Online(session) => {
                 if session.leave_at.is_some_and(|at| at <= now.mono_ms) {
+                    let healthy = session.is_healthy(now);
                     self.drop_socket(1001);
                     self.lose_connection(now);
-                    self.wait(now, 0, Some("the node is going away".to_owned()));
+                    self.leave(now, healthy, 0, "the node is going away".to_owned());
                     self.handle_timeout(now);
                 } else if session.answer_by.is_some_and(|at| at <= now.mono_ms) {
                     self.abandon(now, 1001, "the connection is dead: no answer to a ping");
@@ -130,26 +137,29 @@ impl Machine {
             self.phase = Phase::Handshake {
                 deadline: now.mono_ms + HANDSHAKE_MS,
                 hello_sent: false,
+                renewed: false,
             };
         }
     }
 
     /// No socket came to be.
     pub fn connect_failed(&mut self, now: Now, failure: ConnectFailure) {
+        if !matches!(self.phase, Phase::Connecting) {
+            return;
+        }
         match failure.code.map(|code| (code, code.row().action)) {
             Some((code, Action::Stop | Action::Renew)) => self.stop(code, failure.message),
-            _ => self.wait_backoff(now, failure.message),
+            _ => self.wait_backoff(now, 0, failure.message),
         }
     }
 
     /// The socket was closed by the other side, or broke.
     pub fn disconnected(&mut self, now: Now, close: Option<u16>, why: String) {
-        let (healthy, leave_at) = match &self.phase {
-            Phase::Online(session) => (
-                now.mono_ms.saturating_sub(session.since) >= HEALTHY_MS,
-                session.leave_at,
-            ),
-            _ => (false, None),
+        let (healthy, leave_at, renewed) = match &self.phase {
+            Phase::Online(session) => (session.is_healthy(now), session.leave_at, session.auth_due),
+            Phase::Handshake { renewed, .. } => (false, None, *renewed),
+            // A socket that this side has given up: `close`, or a stop, is not taken back.
+            _ => return,
         };
         self.lose_connection(now);
         let by_close = || {
@@ -165,15 +175,27 @@ impl Machine {
         };
         if let Some((code, message)) = self.last_error.take().or_else(by_close)
             && matches!(code.row().action, Action::Stop | Action::Renew)
+            // The token that it was about is not the one to try next.
+            && !(renewed && matches!(code, Code::TokenExpired | Code::Unauthenticated))
         {
             self.stop(code, message);
         } else if let Some(at) = leave_at {
-            self.wait(now, at.saturating_sub(now.mono_ms), Some(why));
+            self.leave(now, healthy, at.saturating_sub(now.mono_ms), why);
         } else if healthy {
             self.attempts = 0;
             self.wait(now, 0, Some(why));
         } else {
-            self.wait_backoff(now, why);
+            self.wait_backoff(now, 0, why);
+        }
+    }
+
+    /// Goes as `goaway` asked. Sent away again and again, without a healthy session between, it backs off.
+    fn leave(&mut self, now: Now, healthy: bool, retry_ms: u64, why: String) {
+        if healthy || self.attempts == 0 {
+            self.attempts = u32::from(!healthy);
+            self.wait(now, retry_ms, Some(why));
+        } else {
+            self.wait_backoff(now, retry_ms, why);
         }
     }
 
@@ -231,7 +253,7 @@ impl Machine {
         }
     }
 
-    pub(super) fn wait_backoff(&mut self, now: Now, why: String) {
+    pub(super) fn wait_backoff(&mut self, now: Now, at_least: u64, why: String) {
         let (first, most) = BACKOFF_MS;
         let mut delay = first;
         for _ in 0..self.attempts.min(32) {
@@ -239,12 +261,12 @@ impl Machine {
         }
         self.attempts = self.attempts.saturating_add(1);
         let delay = delay / 2 + self.entropy.up_to(delay);
-        self.wait(now, delay, Some(why));
+        self.wait(now, delay.max(at_least), Some(why));
     }
 
     pub(super) fn wait(&mut self, now: Now, retry_ms: u64, why: Option<String>) {
         self.phase = Phase::Waiting {
-            at: now.mono_ms + retry_ms,
+            at: now.mono_ms.saturating_add(retry_ms),
         };
         self.events
             .push_back(Event::State(ConnectionState::Offline { retry_ms, why }));

@@ -281,8 +281,12 @@ impl Space {
             return None;
         };
         let plain = new.exists.is_none() && new.unchanged_since.is_none() && old.unchanged_since.is_none();
-        // An upsert folded into a guarded edit would be guarded, and the other way round.
-        let same_guard = !upsert || old.exists.is_none();
+        // An upsert folded into a guarded edit would be guarded, and the other way round. What must not
+        // find its document may be refused where the edit after it is not.
+        let same_guard = match old.exists {
+            None => true,
+            Some(exists) => exists && !upsert,
+        };
         if !plain || !same_guard || old.doc != new.doc || last.policy != policy || last.base != base {
             return None;
         }

@@ -15,6 +15,11 @@ const RECORDS_KEPT_MS: u64 = 90 * 24 * 60 * 60 * 1000;
 /// What a temporary refusal without `retry_ms` waits, ms.
 const RETRY_MS: u64 = 1_000;
 
+/// Whether a gateway that keeps no record of a client may have dropped it for its age.
+fn may_be_forgotten(now: Now, acked_at: u64) -> bool {
+    now.wall_ms.saturating_sub(acked_at) >= RECORDS_KEPT_MS
+}
+
 impl Space {
     /// A connection was welcomed.
     pub(crate) fn attach(&mut self) {
@@ -136,7 +141,7 @@ impl Space {
         if client == Some(self.queue.identity().client) {
             self.settle_overlay(reached, mode);
             if let Some((acked, acked_at)) = answers {
-                let forgotten = last_mid.is_none() && now.wall_ms.saturating_sub(acked_at) >= RECORDS_KEPT_MS;
+                let forgotten = last_mid.is_none() && may_be_forgotten(now, acked_at);
                 lost = (reached < acked && !forgotten).then_some((reached.next(), acked));
             }
         }
@@ -273,7 +278,7 @@ impl Space {
             self.detach_subscription();
             self.denied = Some(code);
             if code.row().action == Action::Retry {
-                self.resubscribe_at = Some(now.mono_ms + retry_ms);
+                self.resubscribe_at = Some(now.mono_ms.saturating_add(retry_ms));
             }
             self.events.push(SpaceEvent::Denied { code, purged: purge });
         }
@@ -353,7 +358,7 @@ impl Space {
                     .into(),
                 );
             }
-            Action::GoBack => match reject.expected {
+            Action::GoBack => match reject.expected.filter(|expected| *expected < reject.mid) {
                 Some(expected) if expected <= answered.acked => self.lose(expected, answered.acked, entropy),
                 Some(expected) if self.queue.holds(expected) => {
                     if !answered.sent_again {
@@ -362,10 +367,18 @@ impl Space {
                 }
                 // What the gateway waits for is not here, so nothing of the queue was applied.
                 Some(_) => self.take_new_id(NewIdReason::Gap, entropy),
+                // Nothing, or what was sent just now: sending it at once would get the same answer.
                 None => self.back_off(now, &reject, answered.sent_again),
             },
             Action::NewClient if reject.code == Code::ClientCloned => self.take_new_id(NewIdReason::Cloned, entropy),
-            Action::NewClient => self.take_new_id(NewIdReason::Unknown, entropy),
+            Action::NewClient => {
+                let acked = answered.acked;
+                if acked > Mid::ZERO && !may_be_forgotten(now, self.queue.identity().acked_at) {
+                    self.lose(Mid::ZERO.next(), acked, entropy);
+                } else {
+                    self.take_new_id(NewIdReason::Unknown, entropy);
+                }
+            }
             _ => self.back_off(now, &reject, answered.sent_again),
         }
         self.finish();
@@ -374,7 +387,7 @@ impl Space {
     fn back_off(&mut self, now: Now, reject: &Reject, sent_again: bool) {
         if !sent_again {
             self.queue.go_back(reject.mid);
-            self.not_before = Some(now.mono_ms + reject.retry_ms.unwrap_or(RETRY_MS));
+            self.not_before = Some(now.mono_ms.saturating_add(reject.retry_ms.unwrap_or(RETRY_MS)));
         }
     }
 
@@ -424,7 +437,7 @@ impl Space {
             self.touch(id);
         }
         // `last_mid` is to be the new client's.
-        self.needs_sub = self.wanted.is_some() && !self.sent.is_empty();
+        self.needs_sub |= self.wanted.is_some() && !self.sent.is_empty();
         self.events.push(SpaceEvent::NewId { client, why });
     }
 
