@@ -75,7 +75,7 @@ pub enum WriteReply {
     Reject(Reject),
 }
 
-/// Called exactly once with the answer, from the space's worker: it must not block.
+/// Called exactly once with the answer, from the space's worker: it must neither block nor panic.
 pub type Done = Box<dyn FnOnce(WriteReply) + Send>;
 
 /// Where the engine hands commits on, in order per space, before it answers the mutations: the

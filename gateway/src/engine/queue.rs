@@ -135,6 +135,8 @@ impl Engine {
             now_ms: planner.now_ms(),
             items,
         };
+        // The documents need not stay in memory while the store works.
+        drop(planner);
         match self.store.commit(call).await {
             Ok(committed) if committed.outcomes.len() == planned.len() => self.settle(space, planned, committed).await,
             Ok(_) => {

@@ -27,12 +27,15 @@ use world::World;
 const STEPS: usize = 700;
 
 /// Says how to see a failure again.
-struct Seed(u64);
+struct Seed(u64, usize);
 
 impl Drop for Seed {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            println!("seed {0}: see it again with TIDEGATE_CONTRACT_SEED={0}", self.0);
+            println!(
+                "seed {0}, step {1}: see it again with TIDEGATE_CONTRACT_SEED={0}",
+                self.0, self.1
+            );
         }
     }
 }
@@ -58,7 +61,7 @@ fn run(title: &str, stores: &[Make], usual: u64) {
         |seed| vec![seed],
     );
     for seed in seeds {
-        let _told = Seed(seed);
+        let mut told = Seed(seed, 0);
         let retention = Retention {
             log_commits: 40,
             clients_ms: u64::MAX / 4,
@@ -66,7 +69,8 @@ fn run(title: &str, stores: &[Make], usual: u64) {
         };
         let mut world = World::new(seed, stores.iter().map(|make| make(retention.clone())).collect());
         runtime.block_on(async {
-            for _ in 0..STEPS {
+            for step in 0..STEPS {
+                told.1 = step;
                 world.step().await;
             }
             world.compare().await;

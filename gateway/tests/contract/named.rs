@@ -106,34 +106,50 @@ fn request(after: Option<Position>) -> ChangesRequest {
 
 impl Bench {
     async fn send(&mut self, head: WriteHead, ops: Vec<Op>) -> Outcome {
-        let docs: Vec<_> = ops.iter().map(|op| op.doc.clone()).collect();
-        let store = self.harness.store();
-        let cut = store.read(&space(), &docs).await.expect("it answers");
+        let group = self.plan(vec![(head, None, ops)]).await;
+        self.commit(group).await.remove(0)
+    }
+
+    /// Plans mutations as one group on what the store holds now.
+    async fn plan(&mut self, mutations: Vec<(WriteHead, Option<Position>, Vec<Op>)>) -> CommitGroup {
+        let mut docs: Vec<_> = mutations
+            .iter()
+            .flat_map(|(.., ops)| ops.iter().map(|op| op.doc.clone()))
+            .collect();
+        docs.sort();
+        docs.dedup();
+        let cut = self.harness.store().read(&space(), &docs).await.expect("it answers");
         let planned_on = cut.state.lineage.last_epoch();
-        let who = Arc::new(Identity {
-            user: "u".into(),
-            expires: None,
-        });
-        let body = Ok(WriteBody {
-            base: None,
-            policy: None,
-            ops,
-        });
         let (limits, name) = (Limits::default(), space());
         let mut planner = Planner::new(&DevAuthoriser, &limits, &name, docs, cut, self.now_ms);
-        let Plan::Item(item, _) = planner.plan(&WriteRequest { who, head, body }) else {
-            panic!("planned")
-        };
+        let mut items = vec![];
+        for (head, base, ops) in mutations {
+            let who = Arc::new(Identity {
+                user: "u".into(),
+                expires: None,
+            });
+            let body = Ok(WriteBody {
+                base,
+                policy: None,
+                ops,
+            });
+            let Plan::Item(item, _) = planner.plan(&WriteRequest { who, head, body }) else {
+                panic!("planned")
+            };
+            items.push(*item);
+        }
         self.epochs += 1;
-        let (fresh, now_ms) = (Epoch(self.epochs), self.now_ms);
-        let group = CommitGroup {
+        CommitGroup {
             space: space(),
             planned_on,
-            fresh,
-            now_ms,
-            items: vec![*item],
-        };
-        store.commit(group).await.expect("it answers").outcomes.remove(0)
+            fresh: Epoch(self.epochs),
+            now_ms: self.now_ms,
+            items,
+        }
+    }
+
+    async fn commit(&self, group: CommitGroup) -> Vec<Outcome> {
+        self.harness.store().commit(group).await.expect("it answers").outcomes
     }
 
     async fn applied(&mut self, client: u64, mid: u64, ops: Vec<Op>) -> Position {
@@ -493,4 +509,63 @@ fn records_older_than_their_retention_are_unknown() {
             assert_eq!(outcome, Outcome::OutOfOrder { expected });
         });
     }
+}
+
+#[test]
+fn a_plan_made_on_another_state_is_stale_and_changes_nothing() {
+    each(|mut bench| async move {
+        bench.applied(1, 1, vec![set("a/1", &[("x", 1)])]).await;
+        let planned = bench
+            .plan(vec![(
+                head(2, 1),
+                None,
+                vec![set("a/1", &[("x", 2)]), set("a/2", &[("x", 2)])],
+            )])
+            .await;
+        bench.applied(1, 2, vec![set("a/2", &[("x", 1)])]).await;
+        let stale = Outcome::Stale { last_ms: 1_000 };
+        assert_eq!(bench.commit(planned).await.first(), Some(&stale));
+        // Where one of a group is not applied, what was planned on it is not either.
+        let inc = |n| {
+            op(
+                "a/1",
+                OpKind::Inc {
+                    path: path("n"),
+                    by: tidegate_protocol::Number::Int(n),
+                },
+            )
+        };
+        let group = vec![
+            (head(9, 7), None, vec![inc(1)]),
+            (head(2, 1), None, vec![inc(10)]),
+            (head(3, 1), None, vec![set("a/3", &[])]),
+        ];
+        let planned = bench.plan(group).await;
+        let outcomes = bench.commit(planned).await;
+        assert_eq!(outcomes[..2], [Outcome::ClientUnknown, stale]);
+        assert!(matches!(&outcomes[2], Outcome::Applied { position, .. } if position.seq == seq(3)));
+        let mut docs = Plain::new();
+        bench.catch_up(&mut docs, Position::START).await;
+        assert_eq!(docs, plain(&[("a/1", &[("x", 1)]), ("a/2", &[("x", 1)]), ("a/3", &[])]));
+    });
+}
+
+#[test]
+fn the_conflict_log_names_real_commits_also_of_the_same_group() {
+    each(|mut bench| async move {
+        let base = bench.applied(1, 1, vec![set("a/1", &[("x", 1)])]).await;
+        let group = vec![
+            (head(2, 1), None, vec![set("a/1", &[("x", 2)])]),
+            (head(3, 1), Some(base), vec![set("a/1", &[("x", 3)])]),
+        ];
+        let planned = bench.plan(group).await;
+        bench.commit(planned).await;
+        let log = bench.harness.store().conflicts(&space(), 10).await.expect("it answers");
+        assert_eq!((log.len(), log[0].position.seq), (1, seq(3)));
+        let (_, theirs) = &log[0].entry.theirs[0];
+        assert_eq!(
+            (theirs.stamp.seq, theirs.stamp.writer),
+            (seq(2), Writer::of("u", ClientId(2)))
+        );
+    });
 }

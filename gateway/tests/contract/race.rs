@@ -66,7 +66,10 @@ async fn write(engine: Arc<Engine>, published: Arc<Published>, client: u64) {
                 head: head.clone(),
                 body: Ok(body.clone()),
             };
-            let done = move |reply| sender.try_send(reply).expect("room for two");
+            let done = move |reply| {
+                // There is room for two; where a test has failed, nobody listens any more.
+                let _ = sender.try_send(reply);
+            };
             engine.submit(request, Box::new(done));
         }
         let first = answers.recv().await.expect("an answer");
