@@ -112,15 +112,15 @@ fn hand_over(form: Form, n: u32, member: &mut Member, round: &[Prepared], metric
     }
     metrics.deliveries.inc_by(changes);
     let at = member.at;
-    if member.held.iter().any(|(held, _)| held.seq <= at.seq) {
+    if member.held.iter().any(|held| held.at.seq <= at.seq) {
         let (due, held): (Vec<_>, Vec<_>) = std::mem::take(&mut member.held)
             .into_iter()
-            .partition(|(held, _)| held.seq <= at.seq);
+            .partition(|held| held.at.seq <= at.seq);
         member.held = held;
-        if due.iter().any(|(due, _)| due.seq > member.told) {
+        if due.iter().any(|due| due.at.seq > member.told) {
             frames.extend(member.progress(form, n));
         }
-        frames.extend(due.into_iter().map(|(_, frame)| frame));
+        frames.extend(due.into_iter().map(|due| due.frame));
     }
     member.to.outbox().push(frames);
 }

@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{Position, SpaceId};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -94,6 +95,16 @@ pub struct Lease {
     live: Option<u64>,
 }
 
+/// The answer to a mutation.
+pub struct Answer {
+    /// The mutation's commit.
+    pub at: Position,
+    /// What to send.
+    pub frame: Bytes,
+    /// Given back once it has been sent: answers that wait are as many as may be in flight.
+    pub permit: Option<OwnedSemaphorePermit>,
+}
+
 /// Who goes live, and how.
 pub struct Joining {
     /// The connection.
@@ -158,10 +169,10 @@ impl Hub {
 
     /// Sends an answer to a mutation committed at `at`: after the change, if the connection has a live
     /// subscription that will bring it; at once otherwise.
-    pub fn answer(&self, space: &SpaceId, to: &dyn Subscriber, at: Position, frame: Bytes) {
+    pub fn answer(&self, space: &SpaceId, to: &dyn Subscriber, answer: Answer) {
         match self.spaces.get(space).map(|entry| entry.value().clone()) {
-            Some(space) => space.inner.lock().answer(space.n, to, at, frame),
-            None => to.outbox().push([frame]),
+            Some(space) => space.inner.lock().answer(space.n, to, answer),
+            None => to.outbox().push([answer.frame]),
         }
     }
 

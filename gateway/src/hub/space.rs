@@ -1,6 +1,6 @@
 //! A space's state in the hub: order, repeats, gaps, epochs. Plain data behind the hub's lock.
 
-use super::{HubConfig, Joining, Subscriber};
+use super::{Answer, HubConfig, Joining, Subscriber};
 use crate::frame;
 use crate::metrics::Metrics;
 use crate::store::{Lineage, LogEntry, SpaceState, View};
@@ -67,7 +67,7 @@ pub(super) struct Member {
     pub(super) told: Seq,
     /// Answers that wait for their change, in no order. A commit is published before it is answered, so only
     /// a gap that is being filled makes any wait.
-    pub(super) held: Vec<(Position, Bytes)>,
+    pub(super) held: Vec<Answer>,
 }
 
 impl Inner {
@@ -277,13 +277,17 @@ impl Inner {
         self.outgoing.clear();
         for group in std::mem::take(&mut self.groups) {
             for (_, member) in group.members {
-                member.to.outbox().push(member.held.into_iter().map(|(_, frame)| frame));
+                member
+                    .to
+                    .outbox()
+                    .push(member.held.into_iter().map(|answer| answer.frame));
                 member.to.behind(member.sub, member.at);
             }
         }
     }
 
-    pub(super) fn answer(&mut self, n: u32, to: &dyn Subscriber, at: Position, frame: Bytes) {
+    pub(super) fn answer(&mut self, n: u32, to: &dyn Subscriber, answer: Answer) {
+        let at = answer.at;
         let lineage = &self.lineage;
         let position = self.position;
         for group in &mut self.groups {
@@ -294,20 +298,23 @@ impl Inner {
                         && lineage.0.iter().any(|e| e.epoch == at.epoch)
                         && at.seq > position.seq;
                 if ahead {
-                    member.held.push((at, frame));
+                    member.held.push(answer);
                 } else {
-                    member.send_answer(group.form, n, at, frame);
+                    member.send_answer(group.form, n, answer);
                 }
                 return;
             }
         }
-        to.outbox().push([frame]);
+        to.outbox().push([answer.frame]);
     }
 
     pub(super) fn leave(&mut self, id: u64) {
         for group in &mut self.groups {
             if let Some(member) = group.members.remove(&id) {
-                member.to.outbox().push(member.held.into_iter().map(|(_, frame)| frame));
+                member
+                    .to
+                    .outbox()
+                    .push(member.held.into_iter().map(|answer| answer.frame));
             }
         }
         self.groups.retain(|group| !group.members.is_empty());
@@ -335,8 +342,9 @@ impl Member {
     }
 
     /// Sends an answer whose commit has been delivered, or was out of view.
-    fn send_answer(&mut self, form: Form, n: u32, at: Position, answer: Bytes) {
+    fn send_answer(&mut self, form: Form, n: u32, answer: Answer) {
+        let at = answer.at;
         let progress = (self.told < at.seq).then(|| self.progress(form, n)).flatten();
-        self.to.outbox().push(progress.into_iter().chain([answer]));
+        self.to.outbox().push(progress.into_iter().chain([answer.frame]));
     }
 }

@@ -256,10 +256,14 @@ fn an_answer_waits_for_its_change_and_out_of_view_for_a_progress_that_covers_it(
     let mut rig = Rig::at(at(1, 0), &[(1, 0)]);
     let (all, _) = rig.join(at(1, 0), &[(1, 0)], None);
     let (even, _) = rig.join(at(1, 0), &[(1, 0)], Some("even"));
-    let ack = || Bytes::from_static(b"\x82\x03ack");
+    let ack = |at| Answer {
+        at,
+        frame: Bytes::from_static(b"\x82\x03ack"),
+        permit: None,
+    };
     for peer in [all, even] {
         let to = Peer(rig.tapes[peer].0.clone(), peer as u64, rig.tapes[peer].1.clone());
-        rig.inner.answer(1, &to, at(1, 1), ack());
+        rig.inner.answer(1, &to, ack(at(1, 1)));
         assert_eq!(rig.seen(peer), ".", "held");
     }
     rig.publish(&[(1, 0)], &commits(1..=2));
@@ -267,7 +271,7 @@ fn an_answer_waits_for_its_change_and_out_of_view_for_a_progress_that_covers_it(
     assert_eq!(rig.seen(even), ". 2 a");
     rig.publish(&[(1, 0)], &commits(3..=3));
     let to = Peer(rig.tapes[even].0.clone(), even as u64, rig.tapes[even].1.clone());
-    rig.inner.answer(1, &to, at(1, 3), ack());
+    rig.inner.answer(1, &to, ack(at(1, 3)));
     assert_eq!(rig.seen(even), ". 2 a p3 a");
     rig.publish(&[(1, 0)], &commits(5..=5));
     rig.publish(&[(1, 0)], &commits(4..=4));

@@ -7,7 +7,7 @@ use crate::auth::Authoriser;
 use crate::engine::{Engine, WriteReply, WriteRequest};
 use crate::env::Env;
 use crate::frame;
-use crate::hub::{Hub, Lease, Subscriber};
+use crate::hub::{Answer, Hub, Lease, Subscriber};
 use crate::metrics::{Gauged, Metrics};
 use crate::outbox::{End, Outbox, Transport};
 use crate::store::Store;
@@ -556,7 +556,7 @@ impl Shell {
 
     fn write(&mut self, request: WriteRequest) {
         // Reading stops when there is none left, so there is one.
-        let permit = self.in_flight.clone().try_acquire_owned();
+        let permit = self.in_flight.clone().try_acquire_owned().ok();
         let (node, conn) = (self.node.clone(), self.conn.clone());
         let space = request.head.space.clone();
         let done = Box::new(move |reply: WriteReply| {
@@ -565,12 +565,11 @@ impl Shell {
                 WriteReply::Reject(reject) => (reject.code.name(), None, ServerMessage::Reject(reject)),
             };
             node.metrics.writes.with_label_values(&[label]).inc();
-            let answer = frame::message(conn.form, &message);
+            let frame = frame::message(conn.form, &message);
             match at {
-                Some(at) => node.hub.answer(&space, &*conn, at, answer),
-                None => conn.outbox.push([answer]),
+                Some(at) => node.hub.answer(&space, &*conn, Answer { at, frame, permit }),
+                None => conn.outbox.push([frame]),
             }
-            drop(permit);
         });
         self.node.engine.clone().submit(request, done);
     }

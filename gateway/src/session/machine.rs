@@ -113,7 +113,6 @@ pub struct Session {
     phase: Phase,
     opened: u64,
     heard: u64,
-    draining: bool,
     subs: BTreeMap<u64, SpaceId>,
     spaces: HashMap<SpaceId, u64>,
 }
@@ -135,7 +134,6 @@ impl Session {
             phase: Phase::AwaitHello,
             opened,
             heard: opened,
-            draining: false,
             subs: BTreeMap::new(),
             spaces: HashMap::new(),
         }
@@ -176,7 +174,6 @@ impl Session {
             }
             Input::Time => self.check_deadlines(now),
             Input::Drain { retry_ms, jitter_ms } => {
-                self.draining = true;
                 vec![Effect::Send(ServerMessage::Goaway { retry_ms, jitter_ms })]
             }
             Input::Message(message) => {
