@@ -11,6 +11,7 @@ mod follow;
 mod generate;
 mod harness;
 mod interpret;
+mod kill;
 mod named;
 mod race;
 mod replica;
