@@ -305,7 +305,7 @@ impl<'a> Evaluation<'a> {
         let effects = Effects {
             docs,
             body,
-            uses_now: self.uses_now,
+            now_ms: self.uses_now.then_some(self.planner.now_ms),
             conflicts: self.conflicts,
             detail,
         };

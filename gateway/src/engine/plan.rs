@@ -68,7 +68,7 @@ impl<'a> Planner<'a> {
                 .map_or(Version::Absent, |header| Version::Seq(header.last.seq));
             Known { state, version }
         };
-        // A clock behind the last commit's would only make `now` stale.
+        // The time that the commits will have, unless another comes between.
         let now_ms = now_ms.max(cut.state.last_ms);
         let docs = docs.into_iter().zip(cut.docs.into_iter().map(known)).collect();
         Self {
@@ -80,11 +80,6 @@ impl<'a> Planner<'a> {
             docs,
             planned: 0,
         }
-    }
-
-    /// The time that the plans are made for.
-    pub fn now_ms(&self) -> u64 {
-        self.now_ms
     }
 
     /// Plans the next mutation of the group.

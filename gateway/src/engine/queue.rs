@@ -108,7 +108,8 @@ impl Engine {
             Err(error) => return self.unknown(space, group, &error).await,
         };
         let planned_on = cut.state.lineage.last_epoch();
-        let mut planner = Planner::new(&*self.rules, &self.limits, space, docs, cut, self.env.now_ms());
+        let now_ms = self.env.now_ms();
+        let mut planner = Planner::new(&*self.rules, &self.limits, space, docs, cut, now_ms);
         let mut items = Vec::with_capacity(group.len());
         let mut planned = Vec::with_capacity(group.len());
         for pending in group {
@@ -132,7 +133,7 @@ impl Engine {
             space: space.clone(),
             planned_on,
             fresh,
-            now_ms: planner.now_ms(),
+            now_ms,
             items,
         };
         // The documents need not stay in memory while the store works.

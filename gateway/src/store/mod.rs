@@ -120,7 +120,9 @@ pub struct CommitGroup {
     pub planned_on: Epoch,
     /// A new random name, not 0, in case a new epoch has to be minted.
     pub fresh: Epoch,
-    /// The caller's clock, ms since 1970. A commit's time is this, raised to the last commit's.
+    /// The caller's clock, ms since 1970, by which the records of clients age. A commit's time is this,
+    /// raised to the last commit's: a clock that was ahead for a moment holds the space's time up, and
+    /// makes nobody old.
     pub now_ms: u64,
     /// The items, in order.
     pub items: Vec<Prepared>,
@@ -194,8 +196,9 @@ pub struct Effects {
     pub docs: Vec<DocEffect>,
     /// The change from its `b` on: `msgpack::encode_body`. The store puts seq and time in front.
     pub body: Bytes,
-    /// Whether the body or a cell holds the commit's time; if it would be raised, the item is `Stale`.
-    pub uses_now: bool,
+    /// The commit's time, ms since 1970, if the body or a cell holds it; where the commit would have
+    /// another, the item is `Stale`.
+    pub now_ms: Option<u64>,
     /// Goes into the conflict log in the same step.
     pub conflicts: Vec<ConflictEntry>,
     /// Kept with the result, opaque, at most a few KiB.

@@ -252,8 +252,9 @@ impl Space {
                 Version::Item(index) => stands.is_some() && stands == applied(before, *index),
             }
         };
-        let raised = matches!(&item.action, Action::Apply(effects) if effects.uses_now && now_ms < self.last_ms);
-        if !planned || raised || !item.expects.iter().all(holds) {
+        let at = now_ms.max(self.last_ms);
+        let other_time = matches!(&item.action, Action::Apply(effects) if effects.now_ms.is_some_and(|now| now != at));
+        if !planned || other_time || !item.expects.iter().all(holds) {
             return Outcome::Stale { last_ms: self.last_ms };
         }
         let (kept, conflicts, outcome) = match item.action {

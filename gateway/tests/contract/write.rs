@@ -126,10 +126,9 @@ impl World {
         let state = cut.state.clone();
         // Clocks may go back; a commit's time does not.
         self.clock = self.clock + self.dice.bits() % 50 - if self.dice.percent(10) { 40 } else { 0 };
-        let mut clock = self.clock;
+        let clock = self.clock;
         let (rules, limits, space) = (DevAuthoriser, Limits::default(), self.space.clone());
         let mut planner = Planner::new(&rules, &limits, &space, docs, cut, clock);
-        clock = planner.now_ms();
         let mut items: Vec<Prepared> = vec![];
         let mut reports: Vec<Report> = vec![];
         for sent in &group {
@@ -164,7 +163,7 @@ impl World {
                         "stale within a group"
                     });
                     match &items[index].action {
-                        Action::Apply(effects) if effects.uses_now && clock < *last_ms => {
+                        Action::Apply(effects) if effects.now_ms.is_some_and(|now| now < *last_ms) => {
                             self.cover.hit("stale for its time");
                         }
                         Action::Apply(_) => {}

@@ -560,3 +560,37 @@ async fn no_wake_up_is_lost_as_workers_come_and_go() {
     }
     rig.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_was_once_far_ahead_makes_no_client_old() {
+    const AHEAD: u64 = 200 * 24 * 60 * 60 * 1_000;
+    let mut rig = Rig::new([], EngineConfig::default());
+    rig.submit(1, 1, vec![set("n", &[("x", int(1))])]);
+    assert_eq!(rig.acked().await, 1);
+    let (limits, name) = (Limits::default(), space());
+    let cut = rig.store.model.read(&name, &[doc("n")]).await.expect("answers");
+    let planned_on = cut.state.lineage.last_epoch();
+    let mut planner = Planner::new(&DevAuthoriser, &limits, &name, vec![doc("n")], cut, AHEAD);
+    let mut other = request(2, 1, Ok(body(vec![set("n", &[("x", int(2))])])));
+    other.head.first = Some(AHEAD);
+    let Plan::Item(item, _) = planner.plan(&other) else {
+        panic!("planned")
+    };
+    let group = CommitGroup {
+        space: space(),
+        planned_on,
+        fresh: Epoch(99),
+        now_ms: AHEAD,
+        items: vec![*item],
+    };
+    rig.store.model.commit(group).await.expect("answers");
+    // The clock is right again: one who was there goes on, a new one is let in, and time stands still.
+    rig.submit(1, 2, vec![op("n", OpKind::Now { path: field("at") })]);
+    assert_eq!(rig.acked().await, 3);
+    rig.submit(3, 1, vec![set("n", &[("x", int(3))])]);
+    assert_eq!(rig.acked().await, 4);
+    let cut = rig.store.model.read(&space(), &[doc("n")]).await.expect("answers");
+    let at = Value::timestamp(tidegate_protocol::Timestamp::from_ms(AHEAD));
+    assert_eq!(cut.docs[0].cells[&field("at")].value, Some(at));
+    rig.end().await;
+}

@@ -141,7 +141,8 @@ impl Apply<'_, '_> {
         };
         match item.action {
             Action::Apply(effects) => {
-                if effects.uses_now && self.now_ms < self.space.meta.last_ms {
+                let at = self.now_ms.max(self.space.meta.last_ms);
+                if effects.now_ms.is_some_and(|now| now != at) {
                     return Ok(stale);
                 }
                 let before = effects

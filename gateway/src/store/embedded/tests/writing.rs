@@ -196,11 +196,14 @@ async fn time_never_goes_back_and_a_plan_that_used_it_is_made_again() {
     );
     let mut now = item(1, 3, vec![]);
     if let Action::Apply(effects) = &mut now.action {
-        effects.uses_now = true;
+        effects.now_ms = Some(4_999);
     }
     let told = commit_at(&store, "s", 4_999, vec![now.clone()]).await.expect("answers");
     assert_eq!(told.outcomes[0], Outcome::Stale { last_ms: 5_000 });
-    let told = commit_at(&store, "s", 5_000, vec![now]).await.expect("answers");
+    if let Action::Apply(effects) = &mut now.action {
+        effects.now_ms = Some(5_000);
+    }
+    let told = commit_at(&store, "s", 4_999, vec![now]).await.expect("answers");
     assert!(matches!(told.outcomes[0], Outcome::Applied { at: 5_000, .. }));
 }
 
