@@ -125,20 +125,18 @@ impl StateFile {
             }
             Err(TryLockError::Error(e)) => return Err(failed(e)),
         }
-        let written = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+        let (written, kept) = match fs::read(&path) {
+            Ok(bytes) => {
+                let kept = read(&bytes, &about).map_err(|why| {
+                    format!(
+                        "{}: {why}. Move it away, and the next write takes a new client id.",
+                        path.display()
+                    )
+                })?;
+                (bytes, kept)
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (Vec::new(), StoredSpace::default()),
             Err(e) => return Err(failed(e)),
-        };
-        let kept = if written.is_empty() {
-            StoredSpace::default()
-        } else {
-            read(&written, &about).map_err(|why| {
-                format!(
-                    "{}: {why}. Move it away, and the next write takes a new client id.",
-                    path.display()
-                )
-            })?
         };
         Ok(Self {
             path,
@@ -215,10 +213,17 @@ impl Storage for StateFile {
             self.kept.identity = Some(identity);
         }
         for (id, mutation) in changes.queue {
-            match mutation.filter(|m| m.seal.is_some() && m.is_queued()) {
-                Some(mutation) => self.kept.queue.insert(id, mutation),
-                None => self.kept.queue.remove(&id),
-            };
+            match mutation.filter(Mutation::is_queued) {
+                Some(mutation) if mutation.seal.is_some() => {
+                    self.kept.queue.insert(id, mutation);
+                }
+                // The client has a new id, under which it is about to be numbered: until then the file has it
+                // as it was sent.
+                Some(_) if self.kept.queue.contains_key(&id) => {}
+                _ => {
+                    self.kept.queue.remove(&id);
+                }
+            }
         }
         self.write()
             .map_err(|e| StorageError(format!("{}: {e}", self.path.display())))
@@ -261,6 +266,8 @@ fn unlimited() -> Limits {
         doc_bytes: usize::MAX,
         ops: usize::MAX,
         elements: usize::MAX,
+        field_bytes: usize::MAX,
+        depth: tidegate_protocol::limits::DEPTH_MAX,
         ..Limits::default()
     }
 }
@@ -311,7 +318,8 @@ fn read(bytes: &[u8], about: &About) -> Result<StoredSpace, String> {
             policy: write.policy,
             base: write.base,
             made_at: mutation.made_at,
-            seal: Some(seal),
+            // Of another client than the present one: it waits for its number under that.
+            seal: Some(seal).filter(|seal| identity.is_some_and(|identity| identity.client == seal.client)),
             answer: None,
             overlaid: true,
             size,
@@ -489,6 +497,44 @@ mod tests {
     }
 
     #[test]
+    fn an_earlier_command_s_write_is_kept_while_it_waits_for_its_number_under_a_new_id() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut file = open(folder.path(), "dev").expect("opened");
+        commit(&mut file, Some(identity(2)), &[(0, Some(mutation(0, Some(1))))]);
+        let new = Identity::new(ClientId(7));
+        commit(&mut file, Some(new), &[(0, Some(mutation(0, None)))]);
+        drop(file);
+
+        let mut file = open(folder.path(), "dev").expect("opened");
+        let kept = file.load().expect("kept").spaces;
+        let kept = kept.into_values().next().expect("the space");
+        assert_eq!(kept.identity, Some(new));
+        let again = &kept.queue[&MutationId(0)];
+        assert_eq!((&again.ops, again.seal), (&mutation(0, None).ops, None));
+        // The next that is answered leaves, as any other.
+        commit(&mut file, None, &[(0, None)]);
+        assert_eq!(file.unanswered(), BTreeSet::new());
+    }
+
+    #[test]
+    fn what_a_gateway_with_wider_limits_was_sent_is_read_again() {
+        let wide = Limits {
+            depth: tidegate_protocol::limits::DEPTH_MAX,
+            field_bytes: 4_096,
+            ..Limits::default()
+        };
+        let deep = (0..40).fold(Value::int(1), |value, _| Value::array([value].iter()));
+        let path = FieldPath::parse(&"x".repeat(1_000)).expect("valid");
+        let mut sent = mutation(0, Some(1));
+        sent.ops[0].kind = OpKind::Set(Fields::new([(path, deep)], &wide).expect("valid"));
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut file = open(folder.path(), "dev").expect("opened");
+        commit(&mut file, Some(identity(2)), &[(0, Some(sent))]);
+        drop(file);
+        assert_eq!(open(folder.path(), "dev").expect("opened").unanswered().len(), 1);
+    }
+
+    #[test]
     fn a_damaged_file_is_named_and_not_guessed_at() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut file = open(folder.path(), "dev").expect("opened");
@@ -498,6 +544,7 @@ mod tests {
         let good = fs::read_to_string(&path).expect("readable");
         for (bad, wants) in [
             (good[..good.len() / 2].to_owned(), "damaged"),
+            (String::new(), "damaged"),
             (good.replace("\"format\": 1", "\"format\": 2"), "has format 2"),
             (good.replace("\"dev\"", "\"eve\""), "another"),
         ] {
