@@ -93,7 +93,7 @@ impl<'a> Records<'a> {
     /// If the text is a FeatureCollection, where its first feature begins.
     fn features(&mut self) -> Result<Option<usize>, String> {
         let begin = self.at;
-        let (mut is_collection, mut features) = (false, None);
+        let (mut is_collection, mut features, mut twice) = (false, None, None);
         self.at += 1;
         if self.peek() != Some(b'}') {
             // A record of NDJSON that is no JSON is reported when it is read.
@@ -105,6 +105,9 @@ impl<'a> Records<'a> {
                 match (key.as_str(), self.peek()) {
                     ("type", Some(b'"')) => is_collection = self.take::<String>()? == "FeatureCollection",
                     ("features", Some(b'[')) => {
+                        if features.is_some() {
+                            twice = Some(self.error("the key \"features\" occurs twice"));
+                        }
                         features = Some(self.at + 1);
                         self.skip()?;
                     }
@@ -115,6 +118,18 @@ impl<'a> Records<'a> {
                 }
                 self.at += 1;
                 self.peek();
+            }
+        }
+        if is_collection && features.is_some() {
+            if let Some(twice) = twice {
+                return Err(twice);
+            }
+            if self.peek() != Some(b'}') {
+                return Err(self.error("has no } at the end of its FeatureCollection"));
+            }
+            self.at += 1;
+            if self.peek().is_some() {
+                return Err(self.error("has something after its FeatureCollection"));
             }
         }
         (self.at, self.counted, self.line) = (begin, 0, 1);
@@ -327,6 +342,18 @@ mod tests {
                 "record 1 (line 1): 100000000000000000000 is beyond 63 bits",
             ),
             ("{\"type\":\"FeatureCollection\"}", "without features"),
+            (
+                "{\"type\":\"FeatureCollection\",\"features\":[],\n\"x\":1",
+                "line 2: has no } at the end of its FeatureCollection",
+            ),
+            (
+                "{\"type\":\"FeatureCollection\",\"features\":[]}\n{\"type\":\"FeatureCollection\",\"features\":[]}",
+                "line 2: has something after its FeatureCollection",
+            ),
+            (
+                "{\"features\":[{}],\n\"features\":[],\"type\":\"FeatureCollection\"}",
+                "line 2: the key \"features\" occurs twice",
+            ),
             (
                 "{\"type\":\"FeatureCollection\",\"features\":[{}]}",
                 "no \"type\": \"Feature\"",
