@@ -20,6 +20,8 @@ E2E = ["-p", "tidegate", "--test", "e2e"]
 LIB = ["-p", "tidegate", "--lib"]
 COMMIT = "gateway/src/store/embedded/commit.rs"
 CHANGES = "gateway/src/store/embedded/changes.rs"
+COLLECT = "gateway/src/store/embedded/collect.rs"
+EVALUATE = "gateway/src/engine/evaluate.rs"
 
 # name: (file, code, what to put in its place, cargo arguments, test)
 RULES = {
@@ -149,6 +151,111 @@ RULES = {
         "true",
         E2E,
         "resume::a_cursor_of_another_position_is_not_taken_up",
+    ),
+    "precondition": (
+        EVALUATE,
+        "if let Some((refusal, unit)) = self.failing(index, op) {",
+        "if let Some((refusal, unit)) = self.failing(index, op).filter(|_| false) {",
+        LIB,
+        "engine::tests::refusals::exists_is_judged_as_the_ops_before_have_left_it",
+    ),
+    "policy reject": (
+        EVALUATE,
+        "self.rejected.get_or_insert_with(|| at(index, path));",
+        "let _ = at(index, path);",
+        LIB,
+        "engine::tests::conflicts::first_writer_wins_refuses_the_whole_mutation_and_shows_what_stands",
+    ),
+    "policy merge": (
+        EVALUATE,
+        "        done != ConflictDone::Skipped\n",
+        "        true\n",
+        LIB,
+        "engine::tests::conflicts::merge_leaves_units_in_conflict_out_and_writes_the_others",
+    ),
+    "a cell is logged once a mutation": (
+        EVALUATE,
+        "theirs.retain(|(at, _)| self.theirs.insert(",
+        "theirs.retain(|(at, _)| true || self.theirs.insert(",
+        LIB,
+        "engine::tests::conflicts::a_large_leaf_that_many_units_meet_is_logged_once",
+    ),
+    "conflict with what was collected": (
+        "gateway/src/engine/guard.rs",
+        "(foreign(header.born) || foreign(header.last))",
+        "foreign(header.born)",
+        LIB,
+        "engine::tests::conflicts::ops_on_the_document_conflict_also_with_a_removal_whose_tombstone_is_collected",
+    ),
+    "base cut to its epoch": (
+        "gateway/src/store/lineage.rs",
+        ".map_or(Seq::ZERO, |end| base.seq.min(end))",
+        ".map_or(base.seq, |_| base.seq)",
+        LIB,
+        "engine::tests::conflicts::a_base_is_cut_to_the_end_of_its_epoch_and_an_unknown_epoch_counts_as_0",
+    ),
+    "records age by the clock": (
+        "gateway/src/engine/queue.rs",
+        "let now_ms = self.env.now_ms();",
+        "let now_ms = self.env.now_ms().max(cut.state.last_ms);",
+        LIB,
+        "engine::tests::queue::a_clock_that_was_once_far_ahead_makes_no_client_old",
+    ),
+    "documents as planned on": (
+        COMMIT,
+        "if self.header(doc)?.map(|header| header.last.seq) != expected {",
+        "if false && self.header(doc)?.map(|header| header.last.seq) != expected {",
+        LIB,
+        "store::embedded::tests::writing::items_of_a_group_build_on_each_other_only_as_planned",
+    ),
+    "planned on an item that fell": (
+        COMMIT,
+        "_ => return Ok(false),",
+        "_ => continue,",
+        LIB,
+        "store::embedded::tests::writing::items_of_a_group_build_on_each_other_only_as_planned",
+    ),
+    "time as planned on": (
+        COMMIT,
+        "if effects.now_ms.is_some_and(|now| now != at) {",
+        "if false && effects.now_ms.is_some_and(|now| now != at) {",
+        LIB,
+        "store::embedded::tests::writing::time_never_goes_back_and_a_plan_that_used_it_is_made_again",
+    ),
+    "record kept for refusals": (
+        COMMIT,
+        "                let position = self.space.head();\n                self.keep(\n",
+        "                let position = self.space.head();\n                let _ = (\n",
+        LIB,
+        "store::embedded::tests::writing::a_refusal_consumes_the_mid_and_its_result_is_kept",
+    ),
+    "256 results": (
+        COMMIT,
+        ".checked_sub(KEPT_RESULTS)",
+        ".checked_sub(KEPT_RESULTS / 2)",
+        LIB,
+        "store::embedded::tests::writing::results_are_kept_for_the_last_mutations_of_a_client",
+    ),
+    "record retention": (
+        COMMIT,
+        "client.filter(|client| !client.expired(",
+        "client.filter(|client| true || !client.expired(",
+        LIB,
+        "store::embedded::tests::writing::a_record_lives_as_long_after_the_last_write_or_repeat_as_retention_says",
+    ),
+    "tombstone written over while it waits": (
+        COLLECT,
+        "cell.is_some_and(|cell| cell.value.is_none() && cell.stamp.seq == seq)",
+        "cell.is_some()",
+        LIB,
+        "store::embedded::tests::collection::a_cell_or_document_written_again_before_its_tombstone_is_collected_stays",
+    ),
+    "conflicts among the bytes in line": (
+        "gateway/src/store/embedded/writer.rs",
+        "=> detail.len() + conflicts.iter().map(conflict).sum::<usize>(),",
+        "=> detail.len() + 0 * conflicts.iter().map(conflict).sum::<usize>(),",
+        LIB,
+        "store::embedded::tests::writing::conflicts_to_be_logged_count_among_the_bytes_in_line",
     ),
 }
 

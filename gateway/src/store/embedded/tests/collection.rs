@@ -170,3 +170,27 @@ async fn collection_goes_by_the_time_of_the_commits() {
         }
     );
 }
+
+#[tokio::test]
+async fn a_cell_or_document_written_again_before_its_tombstone_is_collected_stays() {
+    let store = Place::new().open();
+    let created = vec![set("c/a", true, &[("x", 1)]), set("c/b", true, &[("y", 1)])];
+    applied(&store, "s", item(1, 1, created)).await;
+    applied(
+        &store,
+        "s",
+        item(1, 2, vec![unset("c/a", &["x"]), delete("c/b", &["y"])]),
+    )
+    .await;
+    let again = vec![set("c/a", false, &[("x", 3)]), set("c/b", true, &[("y", 3)])];
+    applied(&store, "s", item(1, 3, again)).await;
+    store.raise_floor(&space("s"), seq(3)).await.expect("answers");
+    let cut = store
+        .read(&space("s"), &[doc("c/a"), doc("c/b")])
+        .await
+        .expect("answers");
+    for (state, name) in cut.docs.iter().zip(["x", "y"]) {
+        let leaves: Vec<_> = state.leaves().collect();
+        assert_eq!(leaves, [(&field(name), &Value::int(3))]);
+    }
+}
