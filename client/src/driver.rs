@@ -6,6 +6,7 @@ use crate::sync::{Command, ConnectFailure};
 use crate::transport::Connector;
 use crate::url::GatewayUrl;
 use futures_util::future::{BoxFuture, FutureExt};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_protocol::Code;
@@ -13,8 +14,17 @@ use tokio::task::JoinSet;
 
 type Opening = BoxFuture<'static, Result<Link, ConnectFailure>>;
 
-/// Drives the machine until the client is closed. Everything it starts ends with it.
+/// Drives the machine until the client is closed. A panic, of an app's storage say, stops the client: who
+/// waits for it is told, and does not wait for a task that is gone.
 pub(crate) async fn drive(shared: Arc<Shared>, url: GatewayUrl, connector: Arc<dyn Connector>) {
+    let driven = AssertUnwindSafe(run(Arc::clone(&shared), url, connector));
+    if driven.catch_unwind().await.is_err() {
+        shared.give_up("the client's task panicked");
+    }
+}
+
+/// Everything it starts ends with it.
+async fn run(shared: Arc<Shared>, url: GatewayUrl, connector: Arc<dyn Connector>) {
     let mut opening: Option<Opening> = None;
     let mut link: Option<Link> = None;
     // Sockets in their closing handshake, each bounded in time.

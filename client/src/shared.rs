@@ -117,6 +117,15 @@ impl Shared {
         result
     }
 
+    /// Stops for a defect. Nothing more is kept: the storage may be what is broken.
+    pub(crate) fn give_up(&self, why: &str) {
+        let now = self.now();
+        self.step_core(|core| {
+            core.storage = None;
+            core.machine.halt(now, STORAGE_FAILED, why.to_owned());
+        });
+    }
+
     /// The next message to send. What it depends on is kept; if that fails, there is none.
     pub(crate) fn transmit(&self) -> Option<ClientMessage> {
         let now = self.now();

@@ -14,8 +14,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use tidegate_protocol::{Collection, DocChange, DocChangeKind, DocPath, SpaceId};
 
-/// Changes that wait for a reader of [`Watch`]. Over it they are dropped, and the reader gets a reset and
-/// the whole.
+/// Changes that wait for a reader of [`Watch`], behind what it has not read of a whole. Over it they are
+/// dropped, and the reader gets a reset and the whole.
 pub const WATCH_ITEMS: usize = 4096;
 
 /// What a [`Live`] covers.
@@ -62,6 +62,9 @@ struct RawState {
     space: SpaceId,
     /// Before the first `current`, and after falling behind: the whole is due when the space is current.
     whole_due: bool,
+    /// How many of `items`, in front, are of the last whole. They do not count: a space of more documents
+    /// than the bound would begin anew with every commit, and a slow reader would never see its end.
+    whole_left: usize,
     items: VecDeque<WatchItem>,
     waker: Option<Waker>,
 }
@@ -140,8 +143,9 @@ impl RawState {
                 self.items.push_back(item);
             }
         }
-        if self.items.len() > WATCH_ITEMS {
+        if self.items.len() - self.whole_left > WATCH_ITEMS {
             self.items.clear();
+            self.whole_left = 0;
             self.whole_due = true;
         }
         wake(&mut self.waker);
@@ -164,12 +168,14 @@ impl RawState {
             self.items.push_back(WatchItem::Reset);
             self.items.extend(whole);
             self.items.push_back(WatchItem::Current { position });
+            self.whole_left = self.items.len();
             self.whole_due = false;
         }
         if self.whole_due {
             // Only a denial can be told before.
             self.items.retain(|item| matches!(item, WatchItem::Denied { .. }));
         }
+        self.whole_left = self.whole_left.saturating_sub(1);
         self.items.pop_front()
     }
 }
@@ -315,6 +321,7 @@ impl Watch {
             let state = RawState {
                 space: space.clone(),
                 whole_due: true,
+                whole_left: 0,
                 items: VecDeque::new(),
                 waker: None,
             };

@@ -237,6 +237,46 @@ async fn changes_come_as_received_and_a_slow_reader_gets_a_reset_and_the_whole()
 }
 
 #[tokio::test]
+async fn a_slow_reader_of_a_large_space_gets_to_its_end_while_others_write() {
+    let server = Server::start().await;
+    let (writer, reader) = (server.client(), server.client());
+    let space = writer.space("s").unwrap();
+    let docs = WATCH_ITEMS + 1_000;
+    let names: Vec<_> = (0..docs).map(|n| format!("notes/{n}")).collect();
+    for names in names.chunks(500) {
+        let all = names.iter().fold(space.mutation(), |mutation, name| {
+            mutation.set(name.as_str(), fields! { "n" => 0 })
+        });
+        soon(all.send()).await.unwrap();
+    }
+    let held = reader.space("s").unwrap();
+    let mut watch = held.watch();
+    let (mut items, mut resets) = (0, 0);
+    loop {
+        match soon(watch.next()).await.unwrap() {
+            WatchItem::Reset => {
+                resets += 1;
+                assert_eq!(resets, 1, "it begins anew with every commit");
+            }
+            WatchItem::Current { .. } => break,
+            _ => items += 1,
+        }
+        if items % 500 == 100 {
+            let acked = soon(space.doc("notes/0").unwrap().set(fields! { "n" => items })).await;
+            let acked = acked.unwrap().position;
+            soon(async {
+                while held.position() != Some(acked) {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            })
+            .await;
+        }
+    }
+    assert_eq!(items, docs);
+    assert!(matches!(soon(watch.next()).await, Some(WatchItem::Change { .. })));
+}
+
+#[tokio::test]
 async fn a_reader_is_not_held_up_by_a_writer_that_is_stuck() {
     /// Hands out one end of a small pipe.
     struct Pipe(Mutex<Option<tokio::io::DuplexStream>>);
@@ -352,6 +392,25 @@ async fn a_refusal_that_names_itself_stops_the_client_and_a_captive_portal_does_
         soon(client.space("s").unwrap().current()).await.unwrap_err().code,
         Code::Unauthenticated
     );
+}
+
+#[tokio::test]
+async fn a_client_whose_task_panics_says_that_it_has_stopped() {
+    struct Broken;
+    impl Storage for Broken {
+        fn load(&mut self) -> Result<Stored, StorageError> {
+            Ok(Stored::default())
+        }
+        fn commit(&mut self, _: Transaction) -> Result<(), StorageError> {
+            panic!("a defect of the app's storage");
+        }
+    }
+    let server = Server::start().await;
+    let client = Client::connect(server.options().storage(Broken));
+    let refusal = soon(client.connected()).await.unwrap_err();
+    assert_eq!(refusal.code, Code::Internal);
+    assert!(!soon(client.flush()).await || client.queued() == 0);
+    soon(client.close()).await;
 }
 
 #[tokio::test]
