@@ -8,6 +8,7 @@ TOOLS := target/tools
 CARGO_DENY_VERSION := 0.20.2
 # How much more a soak takes than a test does.
 SEEDS ?= 500
+KILLS ?= 50
 CASES ?= 20000
 ROUNDS ?= 10
 
@@ -70,8 +71,8 @@ bench: ## Run the benchmarks, and print what they found as ratios (docs/PERFORMA
 	@scripts/bench_ratios.py
 
 soak: data ## Run the contract suite with SEEDS seeds, the wire's properties with CASES cases, and the sabotage
-	$(STEP) 'the contract suite, $(SEEDS) seeds'
-	TIDEGATE_CONTRACT_SEEDS=$(SEEDS) cargo test --release --locked -p tidegate --test contract -- --nocapture
+	$(STEP) 'the contract suite, $(SEEDS) seeds, $(KILLS) kills'
+	TIDEGATE_CONTRACT_SEEDS=$(SEEDS) TIDEGATE_CONTRACT_KILLS=$(KILLS) cargo test --release --locked -p tidegate --test contract -- --nocapture
 	$(STEP) 'the wire, $(CASES) cases a property'
 	PROPTEST_CASES=$(CASES) cargo test --release --locked -p tidegate-protocol -p tidegate-client
 	$(STEP) 'the sockets, $(ROUNDS) times'
