@@ -11,7 +11,7 @@ pub enum Action {
     Retry,
     /// Go back to `expected` and send from there.
     GoBack,
-    /// Take a new client id in that space (DESIGN: "A new id").
+    /// Take a new client id in that space (`docs/PROTOCOL.md`, "Mids").
     NewClient,
     /// Tell the developer; the connection goes on.
     Report,

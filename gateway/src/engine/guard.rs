@@ -66,7 +66,7 @@ pub(super) fn changed(doc: &DocState, path: Option<&FieldPath>, since: Seen) -> 
 
 /// What of a field (`None`: of the document) conflicts with a mutation of `me` that had seen `base`:
 /// what other writers wrote after it. `None`: no conflict. The list may be empty in a conflict: with
-/// the document's deletion, or with an absence that may be a change (`must_exist`, DESIGN §4).
+/// the document's deletion, or with an absence that may be a change (`must_exist`).
 pub(super) fn conflict(
     doc: &DocState,
     path: Option<&FieldPath>,

@@ -172,7 +172,7 @@ impl Apply<'_, '_> {
         }
     }
 
-    /// The answer that mid and key alone give, if any (DESIGN §4, "Mids"). Messages have a `first` at
+    /// The answer that mid and key alone give, if any (`docs/PROTOCOL.md`, "Mids"). Messages have a `first` at
     /// mid 1; where an item has none, nothing says that the client is old.
     fn check_mid(&self, item: &Prepared, client: Option<&Client>) -> Result<Option<Outcome>, StoreError> {
         let Some(client) = client else {
