@@ -299,7 +299,10 @@ impl Gateway {
             }
             let total = order.len();
             for (index, doc) in order.into_iter().enumerate() {
-                let change = difference(&doc, before.get(&doc), now.get(&doc), mode);
+                let change = Some(difference(&doc, before.get(&doc), now.get(&doc)));
+                // In a reset only pages that were staged before can have brought a document that is gone.
+                let news = mode != Mode::Reset || cursor.is_some();
+                let change = change.filter(|change| news || change.kind != DocChangeKind::Deleted);
                 let (epoch, count) = after.map_or((0, 0), |after| (after.epoch.0, after.seq.get()));
                 // Only the cursor after the last page is taken up at a later head.
                 let cursor = if index + 1 == total {
@@ -425,7 +428,7 @@ impl Gateway {
         }
         let changes = after
             .iter()
-            .filter_map(|(doc, new)| difference(doc, docs.get(doc), new.as_ref(), Mode::Log))
+            .map(|(doc, new)| difference(doc, docs.get(doc), new.as_ref()))
             .collect();
         let commit = Commit {
             seq: seq(self.head() + 1),
@@ -464,9 +467,8 @@ fn touched(commits: &[Commit]) -> Vec<DocPath> {
 }
 
 /// What a client with `old` has to be told to have `new`.
-fn difference(doc: &DocPath, old: Option<&Leaves>, new: Option<&Leaves>, mode: Mode) -> Option<DocChange> {
+fn difference(doc: &DocPath, old: Option<&Leaves>, new: Option<&Leaves>) -> DocChange {
     let kind = match (old, new) {
-        (None, None) if mode == Mode::Reset => return None,
         (_, None) => DocChangeKind::Deleted,
         (None, Some(new)) => DocChangeKind::Whole(new.clone().into_iter().collect()),
         (Some(old), Some(new)) => DocChangeKind::Change {
@@ -482,5 +484,5 @@ fn difference(doc: &DocPath, old: Option<&Leaves>, new: Option<&Leaves>, mode: M
                 .collect(),
         },
     };
-    Some(DocChange { doc: doc.clone(), kind })
+    DocChange { doc: doc.clone(), kind }
 }
