@@ -121,8 +121,15 @@ RULES = {
         "client/src/sync/space/stream.rs",
         "        if self.queue.set_overlaid(id, false) {\n            self.touch(id);",
         "        if false {\n            self.touch(id);",
-        E2E,
-        "views::an_inc_is_never_counted_twice_in_a_local_view_also_when_connections_break",
+        ["-p", "tidegate-client", "--test", "scenarios"],
+        "the_machine_does_what_every_scenario_says",
+    ),
+    "an inc counted once at every step": (
+        "client/src/sync/space/stream.rs",
+        "        if self.queue.set_overlaid(id, false) {\n            self.touch(id);",
+        "        if false {\n            self.touch(id);",
+        ["-p", "tidegate-client", "--test", "convergence"],
+        "clients_converge_over_a_flaky_link_and_never_count_an_inc_twice",
     ),
     "overlay ends at current": (
         "client/src/sync/space/stream.rs",
