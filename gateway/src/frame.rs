@@ -38,13 +38,10 @@ pub fn message(form: Form, message: &ServerMessage) -> Bytes {
 /// A change as a frame: the node's number for the space in front of a payload that is not decoded
 /// (but for the text form, which is transcoded).
 pub fn change(form: Form, n: u32, payload: &[u8]) -> Bytes {
-    let prefix = msgpack::change_prefix(n);
     match form {
-        Form::Msgpack => build(BINARY, &[&prefix, payload]),
-        Form::Json => build(
-            TEXT,
-            &[tidegate_protocol::json::from_msgpack(&[&prefix, payload].concat()).as_bytes()],
-        ),
+        // In parts, so that the payload is copied once.
+        Form::Msgpack => build(BINARY, &[&msgpack::change_prefix(n), payload]),
+        Form::Json => build(TEXT, &[&form.change(n, payload)]),
     }
 }
 

@@ -277,11 +277,8 @@ impl Inner {
         self.outgoing.clear();
         for group in std::mem::take(&mut self.groups) {
             for (_, member) in group.members {
-                member
-                    .to
-                    .outbox()
-                    .push(member.held.into_iter().map(|answer| answer.frame));
-                member.to.behind(member.sub, member.at);
+                let (sub, at) = (member.sub, member.at);
+                member.end().behind(sub, at);
             }
         }
     }
@@ -311,10 +308,7 @@ impl Inner {
     pub(super) fn leave(&mut self, id: u64) {
         for group in &mut self.groups {
             if let Some(member) = group.members.remove(&id) {
-                member
-                    .to
-                    .outbox()
-                    .push(member.held.into_iter().map(|answer| answer.frame));
+                member.end();
             }
         }
         self.groups.retain(|group| !group.members.is_empty());
@@ -333,6 +327,12 @@ impl Inner {
 }
 
 impl Member {
+    /// Sends what was held back: the changes that it waited for will not come this way.
+    fn end(self) -> Arc<dyn Subscriber> {
+        self.to.outbox().push(self.held.into_iter().map(|answer| answer.frame));
+        self.to
+    }
+
     /// A `progress` frame, if the subscriber does not know how far it is.
     pub(super) fn progress(&mut self, form: Form, n: u32) -> Option<Bytes> {
         (self.told < self.at.seq).then(|| {
