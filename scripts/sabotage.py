@@ -131,6 +131,13 @@ RULES = {
         ["-p", "tidegate-client", "--test", "convergence"],
         "clients_converge_over_a_flaky_link_and_never_count_an_inc_twice",
     ),
+    "an inc counted once over real sockets": (
+        "client/src/sync/space/stream.rs",
+        "        if self.queue.set_overlaid(id, false) {\n            self.touch(id);",
+        "        if false {\n            self.touch(id);",
+        ["-p", "tidegate", "--test", "e2e"],
+        "views::an_inc_is_never_counted_twice_in_a_local_view_also_when_connections_break",
+    ),
     "overlay ends at current": (
         "client/src/sync/space/stream.rs",
         "            if mid <= reached {",

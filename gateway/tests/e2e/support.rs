@@ -17,6 +17,8 @@ use tidegate::store::{
 };
 use tidegate_protocol::form::Form;
 use tidegate_protocol::*;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_tungstenite::WebSocketStream;
@@ -548,7 +550,18 @@ pub struct Cutter {
 }
 
 impl Cutter {
+    /// Passes on whatever comes.
     pub async fn before(gateway: SocketAddr) -> Self {
+        Self::start(gateway, false).await
+    }
+
+    /// Hands what the gateway says to the client message by message, with a pause after each, so that an
+    /// app can look at its view between any two.
+    pub async fn message_by_message(gateway: SocketAddr) -> Self {
+        Self::start(gateway, true).await
+    }
+
+    async fn start(gateway: SocketAddr, single: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let cut = Arc::new(tokio::sync::Notify::new());
@@ -560,9 +573,18 @@ impl Cutter {
                 tokio::select! {
                     Ok((mut near, _)) = listener.accept() => {
                         open.spawn(async move {
-                            if let Ok(mut far) = TcpStream::connect(gateway).await {
-                                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-                            }
+                            let Ok(mut far) = TcpStream::connect(gateway).await else { return };
+                            let _ = if single {
+                                let (up, down) = (far.split(), near.split());
+                                let (mut from_app, mut to_app) = down;
+                                let (mut from_gateway, mut to_gateway) = up;
+                                tokio::select! {
+                                    done = tokio::io::copy(&mut from_app, &mut to_gateway) => done.map(|_| ()),
+                                    done = single_messages(&mut from_gateway, &mut to_app) => done,
+                                }
+                            } else {
+                                tokio::io::copy_bidirectional(&mut near, &mut far).await.map(|_| ())
+                            };
                         });
                     }
                     () = cutting.notified() => open.abort_all(),
@@ -578,5 +600,36 @@ impl Cutter {
 
     pub fn cut(&self) {
         self.cut.notify_one();
+    }
+}
+
+/// Copies an HTTP response's head, then WebSocket frames (RFC 6455, section 5.2; unmasked, as a server's are),
+/// each in a write of its own and a pause after it.
+async fn single_messages(from: &mut ReadHalf<'_>, to: &mut WriteHalf<'_>) -> std::io::Result<()> {
+    let mut from = tokio::io::BufReader::new(from);
+    let mut line = Vec::new();
+    while line != b"\r\n" {
+        line.clear();
+        if from.read_until(b'\n', &mut line).await? == 0 {
+            return Ok(());
+        }
+        to.write_all(&line).await?;
+    }
+    loop {
+        let mut frame = vec![0; 2];
+        from.read_exact(&mut frame).await?;
+        let more = match frame[1] {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        };
+        frame.resize(2 + more, 0);
+        from.read_exact(&mut frame[2..]).await?;
+        let long = frame[2..].iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+        let body = if more == 0 { usize::from(frame[1]) } else { long };
+        frame.resize(2 + more + body, 0);
+        from.read_exact(&mut frame[2 + more..]).await?;
+        to.write_all(&frame).await?;
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

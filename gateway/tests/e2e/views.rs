@@ -24,7 +24,7 @@ async fn an_inc_is_never_counted_twice_in_a_local_view_also_when_connections_bre
     const CLIENTS: i64 = 6;
     const EACH: i64 = 60;
     let gateway = Gateway::start().await;
-    let cutter = Cutter::before(gateway.addr).await;
+    let cutter = Cutter::message_by_message(gateway.addr).await;
     let issued = Arc::new(AtomicI64::new(0));
     let mut tasks = tokio::task::JoinSet::new();
     for c in 0..CLIENTS {
@@ -67,13 +67,13 @@ async fn an_inc_is_never_counted_twice_in_a_local_view_also_when_connections_bre
                     }
                 }
             }
-            for settled in pending {
-                settled.await.unwrap();
-                sample(&doc.view(), own);
-            }
             // Until everybody's have arrived.
             while number(&doc.view()) < CLIENTS * EACH {
                 live.next().await.unwrap();
+                sample(&doc.view(), own);
+            }
+            for settled in pending {
+                settled.await.unwrap();
                 sample(&doc.view(), own);
             }
             assert_eq!(number(&doc.view()), CLIENTS * EACH);
