@@ -205,6 +205,7 @@ impl<T: Transport + ?Sized> Outbox<T> {
             }
             let ready = std::future::poll_fn(|cx| self.transport.poll_write_ready(cx));
             let result = tokio::select! {
+                biased;
                 result = ready => result,
                 // The state may have ended meanwhile.
                 () = woken => continue,

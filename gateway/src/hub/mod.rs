@@ -21,10 +21,11 @@ use parking_lot::Mutex;
 use space::{Found, Inner};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{Position, SpaceId};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -192,7 +193,9 @@ impl Hub {
     pub async fn check_heads(self: &Arc<Self>) {
         let linger = self.config.linger;
         self.spaces.retain(|_, space| !space.inner.lock().is_idle(linger));
-        let followed: Vec<_> = self.spaces.iter().map(|entry| entry.value().clone()).collect();
+        let mut followed: Vec<_> = self.spaces.iter().map(|entry| entry.value().clone()).collect();
+        // The map's order is another in every process.
+        followed.sort_unstable_by_key(|space| space.n);
         for some in followed.chunks(CHECK) {
             let sent: Vec<_> = some.iter().map(|space| space.inner.lock().position()).collect();
             let names: Vec<_> = some.iter().map(|space| space.space.clone()).collect();

@@ -5,11 +5,12 @@ use crate::frame;
 use crate::metrics::Metrics;
 use crate::store::{Lineage, LogEntry, SpaceState, View};
 use bytes::Bytes;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{Epoch, Position, Seq, ServerMessage};
+use tokio::time::Instant;
 
 /// Commits kept that came before the ones between; more are dropped, since the log has them.
 const AHEAD: usize = 1_024;
@@ -54,7 +55,8 @@ pub(super) enum Event {
 pub(super) struct Group {
     pub(super) view: View,
     pub(super) form: Form,
-    pub(super) members: HashMap<u64, Member>,
+    /// By connection, in the order in which they are served.
+    pub(super) members: BTreeMap<u64, Member>,
 }
 
 /// A live subscription.
@@ -228,7 +230,7 @@ impl Inner {
                 self.groups.push(Group {
                     view,
                     form,
-                    members: HashMap::new(),
+                    members: BTreeMap::new(),
                 });
                 self.groups.len() - 1
             });

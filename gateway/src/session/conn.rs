@@ -17,17 +17,18 @@ use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{Code, DocPath, Limits, Position, ResumeFrom, ServerMessage, SpaceId};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
@@ -114,13 +115,12 @@ impl Node {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             let now = self.now().mono;
-            for entry in &self.connections {
-                if let Some(conn) = entry.value().upgrade()
-                    && conn.deadline.load(Ordering::Relaxed) <= now
-                {
-                    conn.wake.notify_one();
-                }
-            }
+            let late = |conn: &Arc<Conn>| conn.deadline.load(Ordering::Relaxed) <= now;
+            let open = self.connections.iter();
+            let mut due: Vec<_> = open.filter_map(|entry| entry.upgrade().filter(late)).collect();
+            // The map's order is another in every process.
+            due.sort_unstable_by_key(|conn| conn.id);
+            due.iter().for_each(|conn| conn.wake.notify_one());
         }
     }
 }
@@ -148,7 +148,7 @@ pub struct Conn {
     outbox: Arc<Outbox>,
     wake: Notify,
     /// Subscriptions that have to catch up again; at most one entry each.
-    behind: Mutex<HashMap<u64, Position>>,
+    behind: Mutex<BTreeMap<u64, Position>>,
     deadline: AtomicU64,
     /// See `turn`.
     reading: tokio::sync::Mutex<()>,
@@ -221,7 +221,8 @@ struct Shell {
     node: Arc<Node>,
     conn: Arc<Conn>,
     session: Session,
-    subs: HashMap<u64, Sub>,
+    /// In order, so that they end in the same one every time.
+    subs: BTreeMap<u64, Sub>,
     jobs: FuturesUnordered<Job>,
     generation: u64,
     in_flight: Arc<Semaphore>,
@@ -252,7 +253,7 @@ impl Drop for Listed {
 }
 
 /// Waits until everything in flight has been answered, or until `latest`.
-async fn all_answered(in_flight: &Semaphore, config: &NodeConfig, latest: Option<tokio::time::Instant>) {
+async fn all_answered(in_flight: &Semaphore, config: &NodeConfig, latest: Option<Instant>) {
     let all = in_flight.acquire_many(u32::try_from(config.in_flight).unwrap_or(u32::MAX));
     if let Some(latest) = latest {
         // Late or not, the connection ends.
@@ -297,7 +298,7 @@ pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
         node: node.clone(),
         conn,
         session,
-        subs: HashMap::new(),
+        subs: BTreeMap::new(),
         jobs: FuturesUnordered::new(),
         generation: 0,
         closing: None,
@@ -338,7 +339,7 @@ impl Shell {
                 // What ends comes before what begins: a flood of messages cannot pile up unfinished work.
                 biased;
                 () = node.draining.cancelled(), if leaving.is_none() => {
-                    leaving = Some(tokio::time::Instant::now() + node.config.flush);
+                    leaving = Some(Instant::now() + node.config.flush);
                     self.input(Input::Drain { retry_ms: 0, jitter_ms: 1_000 });
                 }
                 // What has been taken in is answered before the connection closes.
