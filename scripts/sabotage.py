@@ -22,6 +22,7 @@ COMMIT = "gateway/src/store/embedded/commit.rs"
 CHANGES = "gateway/src/store/embedded/changes.rs"
 COLLECT = "gateway/src/store/embedded/collect.rs"
 EVALUATE = "gateway/src/engine/evaluate.rs"
+CONTRACT = ["-p", "tidegate", "--test", "contract"]
 
 # name: (file, code, what to put in its place, cargo arguments, test)
 RULES = {
@@ -270,6 +271,20 @@ RULES = {
         "=> detail.len() + 0 * conflicts.iter().map(conflict).sum::<usize>(),",
         LIB,
         "store::embedded::tests::writing::conflicts_to_be_logged_count_among_the_bytes_in_line",
+    ),
+    "counts of a migration": (
+        "gateway/src/store/embedded/migrate.rs",
+        "        count(&cut, &space, &mut meta)?;",
+        "        let _ = count;",
+        CONTRACT,
+        "format::a_directory_of_format_1_is_brought_to_this_one_and_answers_as_it_did",
+    ),
+    "a migration is done again": (
+        "gateway/src/store/embedded/migrate.rs",
+        "SpaceMeta::decode_1(&bytes).or_else(|| SpaceMeta::decode(&bytes))",
+        "SpaceMeta::decode_1(&bytes)",
+        CONTRACT,
+        "format::a_migration_that_was_cut_short_is_done_again",
     ),
 }
 

@@ -23,7 +23,7 @@ use tidegate::store::embedded::{self, Durability, EmbeddedOptions};
 use tidegate::store::model::Model;
 use tidegate::store::{
     Action, Cell, CommitGroup, DocEffect, DocState, Effects, Header, Lineage, LineageEntry, LogEntry, Outcome,
-    Prepared, ReadCut, Retention, SpaceState, Stamp, Store, Version, View,
+    Prepared, ReadCut, Retention, SpaceState, Stamp, Store, Usage, Version, View,
 };
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{
@@ -110,6 +110,7 @@ fn plan_a_set(criterion: &mut Criterion) {
             lineage,
             floor: Seq::ZERO,
             last_ms: 1,
+            usage: Usage::default(),
         },
         docs: vec![DocState {
             header: Some(header),

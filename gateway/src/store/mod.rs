@@ -83,6 +83,8 @@ pub struct Retention {
     pub clients_ms: u64,
     /// Entries kept in a space's conflict log at most.
     pub conflicts: u64,
+    /// Bytes of entries kept in a space's conflict log at most, as [`ConflictRecord::size`] counts.
+    pub conflicts_bytes: u64,
 }
 
 /// Results of mutations kept per client; older ones are `client_unknown`.
@@ -97,6 +99,7 @@ impl Default for Retention {
             tombstones_ms: 90 * DAY_MS,
             clients_ms: 90 * DAY_MS,
             conflicts: 10_000,
+            conflicts_bytes: 16 << 20,
         }
     }
 }
@@ -389,6 +392,24 @@ pub struct ConflictRecord {
     pub entry: ConflictEntry,
 }
 
+impl ConflictRecord {
+    /// Bytes that count against the bound of the conflict log: paths, values, and what stands beside them.
+    pub fn size(&self) -> u64 {
+        let text = |text: &str| 4 + text.len();
+        let value = |value: &Value| value.as_bytes().len();
+        let theirs =
+            |(path, cell): &(FieldPath, Cell)| text(path.as_str()) + 4 + 16 + cell.value.as_ref().map_or(0, value);
+        let entry = &self.entry;
+        let size = 5 * 8
+            + text(entry.doc.as_str())
+            + 3
+            + entry.path.as_ref().map_or(0, |path| text(path.as_str()))
+            + entry.ours.as_ref().map_or(0, |ours| 4 + value(ours))
+            + entry.theirs.iter().map(theirs).sum::<usize>();
+        size as u64
+    }
+}
+
 /// Answer of `read`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ReadCut {
@@ -409,6 +430,35 @@ pub struct SpaceState {
     pub floor: Seq,
     /// Time of the last commit, ms since 1970.
     pub last_ms: u64,
+    /// What its documents take.
+    pub usage: Usage,
+}
+
+/// What documents take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Usage {
+    /// Documents that exist.
+    pub docs: u64,
+    /// Their sizes together, as [`Header::size`] counts.
+    pub bytes: u64,
+}
+
+impl Usage {
+    /// What a document with this header takes: nothing, if it does not exist.
+    pub fn of(header: Option<&Header>) -> Self {
+        header
+            .filter(|header| header.alive)
+            .map_or(Self::default(), |header| Self {
+                docs: 1,
+                bytes: header.size,
+            })
+    }
+
+    /// Takes `before` out and puts `after` in.
+    pub fn replace(&mut self, before: Self, after: Self) {
+        self.docs = (self.docs + after.docs).saturating_sub(before.docs);
+        self.bytes = (self.bytes + after.bytes).saturating_sub(before.bytes);
+    }
 }
 
 /// Answer of `log`.

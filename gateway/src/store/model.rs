@@ -4,7 +4,7 @@
 use super::{
     Action, Cell, ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Cursor, DocState, Effects,
     Header, KEPT_RESULTS, Kept, Lineage, LogEntry, LogReply, Outcome, Prepared, ReadCut, ResetReason, Retention,
-    SpaceState, Stamp, Store, StoreError, Version,
+    SpaceState, Stamp, Store, StoreError, Usage, Version,
 };
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -187,6 +187,15 @@ impl Space {
             lineage: self.lineage.clone(),
             floor: self.floor,
             last_ms: self.last_ms,
+            usage: self.usage(),
+        }
+    }
+
+    fn usage(&self) -> Usage {
+        let alive = || self.docs.values().filter(|doc| doc.alive());
+        Usage {
+            docs: alive().count() as u64,
+            bytes: alive().filter_map(|doc| doc.header).map(|header| header.size).sum(),
         }
     }
 
@@ -345,7 +354,8 @@ impl Space {
         while self.log.len() as u64 > retention.log_commits || bytes(&self.log) > retention.log_bytes {
             self.log.remove(0);
         }
-        while self.conflicts.len() as u64 > retention.conflicts {
+        let bytes = |log: &[ConflictRecord]| log.iter().map(ConflictRecord::size).sum::<u64>();
+        while self.conflicts.len() as u64 > retention.conflicts || bytes(&self.conflicts) > retention.conflicts_bytes {
             self.conflicts.remove(0);
         }
     }

@@ -8,6 +8,7 @@
 
 mod coverage;
 mod follow;
+mod format;
 mod generate;
 mod harness;
 mod interpret;

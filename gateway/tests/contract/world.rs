@@ -218,6 +218,12 @@ impl World {
             (self.head(), self.truth.floor)
         );
         let plain = self.past(self.head()).plain;
+        let usage = cut.state.usage;
+        assert_eq!(usage.docs, plain.len() as u64);
+        if docs.len() == generate::DOCS.len() {
+            let sizes = cut.docs.iter().filter(|doc| doc.alive()).filter_map(|doc| doc.header);
+            assert_eq!(usage.bytes, sizes.map(|header| header.size).sum::<u64>());
+        }
         for (name, doc) in docs.iter().zip(&cut.docs) {
             let leaves = doc
                 .leaves()

@@ -230,9 +230,7 @@ fn age(
         if deleted >= STEP {
             return Ok((deleted, true));
         }
-        overlay.remove(Table::Conflicts, key);
-        space.meta.conflicts_first += 1;
-        space.meta_changed = true;
+        space.drop_conflict(name, overlay)?;
         deleted += 1;
     }
     Ok((deleted, false))

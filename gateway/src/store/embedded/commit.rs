@@ -5,10 +5,10 @@
 use super::disk::{Look, Table};
 use super::keys;
 use super::overlay::Overlay;
-use super::records::{Client, KeptResult, SpaceMeta};
+use super::records::{Client, KeptResult, Record, SpaceMeta};
 use crate::store::{
     Action, Cell, CommitGroup, Committed, ConflictEntry, ConflictRecord, DocEffect, Effects, Header, KEPT_RESULTS,
-    Kept, Lineage, Outcome, Prepared, Retention, Stamp, StoreError, Version,
+    Kept, Lineage, Outcome, Prepared, Retention, Stamp, StoreError, Usage, Version,
 };
 use tidegate_protocol::{DocPath, FieldPath, Mid, MutationKey, Position, Seq, SpaceId, Writer, msgpack};
 
@@ -48,6 +48,18 @@ impl Space {
         if std::mem::take(&mut self.lineage_changed) {
             overlay.put_record(Table::Spaces, keys::lineage(space), &self.lineage);
         }
+    }
+
+    /// Removes the oldest entry of the conflict log.
+    pub(super) fn drop_conflict(&mut self, space: &SpaceId, overlay: &mut Overlay<'_>) -> Result<(), StoreError> {
+        let key = keys::conflict(space, self.meta.conflicts_first);
+        // One may be missing: a user's were erased.
+        let size = overlay.size_of(Table::Conflicts, &key)?.unwrap_or(0);
+        overlay.remove_once_written(Table::Conflicts, key);
+        self.meta.conflicts_bytes = self.meta.conflicts_bytes.saturating_sub(size);
+        self.meta.conflicts_first += 1;
+        self.meta_changed = true;
+        Ok(())
     }
 
     fn head(&self) -> Position {
@@ -96,7 +108,7 @@ pub(super) fn group(
         outcomes.push(outcome);
     }
     apply.trim_log(apply.space.meta.head.get() - head.get())?;
-    apply.trim_conflicts(apply.space.meta.conflicts_next - conflicts);
+    apply.trim_conflicts(apply.space.meta.conflicts_next - conflicts)?;
     Ok(Committed {
         outcomes,
         lineage: space.lineage.clone(),
@@ -284,6 +296,8 @@ impl Apply<'_, '_> {
             alive: effect.alive,
             size: effect.size,
         };
+        let usage = &mut self.space.meta.usage;
+        usage.replace(Usage::of(old.as_ref()), Usage::of(Some(&header)));
         self.overlay
             .put_record(Table::Cells, keys::doc(self.name, doc), &header);
         if let Some(old) = old {
@@ -345,8 +359,9 @@ impl Apply<'_, '_> {
                 entry,
             };
             let n = self.space.meta.conflicts_next;
-            self.overlay
-                .put_record(Table::Conflicts, keys::conflict(self.name, n), &record);
+            let record = record.encode();
+            self.space.meta.conflicts_bytes += record.len() as u64;
+            self.overlay.put(Table::Conflicts, keys::conflict(self.name, n), record);
             self.space.meta.conflicts_next = n + 1;
             self.space.meta_changed = true;
         }
@@ -371,16 +386,18 @@ impl Apply<'_, '_> {
         Ok(())
     }
 
-    /// Drops the oldest entries of the conflict log until it is within its bound.
-    fn trim_conflicts(&mut self, added: u64) {
-        let meta = &mut self.space.meta;
-        let over = (meta.conflicts_next - meta.conflicts_first).saturating_sub(self.retention.conflicts);
-        for _ in 0..over.min(TRIM_STEPS + 2 * added) {
-            self.overlay
-                .remove_once_written(Table::Conflicts, keys::conflict(self.name, meta.conflicts_first));
-            meta.conflicts_first += 1;
-            self.space.meta_changed = true;
+    /// Drops the oldest entries of the conflict log until it is within its bounds.
+    fn trim_conflicts(&mut self, added: u64) -> Result<(), StoreError> {
+        for _ in 0..TRIM_STEPS + 2 * added {
+            let meta = &self.space.meta;
+            let kept = meta.conflicts_next - meta.conflicts_first;
+            if kept == 0 || (kept <= self.retention.conflicts && meta.conflicts_bytes <= self.retention.conflicts_bytes)
+            {
+                break;
+            }
+            self.space.drop_conflict(self.name, self.overlay)?;
         }
+        Ok(())
     }
 }
 

@@ -1,8 +1,7 @@
 //! The database on disk: its format marker, its tables, and how its errors are told.
 
-use super::OpenError;
-use super::keys;
 use super::records::{Record, SpaceMeta};
+use super::{OpenError, keys, migrate};
 use crate::store::{Lineage, SpaceState, StoreError};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice, Snapshot};
 use std::fs::{self, File, TryLockError};
@@ -12,7 +11,7 @@ use std::path::Path;
 use tidegate_protocol::{Position, SpaceId};
 
 /// The format that this version reads and writes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// The file that says which format a directory is in, as text, so that any version can read it.
 const MARKER: &str = "FORMAT";
 const MARKER_WORD: &str = "tidegate-store";
@@ -102,16 +101,28 @@ impl Disk {
         fs::create_dir_all(dir).map_err(at(dir))?;
         let lock = lock(dir)?;
         let path = dir.join(DATABASE);
-        check_format(dir, &path)?;
+        let found = check_format(dir, &path)?;
         if !path.exists() {
             create(dir, &path)?;
         }
         let (db, tables) = open_database(&path)?;
-        Ok(Self {
+        let disk = Self {
             tables,
             db,
             _lock: lock,
-        })
+        };
+        if found < FORMAT {
+            let failed = |source| OpenError::NotMigrated {
+                path: path.clone(),
+                found,
+                known: FORMAT,
+                source,
+            };
+            migrate::from_1(&disk).map_err(failed)?;
+            // Last: until it stands there, all of it is done again.
+            write_format(dir, &dir.join(MARKER))?;
+        }
+        Ok(disk)
     }
 
     pub(super) fn table(&self, table: Table) -> &Keyspace {
@@ -207,12 +218,14 @@ fn create(dir: &Path, path: &Path) -> Result<(), OpenError> {
         .map_err(at(path))
 }
 
-/// Checks the format marker, or writes it into a directory without a database.
-fn check_format(dir: &Path, database: &Path) -> Result<(), OpenError> {
+/// The format that a directory is in, which is written into one without a database.
+fn check_format(dir: &Path, database: &Path) -> Result<u32, OpenError> {
     let path = dir.join(MARKER);
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound && !database.exists() => return write_format(dir, &path),
+        Err(error) if error.kind() == ErrorKind::NotFound && !database.exists() => {
+            return write_format(dir, &path).map(|()| FORMAT);
+        }
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => {
             return Err(OpenError::NotAStore { path });
         }
@@ -222,7 +235,7 @@ fn check_format(dir: &Path, database: &Path) -> Result<(), OpenError> {
         .strip_prefix(MARKER_WORD)
         .and_then(|rest| rest.trim().parse::<u32>().ok());
     match found {
-        Some(FORMAT) => Ok(()),
+        Some(found @ 1..=FORMAT) => Ok(found),
         Some(found) if found > FORMAT => Err(OpenError::Newer {
             path,
             found,
@@ -323,6 +336,7 @@ impl Cut<'_> {
                 lineage,
                 floor: meta.floor,
                 last_ms: meta.last_ms,
+                usage: meta.usage,
             },
             meta,
         ))

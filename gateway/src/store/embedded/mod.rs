@@ -9,6 +9,7 @@ mod collect;
 mod commit;
 mod disk;
 mod keys;
+mod migrate;
 mod overlay;
 mod read;
 mod records;
@@ -83,6 +84,18 @@ pub enum OpenError {
         found: u32,
         /// The format that this version knows.
         known: u32,
+    },
+    /// Written by an older version, and not brought to this one's format: the next open tries again.
+    #[error("{} is in format {found} and could not be brought to format {known}: {source}", path.display())]
+    NotMigrated {
+        /// The database's directory.
+        path: PathBuf,
+        /// The format found.
+        found: u32,
+        /// The format that this version writes.
+        known: u32,
+        /// Why.
+        source: StoreError,
     },
     /// There is a database without the marker of a store, or with another one.
     #[error("{} is missing or is not a store's format marker: this is not a Tidegate data directory", path.display())]

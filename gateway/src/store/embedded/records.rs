@@ -2,7 +2,9 @@
 //!
 //! Decoding never panics: a record that is not whole is `None`, and its reader says which one it was.
 
-use crate::store::{Cell, ConflictDone, ConflictEntry, ConflictRecord, Header, Kept, Lineage, LineageEntry, Stamp};
+use crate::store::{
+    Cell, ConflictDone, ConflictEntry, ConflictRecord, Header, Kept, Lineage, LineageEntry, Stamp, Usage,
+};
 use bytes::Bytes;
 use tidegate_protocol::{Code, DocPath, Epoch, FieldPath, Mid, MutationKey, Position, Seq, Value, Writer};
 
@@ -101,6 +103,10 @@ pub(super) struct SpaceMeta {
     pub(super) conflicts_first: u64,
     /// Number of the next entry of the conflict log.
     pub(super) conflicts_next: u64,
+    /// Bytes of the entries of the conflict log, as stored.
+    pub(super) conflicts_bytes: u64,
+    /// What the documents take.
+    pub(super) usage: Usage,
     /// Time of the last mark.
     pub(super) mark_ms: Option<u64>,
 }
@@ -115,6 +121,8 @@ impl Default for SpaceMeta {
             log_bytes: 0,
             conflicts_first: 0,
             conflicts_next: 0,
+            conflicts_bytes: 0,
+            usage: Usage::default(),
             mark_ms: None,
         }
     }
@@ -130,12 +138,13 @@ impl Record for SpaceMeta {
             self.log_bytes,
             self.conflicts_first,
             self.conflicts_next,
+            self.conflicts_bytes,
+            self.usage.docs,
+            self.usage.bytes,
         ] {
             put_u64(out, n);
         }
-        if let Some(at) = self.mark_ms {
-            put_u64(out, at);
-        }
+        put_option(out, self.mark_ms.as_ref(), |out, at| put_u64(out, *at));
     }
 
     fn take(from: &mut Take<'_>) -> Option<Self> {
@@ -147,8 +156,32 @@ impl Record for SpaceMeta {
             log_bytes: from.u64()?,
             conflicts_first: from.u64()?,
             conflicts_next: from.u64()?,
-            mark_ms: if from.0.is_empty() { None } else { Some(from.u64()?) },
+            conflicts_bytes: from.u64()?,
+            usage: Usage {
+                docs: from.u64()?,
+                bytes: from.u64()?,
+            },
+            mark_ms: take_option(from, Take::u64)?,
         })
+    }
+}
+
+impl SpaceMeta {
+    /// Reads what format 1 stored; what that did not count is 0.
+    pub(super) fn decode_1(bytes: &[u8]) -> Option<Self> {
+        let mut from = Take(bytes);
+        let meta = Self {
+            head: from.seq()?,
+            last_ms: from.u64()?,
+            floor: from.seq()?,
+            log_first: from.seq()?,
+            log_bytes: from.u64()?,
+            conflicts_first: from.u64()?,
+            conflicts_next: from.u64()?,
+            mark_ms: if from.0.is_empty() { None } else { Some(from.u64()?) },
+            ..Self::default()
+        };
+        from.0.is_empty().then_some(meta)
     }
 }
 

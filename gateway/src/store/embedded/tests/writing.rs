@@ -1,7 +1,7 @@
 //! The writer: grouping, bounds, mids at the edges, trimming.
 
 use super::*;
-use crate::store::{ConflictDone, ConflictEntry, KEPT_RESULTS, Kept, LogReply, ResetReason};
+use crate::store::{Cell, ConflictDone, ConflictEntry, KEPT_RESULTS, Kept, LogReply, ResetReason, Stamp};
 use futures_util::future::join_all;
 use tidegate_protocol::Code;
 
@@ -334,5 +334,32 @@ async fn the_log_keeps_a_suffix_within_its_bounds() {
         assert_eq!(last_mid, Mid::new(30));
         assert!(matches!(log(30).await, LogReply::Commits { commits, .. } if commits.is_empty()));
         assert_eq!(log(31).await, LogReply::Reset(ResetReason::Lost));
+    }
+}
+
+#[test]
+fn a_conflict_counts_the_bytes_that_it_is_stored_in() {
+    let cell = |value| Cell {
+        stamp: Stamp {
+            seq: seq(1),
+            writer: Writer(2),
+        },
+        value,
+    };
+    for (path, ours) in [(None, None), (Some(field("a.b")), Some(Value::int(70_000)))] {
+        let record = ConflictRecord {
+            position: Position::START,
+            at: 1,
+            writer: Writer(1),
+            mid: Mid::ZERO.next(),
+            entry: ConflictEntry {
+                doc: doc("c/a"),
+                path,
+                theirs: vec![(field("x"), cell(None)), (field("yy"), cell(Some(Value::str("text"))))],
+                ours,
+                done: ConflictDone::Skipped,
+            },
+        };
+        assert_eq!(record.size(), records::Record::encode(&record).len() as u64);
     }
 }

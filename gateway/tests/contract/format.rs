@@ -1,0 +1,426 @@
+//! Stored formats: what a version wrote stays readable by the ones after it.
+
+use crate::generate::doc;
+use crate::replica::view;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tidegate::auth::{DevAuthoriser, Identity};
+use tidegate::engine::{Plan, Planner, WriteBody, WriteRequest};
+use tidegate::env::Env;
+use tidegate::store::embedded::{self, Durability, EmbeddedOptions, EmbeddedStore};
+use tidegate::store::{
+    ChangesReply, ChangesRequest, CommitGroup, LogReply, Outcome, Retention, SpaceState, Store, Usage,
+};
+use tidegate_protocol::{
+    ClientId, Epoch, FieldPath, Fields, Limits, Mid, MutationKey, Op, OpKind, Policy, Position, Seq, SpaceId, Value,
+    WriteHead, Writer,
+};
+
+const SPACES: [&str; 3] = ["fix:notes", "fix:other", "fix:quiet"];
+const DOCS: [&str; 8] = ["a/1", "a/2", "a/3", "a/x/4", "b/1", "b/2", "b/3", "never/was"];
+
+struct Count(AtomicU64);
+
+impl Env for Count {
+    fn now_ms(&self) -> u64 {
+        0
+    }
+    fn random(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+fn options() -> EmbeddedOptions {
+    EmbeddedOptions {
+        durability: Durability::Memory,
+        retention: Retention {
+            log_commits: 30,
+            ..Retention::default()
+        },
+        env: Arc::new(Count(AtomicU64::new(77))),
+    }
+}
+
+fn space(name: &str) -> SpaceId {
+    SpaceId::parse(name).expect("valid")
+}
+
+fn path(text: &str) -> FieldPath {
+    FieldPath::parse(text).expect("valid")
+}
+
+fn key(client: u64, mid: u64) -> MutationKey {
+    MutationKey(client << 32 | mid)
+}
+
+fn user(client: u64) -> &'static str {
+    if client.is_multiple_of(2) { "alice" } else { "bob" }
+}
+
+/// Sends a mutation of a client.
+async fn send(
+    store: &EmbeddedStore,
+    name: &str,
+    (client, mid, at): (u64, u64, u64),
+    base: Option<(Position, Policy)>,
+    ops: Vec<Op>,
+) -> Outcome {
+    let space = space(name);
+    let docs: Vec<_> = ops.iter().map(|op| op.doc.clone()).collect();
+    let cut = store.read(&space, &docs).await.expect("it answers");
+    let planned_on = cut.state.lineage.last_epoch();
+    let limits = Limits::default();
+    let mut planner = Planner::new(&DevAuthoriser, &limits, &space, docs, cut, at);
+    let head = WriteHead {
+        space: space.clone(),
+        client: ClientId(client),
+        mid: Mid::new(mid).expect("small"),
+        key: key(client, mid),
+        prev: (mid > 1).then(|| key(client, mid - 1)),
+        first: (mid == 1).then_some(1_000),
+    };
+    let who = Arc::new(Identity {
+        user: user(client).into(),
+        expires: None,
+    });
+    let body = Ok(WriteBody {
+        base: base.map(|(base, _)| base),
+        policy: base.map(|(_, policy)| policy),
+        ops,
+    });
+    let Plan::Item(item, _) = planner.plan(&WriteRequest { who, head, body }) else {
+        panic!("planned")
+    };
+    let group = CommitGroup {
+        space,
+        planned_on,
+        fresh: Epoch(0xe000 + at),
+        now_ms: at,
+        items: vec![*item],
+    };
+    store.commit(group).await.expect("it answers").outcomes.remove(0)
+}
+
+fn op(name: &str, kind: OpKind) -> Op {
+    Op {
+        doc: doc(name),
+        kind,
+        exists: None,
+        unchanged_since: None,
+    }
+}
+
+fn fields(list: &[(&str, Value)]) -> Fields {
+    Fields::new(
+        list.iter().map(|(text, value)| (path(text), value.clone())),
+        &Limits::default(),
+    )
+    .expect("valid")
+}
+
+/// Everything that a store answers about the spaces, without what it does not keep.
+async fn answers(store: &EmbeddedStore) -> String {
+    let mut out = String::new();
+    for name in SPACES {
+        let space = space(name);
+        let state = store
+            .positions(std::slice::from_ref(&space))
+            .await
+            .expect("it answers")
+            .remove(0);
+        writeln!(out, "space {name}: {}", told(&state)).expect("text");
+        let docs: Vec<_> = DOCS.iter().map(|name| doc(name)).collect();
+        let cut = store.read(&space, &docs).await.expect("it answers");
+        for (name, doc) in DOCS.iter().zip(&cut.docs) {
+            writeln!(out, "  {name}: {:?}", doc.header).expect("text");
+            for (path, cell) in &doc.cells {
+                writeln!(out, "    {path}: {cell:?}").expect("text");
+            }
+        }
+        let mut positions = vec![Position::START, Position::new(Epoch(5), Seq::new(1).expect("small"))];
+        for entry in &state.lineage.0 {
+            for n in (1..=state.head.seq.get()).step_by(4) {
+                positions.push(Position::new(entry.epoch, Seq::new(n).expect("small")));
+            }
+        }
+        for after in positions {
+            let log = store.log(&space, after, 2, 1 << 20, None).await.expect("it answers");
+            match log {
+                LogReply::Commits { commits, state, .. } => {
+                    writeln!(out, "  log after {after}: {}", told(&state)).expect("text");
+                    for entry in commits {
+                        writeln!(out, "    {}: {:02x?}", entry.seq, &entry.payload[..]).expect("text");
+                    }
+                }
+                other => writeln!(out, "  log after {after}: {other:?}").expect("text"),
+            }
+            let reply = store
+                .changes(&space, request(Some(after), None))
+                .await
+                .expect("it answers");
+            writeln!(out, "  changes after {after}: {}", page(&reply)).expect("text");
+        }
+        for client in 1..=4 {
+            let writer = Writer::of(user(client), ClientId(client));
+            let reply = store
+                .changes(&space, request(None, Some(writer)))
+                .await
+                .expect("it answers");
+            writeln!(out, "  all, for {client}: {}", page(&reply)).expect("text");
+        }
+        for conflict in store.conflicts(&space, 100).await.expect("it answers") {
+            writeln!(out, "  {conflict:?}").expect("text");
+        }
+    }
+    // What was sent before is answered as before; this begins an epoch, so it comes last.
+    for name in SPACES {
+        for client in 1..=4 {
+            for mid in 1..=40 {
+                let head = store.positions(&[space(name)]).await.expect("it answers")[0].head.seq;
+                let outcome = send(store, name, (client, mid, 90_000), None, vec![op("a/1", OpKind::Check)]).await;
+                if matches!(outcome, Outcome::Applied { .. }) {
+                    writeln!(out, "  {name}: {client} {mid} is new after {head}").expect("text");
+                    break;
+                }
+                writeln!(out, "  {name}: {client} {mid} {outcome:?}").expect("text");
+            }
+        }
+    }
+    out
+}
+
+fn told(state: &SpaceState) -> String {
+    let lineage: Vec<_> = state
+        .lineage
+        .0
+        .iter()
+        .map(|entry| format!("{:x}@{}", entry.epoch.0, entry.start))
+        .collect();
+    format!("{} {lineage:?} floor {} at {}", state.head, state.floor, state.last_ms)
+}
+
+fn page(reply: &ChangesReply) -> String {
+    match reply {
+        ChangesReply::Done { docs, state, last_mid } => format!("{} {last_mid:?} {docs:?}", told(state)),
+        other => format!("{other:?}"),
+    }
+}
+
+fn request(after: Option<Position>, writer: Option<Writer>) -> ChangesRequest {
+    ChangesRequest {
+        after,
+        cursor: None,
+        view: view(None),
+        writer,
+        budget: usize::MAX,
+    }
+}
+
+const TABLES: [&str; 9] = [
+    "spaces",
+    "log",
+    "cells",
+    "fields",
+    "idx",
+    "dead",
+    "clients",
+    "results",
+    "conflicts",
+];
+
+/// What format 1 stored of [`make`]: a table, a key and a value in hexadecimal a line.
+const RECORDS: &str = include_str!("../fixtures/format-1.records");
+/// What the version that wrote it answered.
+const ANSWERS: &str = include_str!("../fixtures/format-1.answers");
+
+fn bytes(hex: &str) -> Vec<u8> {
+    let digit = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal");
+    (0..hex.len()).step_by(2).map(digit).collect()
+}
+
+/// Puts records of format 1 into a directory's database, whatever it holds.
+fn put(dir: &Path, records: impl Iterator<Item = &'static str>) {
+    let db = fjall::Database::builder(dir.join("db")).open().expect("opens");
+    for table in TABLES {
+        db.keyspace(table, fjall::KeyspaceCreateOptions::default)
+            .expect("opens");
+    }
+    for record in records {
+        let [table, key, value] = record.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("{record}")
+        };
+        let table = db
+            .keyspace(table, fjall::KeyspaceCreateOptions::default)
+            .expect("opens");
+        table.insert(bytes(key), bytes(value)).expect("written");
+    }
+    db.persist(fjall::PersistMode::SyncAll).expect("synced");
+}
+
+fn mark(dir: &Path, format: u32) {
+    std::fs::write(dir.join("FORMAT"), format!("tidegate-store {format}\n")).expect("written");
+}
+
+fn marked(dir: &Path) -> String {
+    std::fs::read_to_string(dir.join("FORMAT")).expect("readable")
+}
+
+/// A directory as format 1 left it.
+fn of_format_1() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a directory");
+    mark(dir.path(), 1);
+    put(dir.path(), RECORDS.lines());
+    dir
+}
+
+async fn usage(store: &EmbeddedStore) -> Vec<Usage> {
+    let states = store.positions(&SPACES.map(space)).await.expect("it answers");
+    states.into_iter().map(|state| state.usage).collect()
+}
+
+/// What the documents say that the counts must be.
+async fn counted(store: &EmbeddedStore) -> Vec<Usage> {
+    let mut all = vec![];
+    for name in SPACES {
+        let docs: Vec<_> = DOCS.iter().map(|name| doc(name)).collect();
+        let cut = store.read(&space(name), &docs).await.expect("it answers");
+        let sizes = cut.docs.iter().filter(|doc| doc.alive()).map(|doc| {
+            let leaves = doc
+                .leaves()
+                .map(|(path, value)| path.as_str().len() + value.as_bytes().len());
+            leaves.sum::<usize>() as u64
+        });
+        all.push(Usage {
+            docs: sizes.clone().count() as u64,
+            bytes: sizes.sum(),
+        });
+    }
+    all
+}
+
+#[test]
+fn a_directory_of_format_1_is_brought_to_this_one_and_answers_as_it_did() {
+    let runtime = runtime();
+    let dir = of_format_1();
+    let told = runtime.block_on(async {
+        let store = embedded::open(dir.path(), options()).expect("opens");
+        assert_eq!(marked(dir.path()), "tidegate-store 2\n");
+        let usage = usage(&store).await;
+        assert_eq!(usage, counted(&store).await);
+        assert!(usage.iter().all(|usage| usage.docs > 0 && usage.bytes > 0), "{usage:?}");
+        let told = answers(&store).await;
+        assert_eq!(counted(&store).await, self::usage(&store).await, "commits count on");
+        store.close();
+        told
+    });
+    assert!(told == ANSWERS, "{}", first_difference(&told));
+    // What this version itself makes of the same mutations counts the same.
+    let fresh = tempfile::tempdir().expect("a directory");
+    runtime.block_on(async {
+        make(fresh.path()).await;
+        let store = embedded::open(fresh.path(), options()).expect("opens");
+        let migrated = of_format_1();
+        let migrated = embedded::open(migrated.path(), options()).expect("opens");
+        assert_eq!(usage(&store).await, usage(&migrated).await);
+    });
+}
+
+#[test]
+fn a_migration_that_was_cut_short_is_done_again() {
+    let runtime = runtime();
+    let dir = of_format_1();
+    embedded::open(dir.path(), options()).expect("opens").close();
+    // All is written but the marker; and some spaces are still as format 1 had them.
+    for old in [None, Some(SPACES[0]), Some(SPACES[2])] {
+        mark(dir.path(), 1);
+        if let Some(name) = old {
+            let records: Vec<_> = name.bytes().map(|b| format!("{b:02x}")).collect();
+            let prefix = format!("spaces {}00", records.concat());
+            put(dir.path(), RECORDS.lines().filter(|record| record.starts_with(&prefix)));
+        }
+        runtime.block_on(async {
+            let store = embedded::open(dir.path(), options()).expect("opens");
+            assert_eq!(marked(dir.path()), "tidegate-store 2\n");
+            assert_eq!(usage(&store).await, counted(&store).await, "{old:?}");
+            store.close();
+        });
+    }
+    let told = runtime.block_on(async {
+        let store = embedded::open(dir.path(), options()).expect("opens");
+        answers(&store).await
+    });
+    assert!(told == ANSWERS, "{}", first_difference(&told));
+}
+
+fn first_difference(told: &str) -> String {
+    let pair = told.lines().zip(ANSWERS.lines()).find(|(a, b)| a != b);
+    format!(
+        "{pair:#?}, {} lines and {} before",
+        told.lines().count(),
+        ANSWERS.lines().count()
+    )
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+/// Writes what the fixture holds: three spaces in three lives of the store, every kind of op, conflicts of
+/// every policy, refusals, deletions, a raised floor and a trimmed log. The version at the last commit
+/// before format 2 ran this, and then wrote down every record of every table, and [`answers`].
+async fn make(dir: &Path) {
+    let mut store = embedded::open(dir, options()).expect("opens");
+    let mut at = 1_000;
+    let mut mids = std::collections::BTreeMap::<(&str, u64), u64>::new();
+    let mut seen: Vec<Position> = vec![];
+    for round in 0..60_u64 {
+        if round == 25 || round == 45 {
+            store.close();
+            let env: Arc<dyn Env> = Arc::new(Count(AtomicU64::new(1_000 + round)));
+            store = embedded::open(dir, EmbeddedOptions { env, ..options() }).expect("opens");
+        }
+        at += 7_000;
+        let name = if round % 4 == 3 { SPACES[1] } else { SPACES[0] };
+        let name = if round == 10 || round == 30 { SPACES[2] } else { name };
+        let client = 1 + round * 7 % 4;
+        let d = DOCS[usize::try_from(round * 5 % 7).expect("small")];
+        let n = Value::int(i64::try_from(round).expect("small"));
+        let list = Value::array([Value::int(1), Value::str("two")].iter());
+        let kind = match round % 9 {
+            0 => OpKind::Set(fields(&[("title", Value::str("text")), ("m.x", n.clone()), ("m.y", n)])),
+            1 => OpKind::Set(fields(&[("m", n), ("list", list)])),
+            2 => OpKind::Merge(fields(&[("m.z", n), ("other", Value::bool(true))])),
+            3 => OpKind::Delete,
+            4 => OpKind::Set(fields(&[("title", Value::float(1.5).expect("finite")), ("p\\.q", n)])),
+            5 => OpKind::Unset(vec![path("title"), path("m")]),
+            6 => OpKind::Create(fields(&[("title", n)])),
+            7 => OpKind::Replace(fields(&[("fresh", n), ("m.x", list)])),
+            _ => OpKind::Now { path: path("when") },
+        };
+        let base = (name == SPACES[0] && round > 12 && round % 3 != 0).then(|| {
+            let base = seen[seen.len().saturating_sub(9)];
+            (
+                base,
+                [Policy::Lww, Policy::Reject, Policy::Merge][usize::try_from(round / 3 % 3).expect("small")],
+            )
+        });
+        let mid = mids.entry((name, client)).or_default();
+        *mid += 1;
+        let outcome = send(&store, name, (client, *mid, at), base, vec![op(d, kind)]).await;
+        match outcome {
+            Outcome::Applied { position, .. } if name == SPACES[0] => seen.push(position),
+            Outcome::Applied { .. } | Outcome::Refused { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    store
+        .raise_floor(&space(SPACES[0]), Seq::new(12).expect("small"))
+        .await
+        .expect("it answers");
+    store.close();
+}
