@@ -286,6 +286,20 @@ RULES = {
         CONTRACT,
         "format::a_migration_that_was_cut_short_is_done_again",
     ),
+    "check sums up the leaves": (
+        "gateway/src/store/embedded/check/docs.rs",
+        "        if header.size != size {",
+        "        if false && header.size != size {",
+        LIB,
+        "store::embedded::tests::check::each_thing_that_can_be_wrong_is_found_and_named",
+    ),
+    "check meets branches with a third between": (
+        "gateway/src/store/embedded/check/docs.rs",
+        "self.open.pop();",
+        "self.open.clear();",
+        LIB,
+        "store::embedded::tests::check::each_thing_that_can_be_wrong_is_found_and_named",
+    ),
 }
 
 

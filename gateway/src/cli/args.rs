@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use tidegate_protocol::{Collection, DocPath, Number, SpaceId};
 
 use super::assign::{self, Assignment};
+use super::serve::DEFAULT_DATA_DIR;
 
 /// A self-hosted real-time sync gateway, and the commands to read and write with it.
 #[derive(Parser, Debug)]
@@ -55,6 +56,8 @@ pub(crate) enum Command {
     Import(ImportArgs),
     /// Write every document of a space to standard output, as NDJSON
     Export(ExportArgs),
+    /// Check every record of a stopped gateway's store
+    Check(DataArgs),
 }
 
 /// Options of `serve`.
@@ -72,6 +75,14 @@ pub(crate) struct ServeArgs {
     /// Admit anyone, but from this machine only
     #[arg(long)]
     pub dev: bool,
+}
+
+/// Which store.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct DataArgs {
+    /// Where the embedded store keeps its files, as in serve
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR)]
+    pub data_dir: PathBuf,
 }
 
 /// Options of `watch`.

@@ -8,6 +8,7 @@ mod connection;
 mod edit;
 mod import;
 mod json;
+mod operate;
 mod read;
 mod serve;
 mod show;
@@ -57,6 +58,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let ended = match &cli.command {
         Command::Serve(args) => serve::main(args),
+        Command::Check(args) => operate::check(args, &mut io::stdout().lock()),
         command => client(&cli.gateway, command),
     };
     match ended {

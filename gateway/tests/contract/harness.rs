@@ -122,6 +122,9 @@ impl EmbeddedHarness {
             .and_then(Arc::into_inner)
             .expect("nobody else holds it");
         store.close();
+        let mut wrong = Vec::new();
+        let checked = embedded::check(&self.dir.path().join("data"), &mut |violation| wrong.push(violation));
+        assert_eq!(wrong, [], "every invariant holds of what was closed: {checked:?}");
     }
 }
 

@@ -247,6 +247,9 @@ fn kill(dir: &Path, answers: usize, more: Duration, acked: &mut Acked) {
 }
 
 async fn verify(dir: &Path, acked: &Acked) {
+    let mut wrong = Vec::new();
+    let checked = embedded::check(dir, &mut |violation| wrong.push(violation));
+    assert_eq!(wrong, [], "every invariant holds of what was left: {checked:?}");
     let store = Arc::new(open(dir));
     for name in SPACES {
         let epoch = store.positions(&[space(name)]).await.expect("it answers")[0].head.epoch;

@@ -81,6 +81,11 @@ impl Gateway {
         text(&output.stderr)
     }
 
+    /// Tells it to stop, and waits until it has.
+    pub(crate) fn stop(&mut self) {
+        self.process.terminate();
+    }
+
     /// Tells it to stop, waits until it has, and starts it again on the same port with the same store.
     pub(crate) fn restart(&mut self) {
         self.process.terminate();
@@ -99,7 +104,8 @@ impl Gateway {
         (self.process, self.greeting) = serve(&self.data(), &["--listen", listen]);
     }
 
-    fn data(&self) -> PathBuf {
+    /// Where it keeps its files.
+    pub(crate) fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
 }

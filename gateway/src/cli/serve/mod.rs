@@ -10,6 +10,7 @@ use crate::env::{Env, SystemEnv};
 use crate::server::{self, Parts, ServerConfig};
 use crate::store::Retention;
 use crate::store::embedded::{self, EmbeddedOptions, EmbeddedStore};
+pub(crate) use plan::DEFAULT_DATA_DIR;
 use plan::Plan;
 use std::fs;
 use std::io::{self, Write as _};

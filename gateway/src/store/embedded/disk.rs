@@ -125,6 +125,14 @@ impl Disk {
         Ok(disk)
     }
 
+    /// Opens one that must be there.
+    pub(super) fn open_existing(dir: &Path) -> Result<Self, OpenError> {
+        if !dir.join(DATABASE).exists() && !dir.join(MARKER).exists() {
+            return Err(OpenError::Missing { dir: dir.to_owned() });
+        }
+        Self::open(dir)
+    }
+
     pub(super) fn table(&self, table: Table) -> &Keyspace {
         &self.tables[table as usize]
     }
@@ -324,6 +332,11 @@ impl Cut<'_> {
     pub(super) fn range(&self, table: Table, start: Bound<Vec<u8>>, end: Vec<u8>) -> fjall::Iter {
         self.snapshot
             .range(self.disk.table(table), (start, Bound::Excluded(end)))
+    }
+
+    /// All entries of a table.
+    pub(super) fn iter(&self, table: Table) -> fjall::Iter {
+        self.snapshot.iter(self.disk.table(table))
     }
 
     /// Where a space stands, as the store's callers see it; and its record.

@@ -67,6 +67,13 @@ pub(super) fn mark(space: &SpaceId, at: u64) -> Vec<u8> {
     key
 }
 
+/// The time of a mark's key.
+pub(super) fn mark_time(space: &SpaceId, key: &[u8]) -> Option<u64> {
+    let (kind, at) = key.get(space.as_str().len() + 1..)?.split_first()?;
+    let at = <[u8; 8]>::try_from(at).ok()?;
+    (*kind == MARK).then(|| u64::from_be_bytes(at))
+}
+
 fn numbered(space: &SpaceId, n: u64) -> Vec<u8> {
     let mut key = named(space, 8);
     key.extend_from_slice(&n.to_be_bytes());
@@ -107,6 +114,12 @@ pub(super) fn result(space: &SpaceId, writer: Writer, mid: Mid) -> Vec<u8> {
     key
 }
 
+/// The mid of a kept result's key.
+pub(super) fn result_mid(space: &SpaceId, key: &[u8]) -> Option<Mid> {
+    let mid = key.get(space.as_str().len() + 1 + 8..)?;
+    Mid::new(u64::from_be_bytes(mid.try_into().ok()?))
+}
+
 /// A document's cells: the prefix of all, and the key of its header.
 pub(super) fn doc(space: &SpaceId, doc: &DocPath) -> Vec<u8> {
     let path = doc.as_str().as_bytes();
@@ -126,6 +139,18 @@ pub(super) fn cell(space: &SpaceId, path: &DocPath, field: &FieldPath) -> Vec<u8
     let mut key = doc(space, path);
     key.extend_from_slice(field.as_str().as_bytes());
     key
+}
+
+/// Document and field of a cell's key; without a field it is the header's.
+pub(super) fn cell_parts(space: &SpaceId, key: &[u8]) -> Option<(DocPath, Option<FieldPath>)> {
+    let rest = key.get(space.as_str().len() + 1..)?;
+    let end = rest.iter().position(|b| *b == END)?;
+    let doc = DocPath::parse(std::str::from_utf8(&rest[..end]).ok()?).ok()?;
+    let field = match std::str::from_utf8(&rest[end + 1..]).ok()? {
+        "" => None,
+        path => Some(FieldPath::parse(path).ok()?),
+    };
+    Some((doc, field))
 }
 
 /// A document's place in the order of touching.

@@ -5,6 +5,7 @@
 //! is laid out in [`disk`] (tables), [`keys`] and [`records`].
 
 mod changes;
+mod check;
 mod collect;
 mod commit;
 mod disk;
@@ -24,6 +25,7 @@ use super::{
 use crate::env::Env;
 use crate::metrics::Reading;
 use async_trait::async_trait;
+pub use check::{CheckError, Checked, Rule, Violation, check};
 pub use collect::Collected;
 use collect::{Task, TaskDone};
 use disk::{Cut, Disk};
@@ -102,6 +104,12 @@ pub enum OpenError {
     NotAStore {
         /// The marker.
         path: PathBuf,
+    },
+    /// There is no store that could be looked at.
+    #[error("there is no store in {}", dir.display())]
+    Missing {
+        /// The directory.
+        dir: PathBuf,
     },
     /// A file is where the directory should be.
     #[error("{} is not a directory", path.display())]
