@@ -146,6 +146,7 @@ fn gateway(clients: &Runtime, scale: &Scale) -> Figures {
     let options = EmbeddedOptions {
         durability: Durability::Memory,
         retention: Retention::default(),
+        reserve_bytes: embedded::RESERVE_BYTES,
         env: Arc::new(SystemEnv),
     };
     let parts = Parts {

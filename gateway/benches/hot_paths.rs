@@ -365,6 +365,7 @@ fn commit(criterion: &mut Criterion) {
         let options = EmbeddedOptions {
             durability: Durability::Memory,
             retention: Retention::default(),
+            reserve_bytes: embedded::RESERVE_BYTES,
             env: Arc::new(env),
         };
         let store = embedded::open(dir.path(), options).expect("a store");

@@ -39,6 +39,7 @@ fn options() -> EmbeddedOptions {
             log_commits: 30,
             ..Retention::default()
         },
+        reserve_bytes: embedded::RESERVE_BYTES,
         env: Arc::new(Count(AtomicU64::new(77))),
     }
 }

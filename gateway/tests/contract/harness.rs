@@ -109,6 +109,7 @@ impl EmbeddedHarness {
         let options = EmbeddedOptions {
             durability: Durability::Memory,
             retention: self.retention.clone(),
+            reserve_bytes: embedded::RESERVE_BYTES,
             env: Arc::new(Count),
         };
         let store = embedded::open(&self.dir.path().join("data"), options).expect("opens");

@@ -40,6 +40,7 @@ fn open(dir: &Path) -> EmbeddedStore {
             log_bytes: u64::MAX,
             ..Retention::default()
         },
+        reserve_bytes: embedded::RESERVE_BYTES,
         env: Arc::new(SystemEnv),
     };
     embedded::open(dir, options).expect("opens after a kill")

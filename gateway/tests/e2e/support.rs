@@ -32,6 +32,7 @@ pub fn open_store(dir: &std::path::Path, retention: Retention) -> Arc<EmbeddedSt
     let options = EmbeddedOptions {
         durability: Durability::Memory,
         retention,
+        reserve_bytes: embedded::RESERVE_BYTES,
         env: Arc::new(SystemEnv),
     };
     Arc::new(embedded::open(dir, options).unwrap())

@@ -47,6 +47,7 @@ async fn run(args: &ServeArgs, plan: &Plan) -> Result<(), Failure> {
     let options = EmbeddedOptions {
         durability: plan.durability,
         retention: Retention::default(),
+        reserve_bytes: plan.reserve_bytes,
         env: env.clone(),
     };
     let folder = plan.data_dir.clone();

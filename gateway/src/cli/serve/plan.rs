@@ -2,7 +2,7 @@
 //! is reported together.
 
 use crate::cli::args::ServeArgs;
-use crate::store::embedded::Durability;
+use crate::store::embedded::{Durability, RESERVE_BYTES};
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -27,6 +27,7 @@ pub(crate) struct ConfigFile {
     listen: Option<String>,
     data_dir: Option<PathBuf>,
     durability: Option<DurabilityName>,
+    reserve_bytes: Option<u64>,
 }
 
 /// What to run.
@@ -38,6 +39,8 @@ pub(crate) struct Plan {
     pub(crate) data_dir: PathBuf,
     /// What an `ack` means.
     pub(crate) durability: Durability,
+    /// Bytes of the file system that are kept free.
+    pub(crate) reserve_bytes: u64,
 }
 
 /// What there is to configure, in the words of the refusal to start without it.
@@ -93,6 +96,7 @@ impl Plan {
             listen,
             data_dir,
             durability,
+            reserve_bytes: file.reserve_bytes.unwrap_or(RESERVE_BYTES),
         })
     }
 }
@@ -152,15 +156,16 @@ mod tests {
             Plan {
                 listen: DEFAULT_LISTEN,
                 data_dir: "./tidegate-data".into(),
-                durability: Durability::Fsync
+                durability: Durability::Fsync,
+                reserve_bytes: RESERVE_BYTES,
             }
         );
-        let file = "listen = \"[::1]:1\"\ndata_dir = \"data\"\ndurability = \"memory\"";
+        let file = "listen = \"[::1]:1\"\ndata_dir = \"data\"\ndurability = \"memory\"\nreserve_bytes = 5";
         let from_file = plan(&["--dev", "--config", "etc/tidegate.toml"], file).expect("valid");
         assert_eq!(from_file.listen, "[::1]:1".parse().unwrap());
         assert_eq!(
-            (from_file.data_dir, from_file.durability),
-            ("etc/data".into(), Durability::Memory)
+            (from_file.data_dir, from_file.durability, from_file.reserve_bytes),
+            ("etc/data".into(), Durability::Memory, 5)
         );
         let args = [
             "--dev",

@@ -137,6 +137,7 @@ mod tests {
             listen: "127.0.0.1:8080".parse().unwrap(),
             data_dir: "./tidegate-data".into(),
             durability: Durability::Fsync,
+            reserve_bytes: 1,
         };
         let text = up(&plan, plan.listen, "target/release/tidegate");
         for wants in [

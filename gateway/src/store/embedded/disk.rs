@@ -1,13 +1,13 @@
 //! The database on disk: its format marker, its tables, and how its errors are told.
 
 use super::records::{Record, SpaceMeta};
-use super::{OpenError, keys, migrate};
+use super::{Durability, OpenError, journal, keys, migrate};
 use crate::store::{Lineage, SpaceState, StoreError};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice, Snapshot};
 use std::fs::{self, File, TryLockError};
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::ops::Bound;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tidegate_protocol::{Position, SpaceId};
 
 /// The format that this version reads and writes.
@@ -84,17 +84,16 @@ impl Table {
     }
 }
 
-/// An open database.
-pub(super) struct Disk {
-    // Dropped in this order: the directory is free only when the database is closed.
-    tables: Vec<Keyspace>,
-    db: Database,
-    _lock: File,
+/// A data directory that this process has taken, with a database of a known format in it.
+pub(super) struct Home {
+    dir: PathBuf,
+    lock: File,
 }
 
-impl Disk {
-    /// Opens or creates it. Only one process, and in it one `Disk`, can have a directory open.
-    pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
+impl Home {
+    /// Takes a directory, and creates what is missing. Only one `Home` of all processes can have it.
+    /// Also returns the format that it is in.
+    pub(super) fn take(dir: &Path) -> Result<(Self, u32), OpenError> {
         if dir.exists() && !dir.is_dir() {
             return Err(OpenError::NotADirectory { path: dir.to_owned() });
         }
@@ -105,32 +104,63 @@ impl Disk {
         if !path.exists() {
             create(dir, &path)?;
         }
-        let (db, tables) = open_database(&path)?;
-        let disk = Self {
-            tables,
-            db,
-            _lock: lock,
-        };
-        if found < FORMAT {
-            let failed = |source| OpenError::NotMigrated {
-                path: path.clone(),
-                found,
-                known: FORMAT,
-                source,
-            };
-            migrate::from_1(&disk).map_err(failed)?;
-            // Last: until it stands there, all of it is done again.
-            write_format(dir, &dir.join(MARKER))?;
-        }
-        Ok(disk)
+        Ok((
+            Self {
+                dir: dir.to_owned(),
+                lock,
+            },
+            found,
+        ))
     }
 
-    /// Opens one that must be there.
-    pub(super) fn open_existing(dir: &Path) -> Result<Self, OpenError> {
+    /// As `take`, where there must be a database already.
+    pub(super) fn take_existing(dir: &Path) -> Result<(Self, u32), OpenError> {
         if !dir.join(DATABASE).exists() && !dir.join(MARKER).exists() {
             return Err(OpenError::Missing { dir: dir.to_owned() });
         }
-        Self::open(dir)
+        Self::take(dir)
+    }
+
+    /// Brings the database to the format of this version, if it was `found` in another.
+    pub(super) fn migrate(&self, disk: &Disk, found: u32) -> Result<(), OpenError> {
+        if found == FORMAT {
+            return Ok(());
+        }
+        let failed = |source| OpenError::NotMigrated {
+            path: self.database(),
+            found,
+            known: FORMAT,
+            source,
+        };
+        migrate::from_1(disk).map_err(failed)?;
+        // Last: until it stands there, all of it is done again.
+        write_format(&self.dir, &self.dir.join(MARKER))
+    }
+
+    /// Bytes that can still be written to the file system.
+    pub(super) fn free_bytes(&self) -> io::Result<u64> {
+        let stat = rustix::fs::fstatvfs(&self.lock)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// The database's own directory.
+    pub(super) fn database(&self) -> PathBuf {
+        self.dir.join(DATABASE)
+    }
+}
+
+/// An open database. At most one of a [`Home`] at a time.
+pub(super) struct Disk {
+    tables: Vec<Keyspace>,
+    db: Database,
+}
+
+impl Disk {
+    /// Opens the database. `durability` says what its journals may lack after a power cut.
+    pub(super) fn open(home: &Home, durability: Durability) -> Result<Self, OpenError> {
+        journal::check(&home.database(), durability)?;
+        let (db, tables) = open_database(&home.database())?;
+        Ok(Self { tables, db })
     }
 
     pub(super) fn table(&self, table: Table) -> &Keyspace {
@@ -150,6 +180,13 @@ impl Disk {
         self.db.batch().durability(Some(mode))
     }
 
+    /// Whether it still takes writes: once one has failed, or a flush or compaction in the background,
+    /// it takes no more until it is opened again.
+    pub(super) fn takes_writes(&self) -> Result<(), StoreError> {
+        // Every write is handed over as it is made, so there is nothing that this could write.
+        self.db.persist(PersistMode::Buffer).map_err(told)
+    }
+
     /// Makes everything written so far survive a power cut.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
         self.db.persist(PersistMode::SyncAll).map_err(told)
@@ -157,7 +194,7 @@ impl Disk {
 }
 
 /// Says which file an error of the file system is about.
-fn at(path: &Path) -> impl FnOnce(std::io::Error) -> OpenError {
+fn at(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_owned();
     move |source| OpenError::Io { path, source }
 }
@@ -273,7 +310,7 @@ pub(super) fn told(error: fjall::Error) -> StoreError {
             StoreError::Unavailable(format!("the disk: {error}"))
         }
         fjall::Error::Poisoned => {
-            StoreError::Unavailable("a write to disk failed before; restart to recover".to_owned())
+            StoreError::Unavailable("a write to disk failed before; the database is opened again".to_owned())
         }
         fjall::Error::Locked | fjall::Error::KeyspaceDeleted => StoreError::Unavailable(error.to_string()),
         other => StoreError::Damaged(other.to_string()),

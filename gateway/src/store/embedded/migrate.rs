@@ -7,6 +7,7 @@ use super::disk::{Cut, Disk, Look, Table, damaged, told};
 use super::keys;
 use super::records::{Record, SpaceMeta};
 use crate::store::{Header, StoreError, Usage};
+use fjall::PersistMode;
 use std::ops::Bound;
 use tidegate_protocol::SpaceId;
 
@@ -15,7 +16,8 @@ const PAGE: usize = 1_024;
 
 pub(super) fn from_1(disk: &Disk) -> Result<(), StoreError> {
     let cut = disk.cut();
-    let (mut spaces, mut batch) = (0_usize, disk.batch(fjall::PersistMode::Buffer));
+    // Each is synced before the next is begun: see `journal`.
+    let (mut spaces, mut batch) = (0_usize, disk.batch(PersistMode::SyncAll));
     let mut from = Vec::new();
     // A space has many keys here (marks of time): seek past them instead of walking over them.
     while let Some(guard) = cut.range(Table::Spaces, Bound::Included(from), vec![0xff]).next() {
@@ -35,13 +37,12 @@ pub(super) fn from_1(disk: &Disk) -> Result<(), StoreError> {
         batch.insert(disk.table(Table::Spaces), key, meta.encode());
         spaces += 1;
         if spaces.is_multiple_of(PAGE) {
-            std::mem::replace(&mut batch, disk.batch(fjall::PersistMode::Buffer))
+            std::mem::replace(&mut batch, disk.batch(PersistMode::SyncAll))
                 .commit()
                 .map_err(told)?;
         }
     }
     batch.commit().map_err(told)?;
-    disk.sync()?;
     tracing::info!(spaces, "the store is brought from format 1 to 2");
     Ok(())
 }

@@ -9,11 +9,13 @@ mod check;
 mod collect;
 mod commit;
 mod disk;
+mod journal;
 mod keys;
 mod migrate;
 mod overlay;
 mod read;
 mod records;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -28,9 +30,9 @@ use async_trait::async_trait;
 pub use check::{CheckError, Checked, Rule, Violation, check};
 pub use collect::Collected;
 use collect::{Task, TaskDone};
-use disk::{Cut, Disk};
+use disk::Cut;
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use shared::Shared;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
@@ -55,6 +57,9 @@ pub enum Durability {
     Memory,
 }
 
+/// What [`EmbeddedOptions::reserve_bytes`] should be unless there is a reason.
+pub const RESERVE_BYTES: u64 = 64 << 20;
+
 /// How to open a store.
 #[derive(Clone)]
 pub struct EmbeddedOptions {
@@ -62,6 +67,9 @@ pub struct EmbeddedOptions {
     pub durability: Durability,
     /// What is kept.
     pub retention: Retention,
+    /// Bytes of the file system that are kept free: with less, writes are refused, while reads go on. It
+    /// has to hold what the database writes by itself: tables in memory, and what it merges.
+    pub reserve_bytes: u64,
     /// Gives the incarnation, a random number drawn at every open.
     pub env: Arc<dyn Env>,
 }
@@ -125,12 +133,12 @@ pub enum OpenError {
         /// Why.
         source: std::io::Error,
     },
-    /// The database does not recover.
-    #[error("the database in {} cannot be recovered: {why}", path.display())]
+    /// A file of the database is missing, or is not what was written.
+    #[error("{} is damaged: {why}", path.display())]
     Damaged {
-        /// The database's directory.
+        /// The file, or where it cannot be told the database's directory.
         path: PathBuf,
-        /// What it says.
+        /// What is wrong.
         why: String,
     },
 }
@@ -139,7 +147,7 @@ pub enum OpenError {
 ///
 /// Dropping it waits for the writes in line, and makes them durable.
 pub struct EmbeddedStore {
-    disk: Arc<Disk>,
+    shared: Arc<Shared>,
     /// `None` only while dropping.
     queue: Option<Queue>,
     writer: Option<JoinHandle<()>>,
@@ -159,17 +167,11 @@ pub fn open(dir: &Path, options: EmbeddedOptions) -> Result<EmbeddedStore, OpenE
 }
 
 fn open_bounded(dir: &Path, options: EmbeddedOptions, groups: usize, bytes: usize) -> Result<EmbeddedStore, OpenError> {
-    let disk = Arc::new(Disk::open(dir)?);
+    let shared = Arc::new(Shared::open(dir, options.durability)?);
     let counters = Arc::<Counters>::default();
     let (queue, jobs) = Queue::new(groups, bytes, counters.clone());
-    let writer = Writer {
-        disk: disk.clone(),
-        durability: options.durability,
-        retention: options.retention.clone(),
-        incarnation: options.env.random().to_be_bytes().to_vec(),
-        counters: counters.clone(),
-        spaces: HashMap::new(),
-    };
+    let retention = options.retention.clone();
+    let writer = Writer::new(shared.clone(), options, counters.clone());
     let thread = thread::Builder::new()
         .name("store-writer".to_owned())
         .spawn(move || writer.run(&jobs));
@@ -179,10 +181,10 @@ fn open_bounded(dir: &Path, options: EmbeddedOptions, groups: usize, bytes: usiz
     })?;
     let (reading, idle) = mpsc::channel();
     Ok(EmbeddedStore {
-        disk,
+        shared,
         queue: Some(queue),
         writer: Some(thread),
-        retention: options.retention,
+        retention,
         counters,
         reading: Some(reading),
         idle: Mutex::new(idle),
@@ -218,10 +220,10 @@ impl EmbeddedStore {
         &self,
         read: impl FnOnce(&Cut<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (disk, reading) = (self.disk.clone(), self.reading.clone());
+        let (shared, reading) = (self.shared.clone(), self.reading.clone());
         let answer = tokio::task::spawn_blocking(move || {
-            let answer = read(&disk.cut());
-            drop(disk);
+            let answer = shared.disk().and_then(|disk| read(&disk.cut()));
+            drop(shared);
             drop(reading);
             answer
         })
@@ -299,6 +301,21 @@ impl Store for EmbeddedStore {
                 "tidegate_store_refused_total",
                 stats.refused,
                 "Commit calls turned away.",
+            ),
+            Reading::new(
+                "tidegate_store_write_failures_total",
+                stats.write_failures,
+                "Writes, flushes and merges that failed.",
+            ),
+            Reading::new(
+                "tidegate_store_reopened_total",
+                stats.reopened,
+                "Times that the database was opened again after a failed write.",
+            ),
+            Reading::new(
+                "tidegate_store_free_bytes",
+                self.shared.free_bytes().unwrap_or(0),
+                "Bytes free in the file system of the data directory.",
             ),
         ]
     }

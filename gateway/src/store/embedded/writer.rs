@@ -2,18 +2,19 @@
 //!
 //! Throughput so rises with load, while a lone commit pays for one sync and nothing more.
 
-use super::Durability;
 use super::collect::{self, Task, TaskDone};
 use super::commit::{self, Space};
-use super::disk::Disk;
 use super::overlay::Overlay;
-use crate::store::{Action, CommitGroup, Committed, ConflictEntry, Outcome, Prepared, Retention, StoreError};
+use super::shared::Shared;
+use super::{Durability, EmbeddedOptions};
+use crate::store::{Action, CommitGroup, Committed, ConflictEntry, Outcome, Prepared, StoreError};
 use fjall::PersistMode;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
 use tidegate_protocol::{SpaceId, Value};
 use tokio::sync::oneshot;
 
@@ -23,6 +24,13 @@ pub(super) const QUEUE_GROUPS: usize = 1_024;
 pub(super) const QUEUE_BYTES: usize = 64 << 20;
 /// Spaces that the writer remembers between batches; over it, it forgets them all and reads again.
 const CACHED_SPACES: usize = 4_096;
+
+/// How often a writer with nothing to do looks whether the database still takes writes.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long after a failed write the database is opened again; twice as long after each time that fails.
+const FIRST_REOPEN: Duration = Duration::from_millis(100);
+/// At most.
+const LAST_REOPEN: Duration = Duration::from_secs(5);
 
 /// What the writer has done since the store was opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -37,6 +45,10 @@ pub struct Stats {
     pub commits: u64,
     /// Calls refused because too much was waiting.
     pub refused: u64,
+    /// Writes that failed, also those that the database makes by itself.
+    pub write_failures: u64,
+    /// Times that the database was opened again after one.
+    pub reopened: u64,
 }
 
 #[derive(Default)]
@@ -46,6 +58,8 @@ pub(super) struct Counters {
     groups: AtomicU64,
     commits: AtomicU64,
     refused: AtomicU64,
+    write_failures: AtomicU64,
+    reopened: AtomicU64,
 }
 
 impl Counters {
@@ -57,6 +71,8 @@ impl Counters {
             groups: read(&self.groups),
             commits: read(&self.commits),
             refused: read(&self.refused),
+            write_failures: read(&self.write_failures),
+            reopened: read(&self.reopened),
         }
     }
 
@@ -184,20 +200,49 @@ fn bytes_of(group: &CommitGroup) -> usize {
         .sum()
 }
 
+/// A database that takes no more writes until it is opened again.
+struct Failed {
+    why: String,
+    /// When that is tried.
+    again: Instant,
+    /// How long until the next time, should it fail.
+    wait: Duration,
+}
+
 /// The writer's own state; lives on its thread.
 pub(super) struct Writer {
-    pub(super) disk: Arc<Disk>,
-    pub(super) durability: Durability,
-    pub(super) retention: Retention,
-    pub(super) incarnation: Vec<u8>,
-    pub(super) counters: Arc<Counters>,
-    pub(super) spaces: HashMap<SpaceId, Space>,
+    shared: Arc<Shared>,
+    options: EmbeddedOptions,
+    incarnation: Vec<u8>,
+    counters: Arc<Counters>,
+    spaces: HashMap<SpaceId, Space>,
+    failed: Option<Failed>,
 }
 
 impl Writer {
+    pub(super) fn new(shared: Arc<Shared>, options: EmbeddedOptions, counters: Arc<Counters>) -> Self {
+        Self {
+            shared,
+            incarnation: options.env.random().to_be_bytes().to_vec(),
+            options,
+            counters,
+            spaces: HashMap::new(),
+            failed: None,
+        }
+    }
+
     /// Works until every sender is gone and the queue is empty; then makes all of it durable.
     pub(super) fn run(mut self, jobs: &Receiver<Job>) {
-        while let Ok(first) = jobs.recv() {
+        loop {
+            let first = match jobs.recv_timeout(LOOK_EVERY) {
+                Ok(first) => first,
+                Err(RecvTimeoutError::Timeout) => {
+                    // What fails in the background shows before the next write meets it.
+                    let _ = self.ready();
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
             let mut waiting = Vec::new();
             for job in std::iter::once(first).chain(jobs.try_iter().take(QUEUE_GROUPS)) {
                 match job {
@@ -214,9 +259,63 @@ impl Writer {
                 self.spaces.clear();
             }
         }
-        match self.disk.sync() {
+        match self.shared.disk().and_then(|disk| disk.sync()) {
             Ok(()) => self.counters.synced(),
             Err(error) => tracing::error!(%error, "the last sync of the store failed"),
+        }
+    }
+
+    /// Whether a write can be tried: with the database open and sound, which may mean to open it again.
+    fn ready(&mut self) -> Result<(), StoreError> {
+        if self.failed.is_none() {
+            match self.shared.takes_writes() {
+                Ok(()) => return Ok(()),
+                // A flush or a merge in the background; nothing is lost by trying at once.
+                Err(error) => self.fail(&error, Duration::ZERO),
+            }
+        }
+        let Some(failed) = &mut self.failed else { return Ok(()) };
+        if Instant::now() < failed.again {
+            return Err(StoreError::Unavailable(failed.why.clone()));
+        }
+        match self.shared.reopen(self.options.reserve_bytes) {
+            Ok(()) => {
+                self.failed = None;
+                self.counters.reopened.fetch_add(1, Ordering::Relaxed);
+                self.reopened();
+                tracing::info!("the database is open again and takes writes");
+                Ok(())
+            }
+            Err(error) => {
+                failed.again = Instant::now() + failed.wait;
+                failed.wait = (failed.wait * 2).min(LAST_REOPEN);
+                failed.why = error.to_string();
+                tracing::warn!(%error, "the database cannot be opened again yet");
+                Err(error)
+            }
+        }
+    }
+
+    /// Notes that a write failed.
+    fn fail(&mut self, error: &StoreError, wait: Duration) {
+        // Nobody knows what is on disk, so nothing remembered may be trusted.
+        self.spaces.clear();
+        self.counters.write_failures.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(%error, "a write to the store failed");
+        self.failed = Some(Failed {
+            why: error.to_string(),
+            again: Instant::now() + wait,
+            wait: FIRST_REOPEN,
+        });
+    }
+
+    /// At `Fsync` whatever was answered had been synced, so it is there again, and history goes on. At
+    /// `Memory` what a failing disk did not take may be gone: that is another incarnation, so that
+    /// positions that may be lost are not taken for those to come.
+    fn reopened(&mut self) {
+        self.spaces.clear();
+        if self.options.durability == Durability::Memory {
+            self.incarnation = self.options.env.random().to_be_bytes().to_vec();
         }
     }
 
@@ -228,9 +327,8 @@ impl Writer {
         let (groups, replies): (Vec<_>, Vec<_>) = waiting.into_iter().map(|w| (w.group, (w.reply, w.reserved))).unzip();
         let written = catch_unwind(AssertUnwindSafe(|| self.write(groups))).unwrap_or_else(|_| Err(panicked()));
         let answers = written.unwrap_or_else(|error| {
-            // Nobody knows what is on disk, so nothing remembered may be trusted.
+            // Spaces may remember what was planned here.
             self.spaces.clear();
-            tracing::error!(%error, "a write to the store failed");
             let why = error.to_string();
             replies
                 .iter()
@@ -247,13 +345,19 @@ impl Writer {
     }
 
     fn write(&mut self, groups: Vec<CommitGroup>) -> Result<Vec<Result<Committed, StoreError>>, StoreError> {
-        let disk = self.disk.clone();
+        self.ready()?;
+        self.shared.room(self.options.reserve_bytes)?;
+        let disk = self.shared.disk()?;
         let mut overlay = Overlay::new(&disk);
         let answers: Vec<_> = groups
             .into_iter()
             .map(|group| self.group(group, &mut overlay))
             .collect();
-        self.flush(overlay, self.mode())?;
+        let flushed = self.flush(overlay, self.mode());
+        if let Err(error) = flushed {
+            self.fail(&error, FIRST_REOPEN);
+            return Err(error);
+        }
         let applied = |answer: &Committed| {
             answer
                 .outcomes
@@ -272,25 +376,14 @@ impl Writer {
             Some(space) => space,
             None => self.spaces.entry(name.clone()).or_insert(Space::load(overlay, &name)?),
         };
-        let answer = commit::group(group, space, overlay, &self.retention, &self.incarnation);
+        let answer = commit::group(group, space, overlay, &self.options.retention, &self.incarnation);
         // Also after an error: items before the one that failed were applied.
         space.save(&name, overlay);
         answer
     }
 
     fn task(&mut self, task: &Task, reply: oneshot::Sender<Result<TaskDone, StoreError>>) {
-        let done = catch_unwind(AssertUnwindSafe(|| {
-            let disk = self.disk.clone();
-            let mut overlay = Overlay::new(&disk);
-            let (done, durable) = collect::run(task, &disk, &mut self.spaces, &mut overlay)?;
-            let mode = if durable {
-                PersistMode::SyncAll
-            } else {
-                PersistMode::Buffer
-            };
-            self.flush(overlay, mode)?;
-            Ok(done)
-        }));
+        let done = catch_unwind(AssertUnwindSafe(|| self.run_task(task)));
         let done = done.unwrap_or_else(|_| Err(panicked()));
         if done.is_err() {
             self.spaces.clear();
@@ -298,8 +391,29 @@ impl Writer {
         let _ = reply.send(done);
     }
 
+    fn run_task(&mut self, task: &Task) -> Result<TaskDone, StoreError> {
+        self.ready()?;
+        // What deletes may use part of the reserve: it is what makes room.
+        self.shared.room(self.options.reserve_bytes / 2)?;
+        let disk = self.shared.disk()?;
+        let mut overlay = Overlay::new(&disk);
+        let (done, durable) = collect::run(task, &disk, &mut self.spaces, &mut overlay)?;
+        let mode = match durable {
+            true => PersistMode::SyncAll,
+            false => self.mode(),
+        };
+        let flushed = self.flush(overlay, mode);
+        if let Err(error) = flushed {
+            self.fail(&error, FIRST_REOPEN);
+            return Err(error);
+        }
+        Ok(done)
+    }
+
+    /// At `Fsync` every write is synced before the next is begun: whole records after a broken one then
+    /// show that the disk has lost what it had.
     fn mode(&self) -> PersistMode {
-        match self.durability {
+        match self.options.durability {
             Durability::Fsync => PersistMode::SyncAll,
             Durability::Memory => PersistMode::Buffer,
         }

@@ -8,9 +8,10 @@ mod logs;
 mod rule;
 
 use super::OpenError;
-use super::disk::{Cut, Disk, Table, told};
+use super::disk::{Cut, Table, told};
 use super::keys;
 use super::records::{Record, SpaceMeta};
+use super::shared::Shared;
 use crate::store::lineage::MAX_ENTRIES;
 use crate::store::{Lineage, StoreError};
 use fjall::Slice;
@@ -50,8 +51,8 @@ pub enum CheckError {
 ///
 /// Blocks: it reads everything.
 pub fn check(dir: &Path, tell: &mut dyn FnMut(Violation)) -> Result<Checked, CheckError> {
-    let disk = Disk::open_existing(dir)?;
-    Ok(walk(&disk.cut(), tell)?)
+    let shared = Shared::open_existing(dir)?;
+    Ok(walk(&shared.disk()?.cut(), tell)?)
 }
 
 /// Checks everything as of one moment.

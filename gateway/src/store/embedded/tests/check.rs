@@ -63,7 +63,7 @@ async fn real(place: &Place) -> EmbeddedStore {
 
 fn violations(store: &EmbeddedStore) -> (Checked, Vec<Violation>) {
     let mut all = Vec::new();
-    let checked = walk(&store.disk.cut(), &mut |violation| all.push(violation)).expect("reads");
+    let checked = walk(&database(store).cut(), &mut |violation| all.push(violation)).expect("reads");
     assert_eq!(checked.violations, all.len() as u64);
     (checked, all)
 }
@@ -72,14 +72,15 @@ type Entry = (Table, Vec<u8>, Option<Vec<u8>>);
 
 /// Puts entries in place, and returns what was there.
 fn exchange(store: &EmbeddedStore, entries: Vec<Entry>) -> Vec<Entry> {
-    let cut = store.disk.cut();
-    let mut batch = store.disk.batch(fjall::PersistMode::Buffer);
+    let disk = database(store);
+    let cut = disk.cut();
+    let mut batch = disk.batch(fjall::PersistMode::Buffer);
     let mut before = Vec::new();
     for (table, key, value) in entries {
         let old = cut.get(table, &key).expect("reads").map(|value| value.to_vec());
         match value {
-            Some(value) => batch.insert(store.disk.table(table), key.clone(), value),
-            None => batch.remove(store.disk.table(table), key.clone()),
+            Some(value) => batch.insert(disk.table(table), key.clone(), value),
+            None => batch.remove(disk.table(table), key.clone()),
         }
         before.push((table, key, old));
     }
@@ -98,8 +99,7 @@ async fn each_thing_that_can_be_wrong_is_found_and_named() {
     let s = space("s");
     let (a, b) = (doc("c/a"), doc("c/b"));
     let read = |table, key: &[u8]| {
-        store
-            .disk
+        database(&store)
             .cut()
             .get(table, key)
             .expect("reads")
@@ -509,8 +509,7 @@ async fn a_store_is_clean_at_every_step_of_collection() {
     store.collect(u64::MAX / 2).await.expect("collects");
     let (checked, found) = violations(&store);
     assert_eq!(found, []);
-    let client = store
-        .disk
+    let client = database(&store)
         .cut()
         .record::<Client>(Table::Clients, &keys::client(&space("s"), Writer(1)));
     assert_eq!(client.expect("reads"), None);

@@ -53,8 +53,8 @@ async fn below_the_floor_tombstones_go_and_everything_else_stays() {
     assert_eq!((cut.docs[1].header, cut.docs[1].cells.len()), (None, 0));
     let (changes, _) = scan(&store, "s", everything(None)).await;
     assert_eq!(changes.len(), 1);
-    let left = store
-        .disk
+    let disk = database(&store);
+    let left = disk
         .cut()
         .range(disk::Table::Dead, std::ops::Bound::Included(vec![]), vec![0xff])
         .count();

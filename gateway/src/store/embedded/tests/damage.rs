@@ -6,8 +6,9 @@ use disk::Table;
 async fn spoiled(table: Table, key: Vec<u8>) -> EmbeddedStore {
     let store = Place::new().open();
     applied(&store, "s", item(1, 1, vec![set("c/a", true, &[("x", 1)])])).await;
-    let mut batch = store.disk.batch(fjall::PersistMode::Buffer);
-    batch.insert(store.disk.table(table), key, "\x01?");
+    let disk = database(&store);
+    let mut batch = disk.batch(fjall::PersistMode::Buffer);
+    batch.insert(disk.table(table), key, "\x01?");
     batch.commit().expect("writes");
     store
 }
@@ -68,8 +69,9 @@ async fn a_commit_missing_in_the_log_is_told() {
     for mid in 1..=3 {
         applied(&store, "s", item(1, mid, vec![])).await;
     }
-    let mut batch = store.disk.batch(fjall::PersistMode::Buffer);
-    batch.remove(store.disk.table(Table::Log), keys::log(&space("s"), seq(2)));
+    let disk = database(&store);
+    let mut batch = disk.batch(fjall::PersistMode::Buffer);
+    batch.remove(disk.table(Table::Log), keys::log(&space("s"), seq(2)));
     batch.commit().expect("writes");
     let from_start = store.log(&space("s"), Position::START, 10, 1 << 20, None).await;
     names(from_start, &["commit 2 of s", "log"]);
@@ -84,13 +86,15 @@ async fn a_panic_in_the_writer_hangs_nobody_and_does_not_end_it() {
         head: seq((1 << 53) - 1),
         ..records::SpaceMeta::default()
     };
-    let mut batch = store.disk.batch(fjall::PersistMode::Buffer);
+    let disk = database(&store);
+    let mut batch = disk.batch(fjall::PersistMode::Buffer);
     batch.insert(
-        store.disk.table(Table::Spaces),
+        disk.table(Table::Spaces),
         keys::meta(&space("s")),
         records::Record::encode(&meta),
     );
     batch.commit().expect("writes");
+    drop(disk);
     store.close();
     let store = place.open();
     let answer = commit_at(&store, "s", 1_000, vec![item(1, 2, vec![])]).await;

@@ -3,6 +3,7 @@
 mod check;
 mod collection;
 mod damage;
+mod journals;
 mod opening;
 mod scan;
 mod writing;
@@ -54,6 +55,7 @@ impl Place {
         EmbeddedOptions {
             durability,
             retention,
+            reserve_bytes: RESERVE_BYTES,
             env: self.env.clone(),
         }
     }
@@ -61,6 +63,11 @@ impl Place {
     fn open(&self) -> EmbeddedStore {
         open(self.dir.path(), self.options()).expect("opens")
     }
+}
+
+/// The open database. While it is held, the store cannot be closed or its database opened again.
+fn database(store: &EmbeddedStore) -> Arc<disk::Disk> {
+    store.shared.disk().expect("open")
 }
 
 fn space(name: &str) -> SpaceId {
