@@ -279,12 +279,26 @@ RULES = {
         CONTRACT,
         "format::a_directory_of_format_1_is_brought_to_this_one_and_answers_as_it_did",
     ),
-    "a migration is done again": (
-        "gateway/src/store/embedded/migrate.rs",
-        "SpaceMeta::decode_1(&bytes).or_else(|| SpaceMeta::decode(&bytes))",
-        "SpaceMeta::decode_1(&bytes)",
+    "a clock far ahead that forgot": (
+        "gateway/src/store/mod.rs",
+        " || forgotten.is_some_and(|forgotten| first <= forgotten)",
+        " || forgotten.is_some_and(|_| false)",
         CONTRACT,
-        "format::a_migration_that_was_cut_short_is_done_again",
+        "named::a_client_forgotten_by_a_clock_that_was_far_ahead_is_never_applied_again",
+    ),
+    "results go with their record": (
+        COMMIT,
+        "for old in replaces.into_iter().flat_map(kept_up_to) {",
+        "for old in replaces.into_iter().flat_map(kept_up_to).take(0) {",
+        LIB,
+        "store::embedded::tests::collection::of_a_record_that_was_replaced_or_forgotten_no_result_is_left",
+    ),
+    "log by age": (
+        COLLECT,
+        "if let Some(to) = due.trim {",
+        "if let Some(to) = due.trim.filter(|_| false) {",
+        LIB,
+        "store::embedded::tests::collection::collection_goes_by_the_time_of_the_commits",
     ),
     "check sums up the leaves": (
         "gateway/src/store/embedded/check/docs.rs",

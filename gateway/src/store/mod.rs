@@ -77,6 +77,8 @@ pub struct Retention {
     pub log_commits: u64,
     /// Bytes of payload kept in a space's log at most.
     pub log_bytes: u64,
+    /// Commits are kept in a space's log this long, ms.
+    pub log_ms: u64,
     /// Tombstones are kept this long, ms.
     pub tombstones_ms: u64,
     /// Client records are kept this long after their last write, ms.
@@ -96,6 +98,7 @@ impl Default for Retention {
         Self {
             log_commits: 10_000,
             log_bytes: 16 << 20,
+            log_ms: 7 * DAY_MS,
             tombstones_ms: 90 * DAY_MS,
             clients_ms: 90 * DAY_MS,
             conflicts: 10_000,
@@ -106,10 +109,12 @@ impl Default for Retention {
 
 impl Retention {
     /// Whether a `first` (see `WriteHead`) is too old for a client without a record to be new: older
-    /// than record retention less a day. A retention of less than a day counts in full.
-    pub fn first_is_too_old(&self, first: u64, now_ms: u64) -> bool {
+    /// than record retention less a day (a retention of less than a day counts in full), or not newer than
+    /// `forgotten`, the newest last write of a record that the space has forgotten. The latter holds also
+    /// where the clock that forgot it was far ahead, and is right again.
+    pub fn first_is_too_old(&self, first: u64, now_ms: u64, forgotten: Option<u64>) -> bool {
         let keep = self.clients_ms.checked_sub(DAY_MS).unwrap_or(self.clients_ms);
-        first.saturating_add(keep) < now_ms
+        first.saturating_add(keep) < now_ms || forgotten.is_some_and(|forgotten| first <= forgotten)
     }
 }
 

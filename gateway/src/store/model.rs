@@ -36,6 +36,8 @@ struct Space {
     /// The newest commits, without a gap up to the head.
     log: Vec<LogEntry>,
     clients: BTreeMap<Writer, Client>,
+    /// When the newest of the records that were forgotten last wrote, ms since 1970.
+    forgotten: Option<u64>,
     /// Oldest first.
     conflicts: Vec<ConflictRecord>,
 }
@@ -100,10 +102,24 @@ impl Model {
         floor
     }
 
-    /// Trims a space's log to the newest `keep` commits.
-    pub fn trim(&self, space: &SpaceId, keep: usize) {
+    /// Trims a space's log up to and with the commit `to`.
+    pub fn trim_log(&self, space: &SpaceId, to: Seq) {
         if let Some(space) = self.state.lock().spaces.get_mut(space) {
-            space.log.drain(..space.log.len().saturating_sub(keep));
+            space.log.retain(|entry| entry.seq > to);
+        }
+    }
+
+    /// Forgets a space's client records that last wrote before `before`, ms since 1970.
+    pub fn forget(&self, space: &SpaceId, before: u64) {
+        if let Some(space) = self.state.lock().spaces.get_mut(space) {
+            let forgotten = &mut space.forgotten;
+            space.clients.retain(|_, client| {
+                let keep = client.wrote_ms >= before;
+                if !keep {
+                    *forgotten = (*forgotten).max(Some(client.wrote_ms));
+                }
+                keep
+            });
         }
     }
 
@@ -223,7 +239,7 @@ impl Space {
             None => {
                 let too_old = item
                     .first
-                    .is_some_and(|first| retention.first_is_too_old(first, now_ms));
+                    .is_some_and(|first| retention.first_is_too_old(first, now_ms, self.forgotten));
                 if item.mid.get() != 1 || too_old {
                     return Outcome::ClientUnknown;
                 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Everything that has to occur.
-const ALL: [&str; 40] = [
+const ALL: [&str; 42] = [
     "commits",
     "groups of several",
     "catch-up by log",
@@ -44,6 +44,8 @@ const ALL: [&str; 40] = [
     "stale within a group",
     "stale for its time",
     "commit without effect",
+    "client records forgotten",
+    "first mutation of a forgotten client",
 ];
 
 #[derive(Clone, Default)]

@@ -26,6 +26,12 @@ pub(crate) trait Harness: Send {
 
     /// Raises a space's tombstone floor and collects what lies below.
     async fn raise_floor(&self, space: &SpaceId, to: Seq);
+
+    /// Trims a space's log up to and with the commit `to`.
+    async fn trim_log(&self, space: &SpaceId, to: Seq);
+
+    /// Forgets a space's client records that last wrote before `before`.
+    async fn forget(&self, space: &SpaceId, before: u64);
 }
 
 /// Makes a harness, empty.
@@ -68,6 +74,14 @@ impl Harness for ModelHarness {
 
     async fn raise_floor(&self, space: &SpaceId, to: Seq) {
         self.model.raise_floor(space, to);
+    }
+
+    async fn trim_log(&self, space: &SpaceId, to: Seq) {
+        self.model.trim_log(space, to);
+    }
+
+    async fn forget(&self, space: &SpaceId, before: u64) {
+        self.model.forget(space, before);
     }
 }
 
@@ -155,6 +169,16 @@ impl Harness for EmbeddedHarness {
     async fn raise_floor(&self, space: &SpaceId, to: Seq) {
         let store = self.store.as_ref().expect("open");
         store.raise_floor(space, to).await.expect("it answers");
+    }
+
+    async fn trim_log(&self, space: &SpaceId, to: Seq) {
+        let store = self.store.as_ref().expect("open");
+        store.trim_log(space, to).await.expect("it answers");
+    }
+
+    async fn forget(&self, space: &SpaceId, before: u64) {
+        let store = self.store.as_ref().expect("open");
+        store.forget(space, before).await.expect("it answers");
     }
 }
 

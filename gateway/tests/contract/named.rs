@@ -512,6 +512,30 @@ fn records_older_than_their_retention_are_unknown() {
 }
 
 #[test]
+fn a_client_forgotten_by_a_clock_that_was_far_ahead_is_never_applied_again() {
+    each(|mut bench| async move {
+        let inc = || {
+            let by = tidegate_protocol::Number::Int(1);
+            vec![op("a/1", OpKind::Inc { path: path("n"), by })]
+        };
+        let at = bench.now_ms;
+        bench.applied(1, 1, inc()).await;
+        bench.harness.forget(&space(), at + (1 << 40)).await;
+        assert_eq!(bench.send(head(1, 1), inc()).await, Outcome::ClientUnknown);
+        bench.harness.restart();
+        assert_eq!(bench.send(head(1, 1), inc()).await, Outcome::ClientUnknown);
+        assert_eq!(bench.state().await.head.seq, seq(1));
+        // Who comes after those that were forgotten is let in.
+        bench.now_ms += 1;
+        let new = WriteHead {
+            first: Some(at + 1),
+            ..head(2, 1)
+        };
+        assert!(matches!(bench.send(new, inc()).await, Outcome::Applied { .. }));
+    });
+}
+
+#[test]
 fn a_plan_made_on_another_state_is_stale_and_changes_nothing() {
     each(|mut bench| async move {
         bench.applied(1, 1, vec![set("a/1", &[("x", 1)])]).await;

@@ -30,6 +30,8 @@ pub(crate) struct Result {
 #[derive(Clone, Default)]
 pub(crate) struct Record {
     pub(crate) last: u64,
+    /// When it last wrote, repeats too.
+    pub(crate) when: u64,
     pub(crate) results: BTreeMap<u64, Result>,
 }
 
@@ -47,6 +49,8 @@ pub(crate) struct Truth {
     pub(crate) docs: Docs,
     pub(crate) history: Vec<Past>,
     pub(crate) records: BTreeMap<u64, Record>,
+    /// When the newest of the records that were forgotten last wrote.
+    pub(crate) forgotten: Option<u64>,
     pub(crate) floor: u64,
     pub(crate) last_ms: u64,
 }
@@ -71,6 +75,8 @@ pub(crate) struct World {
     pub(crate) seen: Vec<Position>,
     pub(crate) sent: BTreeMap<(u64, u64), Sent>,
     pub(crate) clock: u64,
+    /// The clock by which the group was committed that is judged.
+    pub(crate) committed_ms: u64,
     pub(crate) ids: u64,
     pub(crate) lives: u64,
 }
@@ -91,6 +97,7 @@ impl World {
             seen: vec![Position::START],
             sent: BTreeMap::new(),
             clock: 1_000_000,
+            committed_ms: 0,
             ids: 0,
             lives: 0,
         }
@@ -171,6 +178,41 @@ impl World {
             self.truth.floor = to;
         }
         self.truth.docs.collect(self.truth.floor);
+        if self.dice.percent(30) {
+            let to = Seq::new(self.dice.bits() % (self.head() + 1)).expect("small");
+            for store in &self.stores {
+                store.trim_log(&self.space, to).await;
+            }
+        }
+        if self.dice.percent(50) {
+            self.forget().await;
+        }
+    }
+
+    /// Forgets who wrote before a time that is mostly not long ago, and now and then lies ahead.
+    async fn forget(&mut self) {
+        let before = self.clock.saturating_sub(*self.dice.pick(&[3_000, 1_000, 200]));
+        let before = if self.dice.percent(10) {
+            self.clock + 1_000
+        } else {
+            before
+        };
+        for store in &self.stores {
+            store.forget(&self.space, before).await;
+        }
+        let forgotten = &mut self.truth.forgotten;
+        let mut found = 0;
+        self.truth.records.retain(|_, record| {
+            let keep = record.when >= before;
+            if !keep {
+                found += 1;
+                *forgotten = (*forgotten).max(Some(record.when));
+            }
+            keep
+        });
+        if found > 0 {
+            self.cover.add("client records forgotten", found);
+        }
     }
 
     /// Commits on every store; all answer alike.

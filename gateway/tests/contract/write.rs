@@ -147,6 +147,7 @@ impl World {
             assert!(again.is_empty(), "nothing came between");
         }
         let outcomes = self.send(&state, clock, items.clone()).await;
+        self.committed_ms = clock;
         let mut again: Vec<Sent> = vec![];
         let mut failed: BTreeSet<u64> = BTreeSet::new();
         let mut as_planned = true;
@@ -195,7 +196,12 @@ impl World {
         let head = &sent.request.head;
         let mid = head.mid.get();
         let Some(record) = self.truth.records.get(&head.client.0) else {
-            return if mid == 1 { Expect::New } else { Expect::Unknown };
+            let forgotten = head.first <= self.truth.forgotten;
+            return match mid {
+                1 if !forgotten => Expect::New,
+                1 => Expect::Forgotten,
+                _ => Expect::Unknown,
+            };
         };
         if mid > record.last + 1 {
             return Expect::OutOfOrder(record.last + 1);
@@ -229,6 +235,7 @@ impl World {
     ) {
         match (expected, outcome) {
             (Expect::Unknown, Outcome::ClientUnknown) => self.cover.hit("unknown client"),
+            (Expect::Forgotten, Outcome::ClientUnknown) => self.cover.hit("first mutation of a forgotten client"),
             (Expect::Cloned, Outcome::ClientCloned) => self.cover.hit("cloned client"),
             (Expect::OutOfOrder(expected), Outcome::OutOfOrder { expected: told }) => {
                 assert_eq!(told.get(), expected);
@@ -236,6 +243,12 @@ impl World {
             }
             (Expect::Duplicate(first), Outcome::Duplicate(kept)) => {
                 assert_eq!((kept.refused, kept.position), (first.refused, first.position));
+                let record = self
+                    .truth
+                    .records
+                    .get_mut(&sent.request.head.client.0)
+                    .expect("a record");
+                record.when = record.when.max(self.committed_ms);
                 self.cover.hit(if kept.refused.is_some() {
                     "duplicate of a refusal"
                 } else {
@@ -395,6 +408,7 @@ impl World {
         let head = &sent.request.head;
         let record = self.truth.records.entry(head.client.0).or_default();
         record.last = head.mid.get();
+        record.when = self.committed_ms;
         record.results.insert(
             head.mid.get(),
             Result {
@@ -414,6 +428,8 @@ enum Expect {
     Duplicate(Result),
     Cloned,
     Unknown,
+    /// Unknown, although a first mutation: the record is gone of who may have sent it.
+    Forgotten,
     OutOfOrder(u64),
 }
 
@@ -424,6 +440,7 @@ impl std::fmt::Debug for Expect {
             Self::Duplicate(first) => write!(f, "a duplicate of {} ({:?})", first.position, first.refused),
             Self::Cloned => f.write_str("cloned"),
             Self::Unknown => f.write_str("unknown"),
+            Self::Forgotten => f.write_str("forgotten"),
             Self::OutOfOrder(expected) => write!(f, "out of order, {expected} expected"),
         }
     }

@@ -11,7 +11,7 @@ use super::{EmbeddedStore, keys};
 use crate::store::{Cell, ConflictRecord, Header, SpaceState, StoreError};
 use std::collections::HashMap;
 use std::ops::Bound;
-use tidegate_protocol::{DocPath, Mid, Seq, SpaceId, Writer};
+use tidegate_protocol::{DocPath, Seq, SpaceId, Writer};
 
 /// Entries that one step deletes at most: a few milliseconds between commits.
 const STEP: usize = 512;
@@ -24,6 +24,8 @@ pub(super) enum Task {
     Raise { space: SpaceId, to: Seq },
     /// Deletes tombstones, dead documents and marks at or below the floor.
     Sweep { space: SpaceId },
+    /// Deletes the log up to and with the commit `to`.
+    Trim { space: SpaceId, to: Seq },
     /// Deletes a client's record if it last wrote before `before`.
     Forget {
         space: SpaceId,
@@ -52,6 +54,8 @@ pub struct Collected {
     pub spaces: u64,
     /// Floors raised.
     pub floors: u64,
+    /// Commits deleted from logs.
+    pub log: u64,
     /// Tombstones, cells of dead documents, and dead documents deleted.
     pub tombstones: u64,
     /// Client records deleted.
@@ -69,6 +73,7 @@ pub(super) fn run(
 ) -> Result<(TaskDone, bool), StoreError> {
     let (Task::Raise { space: name, .. }
     | Task::Sweep { space: name }
+    | Task::Trim { space: name, .. }
     | Task::Forget { space: name, .. }
     | Task::Age { space: name, .. }) = task;
     let space = match spaces.get_mut(name) {
@@ -82,7 +87,14 @@ pub(super) fn run(
             let (deleted, more) = sweep(name, space.meta.floor, &cut, overlay)?;
             (deleted, more, false)
         }
-        Task::Forget { writer, before, .. } => (forget(name, *writer, *before, overlay)?, false, false),
+        Task::Trim { to, .. } => {
+            let (deleted, more) = trim(name, *to, space, overlay)?;
+            (deleted, more, false)
+        }
+        Task::Forget { writer, before, .. } => {
+            let deleted = forget(name, *writer, *before, space, &cut, overlay)?;
+            (deleted, false, false)
+        }
         Task::Age { before, .. } => {
             let (deleted, more) = age(name, *before, space, &cut, overlay)?;
             (deleted, more, false)
@@ -195,21 +207,56 @@ fn sweep_doc(
     Ok((1, false))
 }
 
-/// Deletes an expired client with its results.
-fn forget(name: &SpaceId, writer: Writer, before: u64, overlay: &mut Overlay<'_>) -> Result<usize, StoreError> {
+/// Deletes up to a step of the log's oldest commits.
+fn trim(name: &SpaceId, to: Seq, space: &mut Space, overlay: &mut Overlay<'_>) -> Result<(usize, bool), StoreError> {
+    let to = to.min(space.meta.head);
+    let mut deleted = 0;
+    while space.meta.log_first <= to {
+        if deleted >= STEP {
+            return Ok((deleted, true));
+        }
+        space.drop_commit(name, overlay)?;
+        deleted += 1;
+    }
+    Ok((deleted, false))
+}
+
+/// Deletes an expired client with its results, and keeps in mind how new it was.
+fn forget(
+    name: &SpaceId,
+    writer: Writer,
+    before: u64,
+    space: &mut Space,
+    cut: &Cut<'_>,
+    overlay: &mut Overlay<'_>,
+) -> Result<usize, StoreError> {
     let key = keys::client(name, writer);
     let client: Option<Client> = overlay.record(Table::Clients, &key)?;
     // It may have written since it was found.
     let Some(client) = client.filter(|client| client.when < before) else {
         return Ok(0);
     };
-    let last = client.last.get();
-    for mid in last.saturating_sub(crate::store::KEPT_RESULTS) + 1..=last {
-        let Some(mid) = Mid::new(mid) else { continue };
-        overlay.remove(Table::Results, keys::result(name, writer, mid));
-    }
+    forget_results(name, writer, cut, overlay)?;
     overlay.remove(Table::Clients, key);
+    space.meta.forgotten_ms = space.meta.forgotten_ms.max(Some(client.when));
+    space.meta_changed = true;
     Ok(1)
+}
+
+/// Deletes all results of a writer: a few hundred.
+fn forget_results(
+    name: &SpaceId,
+    writer: Writer,
+    cut: &Cut<'_>,
+    overlay: &mut Overlay<'_>,
+) -> Result<usize, StoreError> {
+    let start = Bound::Included(keys::results(name, writer));
+    let mut deleted = 0;
+    for guard in cut.range(Table::Results, start, keys::results_end(name, writer)) {
+        overlay.remove(Table::Results, guard.key().map_err(told)?.to_vec());
+        deleted += 1;
+    }
+    Ok(deleted)
 }
 
 /// Deletes up to a step of old conflicts.
@@ -250,10 +297,48 @@ impl EmbeddedStore {
         Ok(raised.floor)
     }
 
+    /// Deletes a space's log up to and with the commit `to`.
+    pub async fn trim_log(&self, space: &SpaceId, to: Seq) -> Result<u64, StoreError> {
+        let space = || space.clone();
+        self.steps(|| Task::Trim { space: space(), to }).await
+    }
+
+    /// Deletes a space's client records that last wrote before `before`, ms since 1970.
+    pub async fn forget(&self, space: &SpaceId, before: u64) -> Result<u64, StoreError> {
+        let (mut last, mut deleted) = (None, 0);
+        loop {
+            let (name, from) = (space.clone(), last.take());
+            let (expired, end) = self
+                .snapshot(move |cut| clients_before(cut, &name, from, before))
+                .await?;
+            for writer in expired {
+                let space = space.clone();
+                deleted += self.task(Task::Forget { space, writer, before }).await?.deleted as u64;
+            }
+            if end.is_none() {
+                return Ok(deleted);
+            }
+            last = end;
+        }
+    }
+
+    /// Runs a task again until there is no more of it to do; returns how much was deleted.
+    async fn steps(&self, task: impl Fn() -> Task) -> Result<u64, StoreError> {
+        let mut deleted = 0;
+        loop {
+            let step = self.task(task()).await?;
+            deleted += step.deleted as u64;
+            if !step.more {
+                return Ok(deleted);
+            }
+        }
+    }
+
     /// One round of collection: everything older than the retention goes, as of `now_ms`. It works
     /// in small steps between commits; a round that is dropped halfway is taken up by the next.
     pub async fn collect(&self, now_ms: u64) -> Result<Collected, StoreError> {
         let ages = Ages {
+            log: now_ms.saturating_sub(self.retention().log_ms),
             tombstones: now_ms.saturating_sub(self.retention().tombstones_ms),
             clients: now_ms.saturating_sub(self.retention().clients_ms),
         };
@@ -289,53 +374,28 @@ impl EmbeddedStore {
         if due.sweep {
             done.tombstones += self.sweep(space).await?;
         }
-        let mut aging = due.age;
-        while aging {
-            let step = self
-                .task(Task::Age {
-                    space: space.clone(),
-                    before: ages.tombstones,
-                })
-                .await?;
-            done.conflicts += step.deleted as u64;
-            aging = step.more;
+        if let Some(to) = due.trim {
+            done.log += self.trim_log(space, to).await?;
         }
-        let mut last = None;
-        loop {
-            let (name, from) = (space.clone(), last.take());
-            let (expired, end) = self
-                .snapshot(move |cut| clients_before(cut, &name, from, ages.clients))
-                .await?;
-            for writer in expired {
-                let task = Task::Forget {
-                    space: space.clone(),
-                    writer,
-                    before: ages.clients,
-                };
-                done.clients += self.task(task).await?.deleted as u64;
-            }
-            if end.is_none() {
-                return Ok(());
-            }
-            last = end;
+        if due.age {
+            let (space, before) = (|| space.clone(), ages.tombstones);
+            done.conflicts += self.steps(|| Task::Age { space: space(), before }).await?;
         }
+        done.clients += self.forget(space, ages.clients).await?;
+        Ok(())
     }
 
     async fn sweep(&self, space: &SpaceId) -> Result<u64, StoreError> {
-        let mut deleted = 0;
-        loop {
-            let step = self.task(Task::Sweep { space: space.clone() }).await?;
-            deleted += step.deleted as u64;
-            if !step.more {
-                return Ok(deleted);
-            }
-        }
+        let space = || space.clone();
+        self.steps(|| Task::Sweep { space: space() }).await
     }
 }
 
 /// What is older than these times is deleted, ms since 1970.
 #[derive(Clone, Copy)]
 struct Ages {
+    /// Commits in logs.
+    log: u64,
     /// Tombstones and entries of conflict logs.
     tombstones: u64,
     /// Client records.
@@ -349,6 +409,8 @@ struct Due {
     /// Whether something lies below the floor, or below where it is to rise to. Also where a floor
     /// stays: a round before may not have come to its end.
     sweep: bool,
+    /// Up to where the log is too old.
+    trim: Option<Seq>,
     /// Whether the oldest conflict is too old.
     age: bool,
 }
@@ -390,6 +452,7 @@ fn due(cut: &Cut<'_>, space: &SpaceId, ages: Ages) -> Result<Due, StoreError> {
     Ok(Due {
         raise,
         sweep: raise.is_some() || dead.is_some(),
+        trim: Some(seq_before(cut, space, &state, ages.log)?).filter(|to| *to >= meta.log_first),
         age,
     })
 }

@@ -50,6 +50,18 @@ impl Space {
         }
     }
 
+    /// Removes the oldest commit of the log.
+    pub(super) fn drop_commit(&mut self, space: &SpaceId, overlay: &mut Overlay<'_>) -> Result<(), StoreError> {
+        let key = keys::log(space, self.meta.log_first);
+        // A missing one is the readers' to report; here it must not stop the space's writes.
+        let size = overlay.size_of(Table::Log, &key)?.unwrap_or(0);
+        self.meta.log_bytes = self.meta.log_bytes.saturating_sub(size);
+        self.meta.log_first = self.meta.log_first.next();
+        self.meta_changed = true;
+        overlay.remove_once_written(Table::Log, key);
+        Ok(())
+    }
+
     /// Removes the oldest entry of the conflict log.
     pub(super) fn drop_conflict(&mut self, space: &SpaceId, overlay: &mut Overlay<'_>) -> Result<(), StoreError> {
         let key = keys::conflict(space, self.meta.conflicts_first);
@@ -130,8 +142,11 @@ struct Apply<'a, 'd> {
 impl Apply<'_, '_> {
     fn item(&mut self, item: Prepared) -> Result<Outcome, StoreError> {
         let client_key = keys::client(self.name, item.writer);
-        let client: Option<Client> = self.overlay.record(Table::Clients, &client_key)?;
-        let client = client.filter(|client| !client.expired(self.retention.clients_ms, self.now_ms));
+        let stored: Option<Client> = self.overlay.record(Table::Clients, &client_key)?;
+        let client = stored
+            .clone()
+            .filter(|client| !client.expired(self.retention.clients_ms, self.now_ms));
+        let replaces = stored.filter(|_| client.is_none()).map(|client| client.last);
         if let Some(answer) = self.check_mid(&item, client.as_ref())? {
             if let (Outcome::Duplicate(_), Some(mut client)) = (&answer, client) {
                 // A client that only repeats itself is alive: its record's time starts anew.
@@ -150,6 +165,7 @@ impl Apply<'_, '_> {
             writer: item.writer,
             mid: item.mid,
             key: item.key,
+            replaces,
         };
         match item.action {
             Action::Apply(effects) => {
@@ -189,9 +205,10 @@ impl Apply<'_, '_> {
     fn check_mid(&self, item: &Prepared, client: Option<&Client>) -> Result<Option<Outcome>, StoreError> {
         let Some(client) = client else {
             let new = item.mid == Mid::ZERO.next()
-                && !item
-                    .first
-                    .is_some_and(|first| self.retention.first_is_too_old(first, self.now_ms));
+                && !item.first.is_some_and(|first| {
+                    self.retention
+                        .first_is_too_old(first, self.now_ms, self.space.meta.forgotten_ms)
+                });
             return Ok((!new).then_some(Outcome::ClientUnknown));
         };
         if item.mid <= client.last {
@@ -324,7 +341,17 @@ impl Apply<'_, '_> {
 
     /// Consumes the mid.
     fn keep(&mut self, named: Named, kept: Kept) {
-        let Named { writer, mid, key } = named;
+        let Named {
+            writer,
+            mid,
+            key,
+            replaces,
+        } = named;
+        // Of the record before nothing may be left: what it answered would pass for this one's.
+        for old in replaces.into_iter().flat_map(kept_up_to) {
+            self.overlay
+                .remove(Table::Results, keys::result(self.name, writer, old));
+        }
         let client = Client {
             last: mid,
             key,
@@ -370,18 +397,12 @@ impl Apply<'_, '_> {
     /// Drops the oldest commits of the log until it is within its bounds.
     fn trim_log(&mut self, added: u64) -> Result<(), StoreError> {
         for _ in 0..TRIM_STEPS + 2 * added {
-            let meta = &mut self.space.meta;
+            let meta = &self.space.meta;
             let kept = meta.head.next().get() - meta.log_first.get();
             if kept == 0 || (kept <= self.retention.log_commits && meta.log_bytes <= self.retention.log_bytes) {
                 break;
             }
-            let key = keys::log(self.name, meta.log_first);
-            // A missing one is the readers' to report; here it must not stop the space's writes.
-            let size = self.overlay.size_of(Table::Log, &key)?.unwrap_or(0);
-            meta.log_bytes = meta.log_bytes.saturating_sub(size);
-            meta.log_first = meta.log_first.next();
-            self.space.meta_changed = true;
-            self.overlay.remove_once_written(Table::Log, key);
+            self.space.drop_commit(self.name, self.overlay)?;
         }
         Ok(())
     }
@@ -401,6 +422,12 @@ impl Apply<'_, '_> {
     }
 }
 
+/// The mids whose results a client has whose last one this is.
+fn kept_up_to(last: Mid) -> impl Iterator<Item = Mid> {
+    let last = last.get();
+    (last.saturating_sub(KEPT_RESULTS) + 1..=last).filter_map(Mid::new)
+}
+
 /// What a document was before it is written.
 struct Before {
     header: Option<Header>,
@@ -414,4 +441,6 @@ struct Named {
     writer: Writer,
     mid: Mid,
     key: MutationKey,
+    /// The last mid of an expired record that this one takes the place of.
+    replaces: Option<Mid>,
 }

@@ -120,6 +120,19 @@ pub(super) fn result_mid(space: &SpaceId, key: &[u8]) -> Option<Mid> {
     Mid::new(u64::from_be_bytes(mid.try_into().ok()?))
 }
 
+/// Before the results of a writer.
+pub(super) fn results(space: &SpaceId, writer: Writer) -> Vec<u8> {
+    numbered(space, writer.0)
+}
+
+/// After the results of a writer.
+pub(super) fn results_end(space: &SpaceId, writer: Writer) -> Vec<u8> {
+    match writer.0.checked_add(1) {
+        Some(next) => numbered(space, next),
+        None => space_end(space),
+    }
+}
+
 /// A document's cells: the prefix of all, and the key of its header.
 pub(super) fn doc(space: &SpaceId, doc: &DocPath) -> Vec<u8> {
     let path = doc.as_str().as_bytes();

@@ -109,6 +109,8 @@ pub(super) struct SpaceMeta {
     pub(super) usage: Usage,
     /// Time of the last mark.
     pub(super) mark_ms: Option<u64>,
+    /// When the newest of the client records that were forgotten last wrote, ms since 1970.
+    pub(super) forgotten_ms: Option<u64>,
 }
 
 impl Default for SpaceMeta {
@@ -124,6 +126,7 @@ impl Default for SpaceMeta {
             conflicts_bytes: 0,
             usage: Usage::default(),
             mark_ms: None,
+            forgotten_ms: None,
         }
     }
 }
@@ -145,6 +148,7 @@ impl Record for SpaceMeta {
             put_u64(out, n);
         }
         put_option(out, self.mark_ms.as_ref(), |out, at| put_u64(out, *at));
+        put_option(out, self.forgotten_ms.as_ref(), |out, at| put_u64(out, *at));
     }
 
     fn take(from: &mut Take<'_>) -> Option<Self> {
@@ -162,6 +166,7 @@ impl Record for SpaceMeta {
                 bytes: from.u64()?,
             },
             mark_ms: take_option(from, Take::u64)?,
+            forgotten_ms: take_option(from, Take::u64)?,
         })
     }
 }

@@ -1,7 +1,7 @@
 //! The floor, and what goes below it.
 
 use super::*;
-use crate::store::{ConflictDone, ConflictEntry};
+use crate::store::{ConflictDone, ConflictEntry, LogReply};
 
 const MINUTE: u64 = 60_000;
 
@@ -94,6 +94,7 @@ async fn collection_goes_by_the_time_of_the_commits() {
     let retention = Retention {
         tombstones_ms: 10 * MINUTE,
         clients_ms: 10 * MINUTE,
+        log_ms: 5 * MINUTE,
         ..Retention::default()
     };
     let store = Place {
@@ -128,6 +129,7 @@ async fn collection_goes_by_the_time_of_the_commits() {
         none,
         Collected {
             spaces: 2,
+            log: 4 + 1,
             ..Collected::default()
         }
     );
@@ -138,12 +140,22 @@ async fn collection_goes_by_the_time_of_the_commits() {
         Collected {
             spaces: 2,
             floors: 2,
+            log: 10,
             tombstones: 10,
             clients: 10,
             conflicts: 9
         }
     );
     let now = state(&store, "s").await;
+    let log = async |n| {
+        let after = Position::new(now.head.epoch, seq(n));
+        store
+            .log(&space("s"), after, 100, 1 << 20, None)
+            .await
+            .expect("answers")
+    };
+    assert_eq!(log(13).await, LogReply::Trimmed);
+    assert!(matches!(log(14).await, LogReply::Commits { commits, .. } if commits.len() == 6));
     assert_eq!(now.floor, seq(9), "of commits up to the tenth, all that are older");
     assert_eq!(
         state(&store, "t").await.floor,
@@ -193,4 +205,32 @@ async fn a_cell_or_document_written_again_before_its_tombstone_is_collected_stay
         let leaves: Vec<_> = state.leaves().collect();
         assert_eq!(leaves, [(&field(name), &Value::int(3))]);
     }
+}
+
+#[tokio::test]
+async fn of_a_record_that_was_replaced_or_forgotten_no_result_is_left() {
+    let store = Place {
+        retention: Retention {
+            clients_ms: 1_000,
+            ..Retention::default()
+        },
+        ..Place::new()
+    }
+    .open();
+    let results = || {
+        let all = std::ops::Bound::Included(vec![]);
+        store.disk.cut().range(disk::Table::Results, all, vec![0xff]).count()
+    };
+    for mid in 1..=300 {
+        applied(&store, "s", item(1, mid, vec![])).await;
+    }
+    assert_eq!(results(), 256);
+    let anew = Prepared {
+        first: Some(9_000),
+        ..item(1, 1, vec![])
+    };
+    commit_at(&store, "s", 9_000, vec![anew]).await.expect("answers");
+    assert_eq!(results(), 1, "the record was replaced");
+    store.forget(&space("s"), 9_001).await.expect("answers");
+    assert_eq!(results(), 0);
 }
