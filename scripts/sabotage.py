@@ -253,8 +253,8 @@ RULES = {
     ),
     "record retention": (
         COMMIT,
-        "client.filter(|client| !client.expired(",
-        "client.filter(|client| true || !client.expired(",
+        ".filter(|client| !client.expired(",
+        ".filter(|client| true || !client.expired(",
         LIB,
         "store::embedded::tests::writing::a_record_lives_as_long_after_the_last_write_or_repeat_as_retention_says",
     ),
