@@ -219,7 +219,10 @@ async fn of_a_record_that_was_replaced_or_forgotten_no_result_is_left() {
     .open();
     let results = || {
         let all = std::ops::Bound::Included(vec![]);
-        store.disk.cut().range(disk::Table::Results, all, vec![0xff]).count()
+        database(&store)
+            .cut()
+            .range(disk::Table::Results, all, vec![0xff])
+            .count()
     };
     for mid in 1..=300 {
         applied(&store, "s", item(1, mid, vec![])).await;
