@@ -47,6 +47,8 @@ pub struct Gateway {
     histories: HashMap<Epoch, Vec<Commit>>,
     records: HashMap<Writer, Record>,
     now: u64,
+    /// How often commits were lost.
+    pub losses: u32,
     /// The documents at the head.
     docs: Docs,
     pub sessions: Vec<Option<Session>>,
@@ -75,6 +77,7 @@ impl Gateway {
             histories: HashMap::from([(epoch, vec![commit])]),
             records: HashMap::new(),
             now: START,
+            losses: 0,
             sessions: (0..clients).map(|_| None).collect(),
         }
     }
@@ -127,6 +130,7 @@ impl Gateway {
     /// The last `lose` commits are gone, with what was remembered of their writers; a new epoch begins.
     pub fn fail_over(&mut self, lose: u64) {
         let keep = self.head().saturating_sub(lose).max(1);
+        self.losses += u32::from(keep < self.head());
         let mut log = self.log().clone();
         log.truncate(keep as usize);
         // A store that loses the tail loses the records written with it, those of refusals too.
