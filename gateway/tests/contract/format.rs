@@ -355,6 +355,65 @@ fn a_migration_that_was_cut_short_is_done_again() {
     assert!(told == ANSWERS, "{}", first_difference(&told));
 }
 
+/// The backup that format 1 would have made of the same records.
+fn backup_of_format_1() -> Vec<u8> {
+    use sha2::{Digest as _, Sha256};
+    let mut out = b"tidegate-backup 1 store 1\n".to_vec();
+    let end = |out: &mut Vec<u8>, tag: u8, records: usize| {
+        out.push(tag);
+        out.extend((records as u64).to_be_bytes());
+        let digest = Sha256::digest(&out);
+        out.extend(digest);
+    };
+    for table in TABLES {
+        out.extend([b'T', u8::try_from(table.len()).expect("short")]);
+        out.extend(table.bytes());
+        let records = RECORDS.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let records: Vec<_> = records.filter(|words| words[0] == table).collect();
+        for words in &records {
+            let [key, value] = [bytes(words[1]), bytes(words[2])];
+            out.push(b'R');
+            for part in [&key, &value] {
+                out.extend(u32::try_from(part.len()).expect("short").to_be_bytes());
+            }
+            out.extend([key, value].concat());
+        }
+        end(&mut out, b'D', records.len());
+    }
+    end(&mut out, b'E', RECORDS.lines().count());
+    out
+}
+
+#[test]
+fn a_backup_of_format_1_is_restored_as_such_and_brought_to_this_one_when_it_is_opened() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let env = Count(AtomicU64::new(500));
+    let done = embedded::restore(&*backup_of_format_1(), dir.path(), &env).expect("restores");
+    assert_eq!((done.spaces, done.records), (3, RECORDS.lines().count() as u64));
+    assert_eq!(marked(dir.path()), "tidegate-store 1\n");
+    let mut wrong = vec![];
+    embedded::check(dir.path(), &mut |violation| wrong.push(violation)).expect("checks");
+    assert_eq!(wrong, []);
+    assert_eq!(marked(dir.path()), "tidegate-store 2\n");
+    runtime().block_on(async {
+        let [old, new] = [of_format_1(), dir].map(|dir| embedded::open(dir.path(), options()).expect("opens"));
+        let spaces = SPACES.map(space);
+        let [old, new] = [old.positions(&spaces).await, new.positions(&spaces).await].map(|all| all.expect("answers"));
+        for (old, mut new) in old.into_iter().zip(new) {
+            let minted = new.lineage.0.pop().expect("a new epoch");
+            assert!(
+                (500..600).contains(&minted.epoch.0) && minted.start == old.head.seq,
+                "{minted:?}"
+            );
+            assert_eq!(
+                (new.head.seq, new.floor, new.last_ms),
+                (old.head.seq, old.floor, old.last_ms)
+            );
+            assert_eq!((new.usage, new.lineage), (old.usage, old.lineage));
+        }
+    });
+}
+
 fn first_difference(told: &str) -> String {
     let pair = told.lines().zip(ANSWERS.lines()).find(|(a, b)| a != b);
     format!(

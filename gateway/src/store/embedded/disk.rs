@@ -11,14 +11,18 @@ use std::path::{Path, PathBuf};
 use tidegate_protocol::{Position, SpaceId};
 
 /// The format that this version reads and writes.
-const FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 2;
 /// The file that says which format a directory is in, as text, so that any version can read it.
-const MARKER: &str = "FORMAT";
+pub(super) const MARKER: &str = "FORMAT";
+/// The marker while it is written.
+pub(super) const FRESH_MARKER: &str = "FORMAT.new";
 const MARKER_WORD: &str = "tidegate-store";
 /// The database's own directory.
-const DATABASE: &str = "db";
+pub(super) const DATABASE: &str = "db";
+/// A database while it is made, until it is whole.
+pub(super) const FRESH: &str = "db.new";
 /// The file whose lock an open store holds.
-const LOCK: &str = "LOCK";
+pub(super) const LOCK: &str = "LOCK";
 /// A table's writes in memory before they go to a file. The journal is kept until they have.
 const MEMTABLE_BYTES: u64 = 16 << 20;
 /// Of the index this is less: a document that is written often leaves its former places in memory as
@@ -134,7 +138,7 @@ impl Home {
         };
         migrate::from_1(disk).map_err(failed)?;
         // Last: until it stands there, all of it is done again.
-        write_format(&self.dir, &self.dir.join(MARKER))
+        write_format(&self.dir, FORMAT)
     }
 
     /// Bytes that can still be written to the file system.
@@ -194,13 +198,13 @@ impl Disk {
 }
 
 /// Says which file an error of the file system is about.
-fn at(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_owned();
     move |source| OpenError::Io { path, source }
 }
 
 /// Takes the directory. The operating system frees it when the file is closed, whatever ends the process.
-fn lock(dir: &Path) -> Result<File, OpenError> {
+pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join(LOCK);
     let file = File::options()
         .create(true)
@@ -218,7 +222,7 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
     }
 }
 
-fn open_database(path: &Path) -> Result<(Database, Vec<Keyspace>), OpenError> {
+pub(super) fn open_database(path: &Path) -> Result<(Database, Vec<Keyspace>), OpenError> {
     let failed = |error| match error {
         fjall::Error::Locked => OpenError::InUse {
             dir: path.to_owned(),
@@ -252,7 +256,7 @@ fn open_database(path: &Path) -> Result<(Database, Vec<Keyspace>), OpenError> {
 /// Creates a database beside its place, and moves it there when it is whole: fjall does not open one
 /// whose creation was cut short.
 fn create(dir: &Path, path: &Path) -> Result<(), OpenError> {
-    let fresh = dir.join("db.new");
+    let fresh = dir.join(FRESH);
     match fs::remove_dir_all(&fresh) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(at(&fresh)(error)),
         _ => {}
@@ -269,7 +273,7 @@ fn check_format(dir: &Path, database: &Path) -> Result<u32, OpenError> {
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound && !database.exists() => {
-            return write_format(dir, &path).map(|()| FORMAT);
+            return write_format(dir, FORMAT).map(|()| FORMAT);
         }
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => {
             return Err(OpenError::NotAStore { path });
@@ -291,16 +295,17 @@ fn check_format(dir: &Path, database: &Path) -> Result<u32, OpenError> {
 }
 
 /// Writes the marker so that it is whole or not there.
-fn write_format(dir: &Path, path: &Path) -> Result<(), OpenError> {
-    let fresh = dir.join("FORMAT.new");
+pub(super) fn write_format(dir: &Path, format: u32) -> Result<(), OpenError> {
+    let path = dir.join(MARKER);
+    let fresh = dir.join(FRESH_MARKER);
     let write = || {
         let mut file = File::create(&fresh)?;
-        writeln!(file, "{MARKER_WORD} {FORMAT}")?;
+        writeln!(file, "{MARKER_WORD} {format}")?;
         file.sync_all()?;
-        fs::rename(&fresh, path)?;
+        fs::rename(&fresh, &path)?;
         File::open(dir)?.sync_all()
     };
-    write().map_err(at(path))
+    write().map_err(at(&path))
 }
 
 /// A database error in the store's words. One of the disk may pass; one of the content will not.

@@ -52,6 +52,16 @@ pub(super) fn meta(space: &SpaceId) -> Vec<u8> {
     key
 }
 
+/// Whether a key of the table of spaces is one of [`meta`].
+pub(super) fn is_meta(key: &[u8]) -> bool {
+    key.ends_with(&[END, META]) && key.iter().filter(|b| **b == END).count() == 1
+}
+
+/// Whether a key of the table of spaces is one of [`lineage`].
+pub(super) fn is_lineage(key: &[u8]) -> bool {
+    key.ends_with(&[END, LINEAGE]) && key.iter().filter(|b| **b == END).count() == 1
+}
+
 /// A space's lineage.
 pub(super) fn lineage(space: &SpaceId) -> Vec<u8> {
     let mut key = named(space, 1);

@@ -4,6 +4,7 @@
 //! ([`writer`]), which applies whatever is waiting as one atomic write with one sync. What is stored
 //! is laid out in [`disk`] (tables), [`keys`] and [`records`].
 
+mod backup;
 mod changes;
 mod check;
 mod collect;
@@ -15,6 +16,7 @@ mod migrate;
 mod overlay;
 mod read;
 mod records;
+mod restore;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -27,11 +29,13 @@ use super::{
 use crate::env::Env;
 use crate::metrics::Reading;
 use async_trait::async_trait;
+pub use backup::{BackedUp, BackupError, backup, broken_off};
 pub use check::{CheckError, Checked, Rule, Violation, check};
 pub use collect::Collected;
 use collect::{Task, TaskDone};
 use disk::Cut;
 use parking_lot::Mutex;
+pub use restore::{BadBackup, RestoreError, restore, verify};
 use shared::Shared;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -112,6 +116,14 @@ pub enum OpenError {
     NotAStore {
         /// The marker.
         path: PathBuf,
+    },
+    /// Something is where a backup was to be restored.
+    #[error("{} is not empty, there is {}: a backup is restored into a directory that is missing or empty", dir.display(), found.display())]
+    NotEmpty {
+        /// The directory.
+        dir: PathBuf,
+        /// What is there.
+        found: PathBuf,
     },
     /// There is no store that could be looked at.
     #[error("there is no store in {}", dir.display())]

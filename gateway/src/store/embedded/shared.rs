@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 /// How long a read waits for the database to be opened again; then it is `Unavailable`.
 const READ_WAITS: Duration = Duration::from_secs(5);
-/// How long opening again waits for reads under way; then it is put off. A read is a page at most.
+/// How long opening again waits for reads under way; then it is put off. A read is a page at most, and a backup
+/// ends by itself.
 const LAST_READS: Duration = Duration::from_secs(5);
 
 /// The database, and how to get at it.
@@ -56,6 +57,11 @@ impl Shared {
         let mut disk = self.disk.lock();
         self.opened.wait_while_for(&mut disk, |disk| disk.is_none(), READ_WAITS);
         disk.clone().ok_or_else(closed)
+    }
+
+    /// Whether the database is wanted to be opened again: a long read then ends.
+    pub(super) fn is_closing(&self) -> bool {
+        self.disk.lock().is_none()
     }
 
     /// Whether the database takes writes, as far as it knows.

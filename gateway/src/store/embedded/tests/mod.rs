@@ -1,5 +1,6 @@
 //! Promises of the embedded store beyond the contract that all stores are held to.
 
+mod backup;
 mod check;
 mod collection;
 mod damage;
