@@ -335,6 +335,34 @@ RULES = {
         LIB,
         "store::embedded::tests::check::each_thing_that_can_be_wrong_is_found_and_named",
     ),
+    "synced before the answer": (
+        "gateway/src/store/embedded/writer.rs",
+        "            Durability::Fsync => PersistMode::SyncAll,",
+        "            Durability::Fsync => PersistMode::Buffer,",
+        CONTRACT,
+        "power::at_fsync_what_was_answered_survives_a_power_cut",
+    ),
+    "names survive a power cut, too": (
+        "gateway/src/store/embedded/disk.rs",
+        "    File::open(above)?.sync_all()",
+        "    Ok(())",
+        CONTRACT,
+        "power::at_fsync_what_was_answered_survives_a_power_cut",
+    ),
+    "a torn end is cut off": (
+        "gateway/src/store/embedded/journal.rs",
+        "        file.set_len(found.whole as u64)?;",
+        "",
+        LIB,
+        "store::embedded::tests::journals::a_torn_end_is_cut_off_wherever_it_is_torn",
+    ),
+    "a broken record before whole ones is damage": (
+        "gateway/src/store/embedded/journal.rs",
+        "batches.next().map_or(Rest::Torn, Rest::Broken)",
+        "batches.next().map_or(Rest::Torn, |_| Rest::Torn)",
+        LIB,
+        "store::embedded::tests::journals::a_broken_record_before_whole_ones_is_damage_and_nothing_is_touched",
+    ),
 }
 
 

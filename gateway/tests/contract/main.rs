@@ -7,6 +7,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 mod coverage;
+#[path = "../support/disk.rs"]
+mod disk;
 mod follow;
 mod format;
 mod generate;
@@ -14,6 +16,7 @@ mod harness;
 mod interpret;
 mod kill;
 mod named;
+mod power;
 mod race;
 mod replica;
 mod value;

@@ -101,7 +101,7 @@ impl Home {
         if dir.exists() && !dir.is_dir() {
             return Err(OpenError::NotADirectory { path: dir.to_owned() });
         }
-        fs::create_dir_all(dir).map_err(at(dir))?;
+        create_folder(dir).map_err(at(dir))?;
         let lock = lock(dir)?;
         let path = dir.join(DATABASE);
         let found = check_format(dir, &path)?;
@@ -253,6 +253,34 @@ pub(super) fn open_database(path: &Path) -> Result<(Database, Vec<Keyspace>), Op
     Ok((db, tables.map_err(failed)?))
 }
 
+/// Creates a folder where there is none, and those above it; all of their names survive a power cut.
+fn create_folder(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    // Of a path without a folder, that is the present one.
+    let above = dir.parent().filter(|above| !above.as_os_str().is_empty());
+    let above = above.unwrap_or(Path::new("."));
+    create_folder(above)?;
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    File::open(above)?.sync_all()
+}
+
+/// Makes a tree of files survive a power cut, names and contents.
+fn sync_tree(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        match path.is_dir() {
+            true => sync_tree(&path)?,
+            false => File::open(path)?.sync_all()?,
+        }
+    }
+    File::open(dir)?.sync_all()
+}
+
 /// Creates a database beside its place, and moves it there when it is whole: fjall does not open one
 /// whose creation was cut short.
 fn create(dir: &Path, path: &Path) -> Result<(), OpenError> {
@@ -262,6 +290,7 @@ fn create(dir: &Path, path: &Path) -> Result<(), OpenError> {
         _ => {}
     }
     drop(open_database(&fresh)?);
+    sync_tree(&fresh).map_err(at(&fresh))?;
     fs::rename(&fresh, path)
         .and_then(|()| File::open(dir)?.sync_all())
         .map_err(at(path))
