@@ -293,6 +293,27 @@ RULES = {
         LIB,
         "store::embedded::tests::collection::of_a_record_that_was_replaced_or_forgotten_no_result_is_left",
     ),
+    "quota": (
+        "gateway/src/engine/bounds.rs",
+        "if after > before && reached > limit {",
+        "if false && reached > limit {",
+        E2E,
+        "keeping::a_write_over_a_quota_is_refused_with_the_numbers_and_those_after_it_go_on",
+    ),
+    "what does not grow passes a quota": (
+        "gateway/src/engine/bounds.rs",
+        "if after > before && reached > limit {",
+        "if reached > limit {",
+        LIB,
+        "engine::tests::quota::the_bytes_of_a_space_and_of_all_stay_within_their_quotas",
+    ),
+    "quota within a group": (
+        "gateway/src/engine/plan.rs",
+        "self.room.take(before, Usage::of(known.state.header.as_ref()));",
+        "let _ = before;",
+        LIB,
+        "engine::tests::quota::mutations_of_one_group_are_counted_together_and_refused_ones_not_at_all",
+    ),
     "log by age": (
         COLLECT,
         "if let Some(to) = due.trim {",

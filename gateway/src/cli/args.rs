@@ -72,6 +72,15 @@ pub(crate) struct ServeArgs {
     /// A configuration file; options given here come before what it says
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Documents that a space may have at most [default: no limit]
+    #[arg(long, value_name = "N")]
+    pub max_space_docs: Option<u64>,
+    /// Bytes that the documents of a space may take at most [default: no limit]
+    #[arg(long, value_name = "N")]
+    pub max_space_bytes: Option<u64>,
+    /// Bytes that all documents together may take at most [default: no limit]
+    #[arg(long, value_name = "N")]
+    pub max_total_bytes: Option<u64>,
     /// Admit anyone, but from this machine only
     #[arg(long)]
     pub dev: bool,

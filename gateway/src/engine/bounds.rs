@@ -1,7 +1,8 @@
 //! Limits on what a mutation leads to, and what an answer may hold.
 
+use super::Quota;
 use super::scratch::Scratch;
-use crate::store::DocState;
+use crate::store::{DocState, Usage};
 use tidegate_protocol::{DocChange, DocChangeKind, DocPath, FieldPath, Invalid, Limits, Value, ValueRef};
 
 /// What surrounds a change's body on the wire: the frame's header, the array's, `"c"`, `n`, `s`, `a`.
@@ -63,6 +64,65 @@ pub(super) fn check_change(changes: &[DocChange], body: usize, limits: &Limits) 
         }
     }
     Ok(())
+}
+
+/// What there is, and what there may be.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Room {
+    pub(super) quota: Quota,
+    /// What the space's documents take, as of the items planned so far.
+    pub(super) space: Usage,
+    /// Bytes that all documents of the store take.
+    pub(super) total_bytes: u64,
+}
+
+impl Room {
+    /// Whether documents may become so much larger, first the one, then the other.
+    pub(super) fn check(&self, before: Usage, after: Usage) -> Result<(), Grown> {
+        let Quota {
+            space_docs,
+            space_bytes,
+            total_bytes,
+        } = self.quota;
+        let docs = (self.space.docs, before.docs, after.docs);
+        let bytes = (self.space.bytes, before.bytes, after.bytes);
+        let total = (self.total_bytes, before.bytes, after.bytes);
+        for (what, of, limit, (there, before, after)) in [
+            ("documents in the space", Of::Docs, space_docs, docs),
+            ("bytes of the space's documents", Of::Bytes, space_bytes, bytes),
+            ("bytes of all documents of the gateway", Of::Bytes, total_bytes, total),
+        ] {
+            let Some(limit) = limit else { continue };
+            let reached = there.saturating_add(after.saturating_sub(before));
+            if after > before && reached > limit {
+                let number = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+                return Err(Grown {
+                    of,
+                    why: Invalid::too_large(what, number(limit), number(reached)),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts a planned item.
+    pub(super) fn take(&mut self, before: Usage, after: Usage) {
+        self.space.replace(before, after);
+        self.total_bytes = (self.total_bytes + after.bytes).saturating_sub(before.bytes);
+    }
+}
+
+/// What of the documents has grown too much.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Of {
+    Docs,
+    Bytes,
+}
+
+/// A quota that would be exceeded.
+pub(super) struct Grown {
+    pub(super) of: Of,
+    pub(super) why: Invalid,
 }
 
 /// Bytes that documents take whole on the wire, at most.

@@ -1,13 +1,13 @@
 //! Evaluation: a mutation's ops, one after another, on working copies of its documents.
 
-use super::bounds;
+use super::bounds::{self, Grown, Of};
 use super::guard::{self, Seen};
 use super::plan::Planner;
 use super::report::{Report, standing};
 use super::scratch::{Net, Scratch};
 use super::{Refusal, WriteBody, WriteRequest};
 use crate::auth::ReadScope;
-use crate::store::{ConflictDone, ConflictEntry, DocState, Effects, Version};
+use crate::store::{ConflictDone, ConflictEntry, DocState, Effects, Usage, Version};
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_protocol::tree::{self, Unit};
 use tidegate_protocol::{
@@ -285,6 +285,14 @@ impl<'a> Evaluation<'a> {
                 };
             }
         }
+        if let Err(refusal) = self.check_quota() {
+            return Verdict::Refuse {
+                refusal,
+                cells: vec![],
+                conflicts: vec![],
+                expects,
+            };
+        }
         let nets: Vec<Net> = self
             .docs
             .into_iter()
@@ -314,6 +322,29 @@ impl<'a> Evaluation<'a> {
             expects,
             report: self.report,
         }
+    }
+}
+
+impl Evaluation<'_> {
+    /// Whether the quotas allow what the documents have become; if not, the refusal names the first op on a
+    /// document that has grown so.
+    fn check_quota(&self) -> Result<(), Refusal> {
+        let before = self.docs.values().map(Scratch::usage_before);
+        let after = self.docs.values().map(Scratch::usage);
+        let (before, after) = (
+            before.fold(Usage::default(), Usage::plus),
+            after.fold(Usage::default(), Usage::plus),
+        );
+        self.planner.room.check(before, after).map_err(|Grown { of, why }| {
+            let grown = |op: &Op| {
+                let (before, after) = (self.docs[&op.doc].usage_before(), self.docs[&op.doc].usage());
+                match of {
+                    Of::Docs => after.docs > before.docs,
+                    Of::Bytes => after.bytes > before.bytes,
+                }
+            };
+            refusal(why, self.body.ops.iter().position(grown).map(|index| at(index, None)))
+        })
     }
 }
 

@@ -106,6 +106,21 @@ pub struct EngineConfig {
     pub unknown_wait: Duration,
     /// What a client is told to wait before it sends a mutation again.
     pub retry_ms: u64,
+    /// What documents may take.
+    pub quota: Quota,
+}
+
+/// What documents may take, at most; `None` is no limit. A mutation that would make them take more is
+/// refused (`too_large`); one that leaves them no larger passes, also over a quota. Mutations that other
+/// nodes have in flight are not counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Quota {
+    /// Documents in a space.
+    pub space_docs: Option<u64>,
+    /// Bytes of the documents in a space, as [`Usage`](crate::store::Usage) counts.
+    pub space_bytes: Option<u64>,
+    /// Bytes of all documents in the store.
+    pub total_bytes: Option<u64>,
 }
 
 impl Default for EngineConfig {
@@ -120,6 +135,7 @@ impl Default for EngineConfig {
             unknown_tries: 4,
             unknown_wait: Duration::from_millis(50),
             retry_ms: 1_000,
+            quota: Quota::default(),
         }
     }
 }

@@ -4,13 +4,13 @@
 //! earlier one of the group wrote counts as newer than any base ([`planned_seq`]), and a plan made on
 //! it says so in its expectations ([`Version::Item`]).
 
-use super::bounds;
+use super::bounds::{self, Room};
 use super::evaluate::{Evaluation, Verdict, at, refusal};
 use super::report::Report;
-use super::{Refusal, WriteBody, WriteRequest};
+use super::{Quota, Refusal, WriteBody, WriteRequest};
 use crate::auth::Authoriser;
 use crate::store::{
-    Action, Cell, DocEffect, DocState, Header, Prepared, ReadCut, SpaceState, Stamp, Version, planned_seq,
+    Action, Cell, DocEffect, DocState, Header, Prepared, ReadCut, SpaceState, Stamp, Usage, Version, planned_seq,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_protocol::{Code, DocPath, Invalid, Limits, Policy, SpaceId, Writer};
@@ -34,6 +34,7 @@ pub struct Planner<'a> {
     docs: BTreeMap<DocPath, Known>,
     /// Items planned so far: the index of the next.
     planned: usize,
+    pub(super) room: Room,
 }
 
 /// A document as of the items planned so far.
@@ -71,6 +72,10 @@ impl<'a> Planner<'a> {
         // The time that the commits will have, unless another comes between.
         let now_ms = now_ms.max(cut.state.last_ms);
         let docs = docs.into_iter().zip(cut.docs.into_iter().map(known)).collect();
+        let room = Room {
+            space: cut.state.usage,
+            ..Room::default()
+        };
         Self {
             rules,
             limits,
@@ -79,7 +84,16 @@ impl<'a> Planner<'a> {
             now_ms,
             docs,
             planned: 0,
+            room,
         }
+    }
+
+    /// Holds the mutations to a quota, where all documents of the store take `total_bytes` now.
+    #[must_use]
+    pub fn within(mut self, quota: Quota, total_bytes: u64) -> Self {
+        self.room.quota = quota;
+        self.room.total_bytes = total_bytes;
+        self
     }
 
     /// Plans the next mutation of the group.
@@ -100,7 +114,9 @@ impl<'a> Planner<'a> {
             } => {
                 for effect in &effects.docs {
                     let known = self.docs.entry(effect.doc.clone()).or_default();
+                    let before = Usage::of(known.state.header.as_ref());
                     apply(&mut known.state, effect, stamp);
+                    self.room.take(before, Usage::of(known.state.header.as_ref()));
                     known.version = Version::Item(self.planned);
                 }
                 (Action::Apply(effects), expects, report)

@@ -109,7 +109,8 @@ impl Engine {
         };
         let planned_on = cut.state.lineage.last_epoch();
         let now_ms = self.env.now_ms();
-        let mut planner = Planner::new(&*self.rules, &self.limits, space, docs, cut, now_ms);
+        let mut planner = Planner::new(&*self.rules, &self.limits, space, docs, cut, now_ms)
+            .within(self.config.quota, self.store.usage().bytes);
         let mut items = Vec::with_capacity(group.len());
         let mut planned = Vec::with_capacity(group.len());
         for pending in group {

@@ -2,7 +2,7 @@
 //!
 //! Only what the mutation writes is copied: a large document costs what is touched of it.
 
-use crate::store::{DocEffect, DocState};
+use crate::store::{DocEffect, DocState, Usage};
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_protocol::tree::{self, Present, Step};
 use tidegate_protocol::{DocChange, DocChangeKind, DocPath, FieldPath, Fields, Value};
@@ -144,6 +144,22 @@ impl<'a> Scratch<'a> {
     /// Bytes of the live leaves' paths and values.
     pub(super) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// What the document takes.
+    pub(super) fn usage(&self) -> Usage {
+        match self.alive {
+            true => Usage {
+                docs: 1,
+                bytes: self.size,
+            },
+            false => Usage::default(),
+        }
+    }
+
+    /// What it took before the mutation.
+    pub(super) fn usage_before(&self) -> Usage {
+        Usage::of(self.before.header.as_ref())
     }
 
     /// The net effect; `None` if the mutation left the document as it was.

@@ -8,7 +8,7 @@ use crate::session::{self, Accepted};
 use crate::store::model::Model;
 use crate::store::{
     ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, LogReply, ReadCut, Retention, SpaceState,
-    StoreError,
+    StoreError, Usage,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -148,6 +148,9 @@ impl Store for Faulty {
             }
         }
         Ok(states)
+    }
+    fn usage(&self) -> Usage {
+        self.store.usage()
     }
     async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError> {
         self.store.conflicts(space, limit).await

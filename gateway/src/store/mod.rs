@@ -53,6 +53,9 @@ pub trait Store: Send + Sync + 'static {
     /// The newest `limit` entries of a space's conflict log, newest first.
     async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError>;
 
+    /// What the documents of all spaces take, as of the last commit that was answered or later. Does not block.
+    fn usage(&self) -> Usage;
+
     /// What the store counts, for the metrics page: the same names at every call.
     fn readings(&self) -> Vec<Reading> {
         vec![]
@@ -457,6 +460,15 @@ impl Usage {
                 docs: 1,
                 bytes: header.size,
             })
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            docs: self.docs + other.docs,
+            bytes: self.bytes + other.bytes,
+        }
     }
 
     /// Takes `before` out and puts `after` in.

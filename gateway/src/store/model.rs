@@ -194,6 +194,15 @@ impl Store for Model {
             space.conflicts.iter().rev().take(limit).cloned().collect()
         }))
     }
+
+    fn usage(&self) -> Usage {
+        let state = self.state.lock();
+        state
+            .spaces
+            .values()
+            .map(Space::usage)
+            .fold(Usage::default(), Usage::plus)
+    }
 }
 
 impl Space {

@@ -261,6 +261,10 @@ impl World {
         );
         let plain = self.past(self.head()).plain;
         let usage = cut.state.usage;
+        for store in &self.stores {
+            // There is one space.
+            assert_eq!(store.store().usage(), usage);
+        }
         assert_eq!(usage.docs, plain.len() as u64);
         if docs.len() == generate::DOCS.len() {
             let sizes = cut.docs.iter().filter(|doc| doc.alive()).filter_map(|doc| doc.header);

@@ -11,6 +11,7 @@
 mod access;
 mod fan_out;
 mod hostile;
+mod keeping;
 mod order;
 mod pressure;
 mod real_data;

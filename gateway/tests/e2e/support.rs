@@ -13,7 +13,7 @@ use tidegate::server::{Parts, ServerConfig};
 use tidegate::store::embedded::{self, Durability, EmbeddedOptions, EmbeddedStore};
 use tidegate::store::{
     ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, LogReply, ReadCut, Retention, SpaceState,
-    Store, StoreError,
+    Store, StoreError, Usage,
 };
 use tidegate_protocol::form::Form;
 use tidegate_protocol::*;
@@ -534,6 +534,9 @@ impl Store for Gate {
         let answer = self.store.positions(spaces).await;
         self.pass("positions").await;
         answer
+    }
+    fn usage(&self) -> Usage {
+        self.store.usage()
     }
     async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError> {
         self.store.conflicts(space, limit).await

@@ -6,6 +6,7 @@ mod words;
 use super::args::ServeArgs;
 use super::{Failure, variable};
 use crate::auth::DevAuthoriser;
+use crate::engine::EngineConfig;
 use crate::env::{Env, SystemEnv};
 use crate::server::{self, Parts, ServerConfig};
 use crate::store::Retention;
@@ -66,6 +67,10 @@ async fn run(args: &ServeArgs, plan: &Plan) -> Result<(), Failure> {
     };
     let config = ServerConfig {
         loopback_only: true,
+        engine: EngineConfig {
+            quota: plan.quota,
+            ..EngineConfig::default()
+        },
         ..ServerConfig::default()
     };
     let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| format!("{address}: {e}"))?;

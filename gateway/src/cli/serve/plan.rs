@@ -2,6 +2,7 @@
 //! is reported together.
 
 use crate::cli::args::ServeArgs;
+use crate::engine::Quota;
 use crate::store::embedded::{Durability, RESERVE_BYTES};
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -28,6 +29,9 @@ pub(crate) struct ConfigFile {
     data_dir: Option<PathBuf>,
     durability: Option<DurabilityName>,
     reserve_bytes: Option<u64>,
+    max_space_docs: Option<u64>,
+    max_space_bytes: Option<u64>,
+    max_total_bytes: Option<u64>,
 }
 
 /// What to run.
@@ -41,6 +45,8 @@ pub(crate) struct Plan {
     pub(crate) durability: Durability,
     /// Bytes of the file system that are kept free.
     pub(crate) reserve_bytes: u64,
+    /// What documents may take.
+    pub(crate) quota: Quota,
 }
 
 /// What there is to configure, in the words of the refusal to start without it.
@@ -97,6 +103,11 @@ impl Plan {
             data_dir,
             durability,
             reserve_bytes: file.reserve_bytes.unwrap_or(RESERVE_BYTES),
+            quota: Quota {
+                space_docs: args.max_space_docs.or(file.max_space_docs),
+                space_bytes: args.max_space_bytes.or(file.max_space_bytes),
+                total_bytes: args.max_total_bytes.or(file.max_total_bytes),
+            },
         })
     }
 }
@@ -158,6 +169,7 @@ mod tests {
                 data_dir: "./tidegate-data".into(),
                 durability: Durability::Fsync,
                 reserve_bytes: RESERVE_BYTES,
+                quota: Quota::default(),
             }
         );
         let file = "listen = \"[::1]:1\"\ndata_dir = \"data\"\ndurability = \"memory\"\nreserve_bytes = 5";
@@ -180,6 +192,25 @@ mod tests {
         assert_eq!(
             (from_args.listen.to_string(), from_args.data_dir),
             ("127.0.0.1:2".into(), "d".into())
+        );
+    }
+
+    #[test]
+    fn each_quota_is_its_option_or_what_the_file_says_or_none() {
+        let file = "max_space_docs = 1\nmax_space_bytes = 2";
+        let args = ["--dev", "--config", "etc/tidegate.toml", "--max-space-bytes", "3"];
+        let quota = plan(&args, file).expect("valid").quota;
+        let expected = Quota {
+            space_docs: Some(1),
+            space_bytes: Some(3),
+            total_bytes: None,
+        };
+        assert_eq!(quota, expected);
+        let args = ["--dev", "--max-space-docs", "4", "--max-total-bytes", "5"];
+        let quota = plan(&args, "").expect("valid").quota;
+        assert_eq!(
+            (quota.space_docs, quota.space_bytes, quota.total_bytes),
+            (Some(4), None, Some(5))
         );
     }
 

@@ -87,6 +87,15 @@ pub(crate) fn port_taken(args: &ServeArgs, taken: SocketAddr, free: Option<Socke
             command.push_str(&format!(" {option} {}", quote(&path.display().to_string())));
         }
     }
+    for (option, most) in [
+        ("--max-space-docs", args.max_space_docs),
+        ("--max-space-bytes", args.max_space_bytes),
+        ("--max-total-bytes", args.max_total_bytes),
+    ] {
+        if let Some(most) = most {
+            command.push_str(&format!(" {option} {most}"));
+        }
+    }
     let url = quote(&url(free));
     text.push_str(&format!(
         "\nIf that is a Tidegate gateway, it needs no second one. Otherwise start this one beside it:\n\n  {command}\n\n\
@@ -138,6 +147,7 @@ mod tests {
             data_dir: "./tidegate-data".into(),
             durability: Durability::Fsync,
             reserve_bytes: 1,
+            quota: crate::engine::Quota::default(),
         };
         let text = up(&plan, plan.listen, "target/release/tidegate");
         for wants in [
@@ -162,6 +172,7 @@ mod tests {
         let args = ServeArgs {
             dev: true,
             data_dir: Some("my data".into()),
+            max_space_docs: Some(9),
             ..ServeArgs::default()
         };
         let text = port_taken(
@@ -172,7 +183,7 @@ mod tests {
         );
         for wants in [
             "127.0.0.1:8080 is taken",
-            "\n  tidegate serve --dev --listen 127.0.0.1:8081 --data-dir 'my data'\n",
+            "\n  tidegate serve --dev --listen 127.0.0.1:8081 --data-dir 'my data' --max-space-docs 9\n",
             "\n  export TIDEGATE_URL=ws://127.0.0.1:8081\n",
         ] {
             assert!(text.contains(wants), "{wants}: {text}");

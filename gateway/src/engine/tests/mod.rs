@@ -3,9 +3,10 @@
 mod conflicts;
 mod effects;
 mod queue;
+mod quota;
 mod refusals;
 
-use super::{Plan, Planner, Refusal, Report, WriteBody, WriteRequest};
+use super::{Plan, Planner, Quota, Refusal, Report, WriteBody, WriteRequest};
 use crate::auth::{Authoriser, DevAuthoriser, Identity};
 use crate::store::model::Model;
 use crate::store::{CommitGroup, DocState, Outcome, Prepared, Store};
@@ -155,6 +156,7 @@ struct Bench {
     rules: Box<dyn Authoriser>,
     clock: u64,
     mids: BTreeMap<u64, u64>,
+    quota: Quota,
 }
 
 impl Default for Bench {
@@ -165,6 +167,7 @@ impl Default for Bench {
             rules: Box::new(DevAuthoriser),
             clock: 1_000,
             mids: BTreeMap::new(),
+            quota: Quota::default(),
         }
     }
 }
@@ -189,7 +192,8 @@ impl Bench {
         let cut = now(self.model.read(&space(), &docs)).expect("the model answers");
         let epoch = cut.state.lineage.last_epoch();
         let name = space();
-        let mut planner = Planner::new(&*self.rules, &self.limits, &name, docs, cut, self.clock);
+        let mut planner = Planner::new(&*self.rules, &self.limits, &name, docs, cut, self.clock)
+            .within(self.quota, self.model.usage().bytes);
         let item = |plan| match plan {
             Plan::Item(item, report) => (*item, report),
             Plan::Later(refusal) => panic!("{refusal:?}"),

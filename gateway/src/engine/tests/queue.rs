@@ -5,7 +5,7 @@ use crate::engine::{Engine, EngineConfig, Publish, WriteReply};
 use crate::env::Env;
 use crate::store::{
     ChangesReply, ChangesRequest, Committed, ConflictRecord, Lineage, LogEntry, LogReply, ReadCut, SpaceState,
-    StoreError,
+    StoreError, Usage,
 };
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -81,6 +81,9 @@ impl Store for Faulty {
         self.model.positions(spaces).await
     }
 
+    fn usage(&self) -> Usage {
+        self.model.usage()
+    }
     async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError> {
         self.model.conflicts(space, limit).await
     }

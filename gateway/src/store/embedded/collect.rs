@@ -6,6 +6,7 @@
 use super::commit::Space;
 use super::disk::{Cut, Disk, Look, Table, damaged, told};
 use super::overlay::Overlay;
+use super::read::spaces_after;
 use super::records::{Client, Record};
 use super::{EmbeddedStore, keys};
 use crate::store::{Cell, ConflictRecord, Header, SpaceState, StoreError};
@@ -34,6 +35,18 @@ pub(super) enum Task {
     },
     /// Deletes entries of the conflict log that are older than `before`.
     Age { space: SpaceId, before: u64 },
+}
+
+impl Task {
+    /// The space that it works on.
+    pub(super) fn space(&self) -> &SpaceId {
+        let (Self::Raise { space, .. }
+        | Self::Sweep { space }
+        | Self::Trim { space, .. }
+        | Self::Forget { space, .. }
+        | Self::Age { space, .. }) = self;
+        space
+    }
 }
 
 /// What a step did.
@@ -71,11 +84,7 @@ pub(super) fn run(
     spaces: &mut HashMap<SpaceId, Space>,
     overlay: &mut Overlay<'_>,
 ) -> Result<(TaskDone, bool), StoreError> {
-    let (Task::Raise { space: name, .. }
-    | Task::Sweep { space: name }
-    | Task::Trim { space: name, .. }
-    | Task::Forget { space: name, .. }
-    | Task::Age { space: name, .. }) = task;
+    let name = task.space();
     let space = match spaces.get_mut(name) {
         Some(space) => space,
         None => spaces.entry(name.clone()).or_insert(Space::load(overlay, name)?),
@@ -418,15 +427,8 @@ struct Due {
 /// The next spaces in the order of their names, and what of them is due.
 fn due_after(cut: &Cut<'_>, last: Option<&SpaceId>, ages: Ages) -> Result<Vec<(SpaceId, Due)>, StoreError> {
     let mut spaces = Vec::new();
-    let mut from = last.map_or_else(Vec::new, keys::space_end);
-    // A space has many keys here (marks of time): seek past them instead of walking over them.
-    while spaces.len() < PAGE {
-        let Some(guard) = cut.range(Table::Spaces, Bound::Included(from), vec![0xff]).next() else {
-            break;
-        };
-        let key = guard.key().map_err(told)?;
-        let space = keys::space_of(&key).ok_or_else(|| damaged(Table::Spaces, &key))?;
-        from = keys::space_end(&space);
+    for space in spaces_after(cut, last).take(PAGE) {
+        let space = space?;
         let due = due(cut, &space, ages)?;
         spaces.push((space, due));
     }

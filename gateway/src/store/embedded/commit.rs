@@ -6,6 +6,7 @@ use super::disk::{Look, Table};
 use super::keys;
 use super::overlay::Overlay;
 use super::records::{Client, KeptResult, Record, SpaceMeta};
+use super::totals::{Taken, Totals};
 use crate::store::{
     Action, Cell, CommitGroup, Committed, ConflictEntry, ConflictRecord, DocEffect, Effects, Header, KEPT_RESULTS,
     Kept, Lineage, Outcome, Prepared, Retention, Stamp, StoreError, Usage, Version,
@@ -27,23 +28,46 @@ pub(super) struct Space {
     pub(super) meta_changed: bool,
     /// Whether `lineage` differs from what is on disk.
     pub(super) lineage_changed: bool,
+    /// What the totals count for it; nothing of a space that is not on disk.
+    counted: Taken,
+    /// Whether it is on disk, or will be with this batch.
+    stored: bool,
 }
 
 impl Space {
     pub(super) fn load(look: &impl Look, space: &SpaceId) -> Result<Self, StoreError> {
-        let (meta, lineage) = look.space(space)?.unwrap_or_default();
-        Ok(Self {
+        let found = look.space(space)?;
+        let stored = found.is_some();
+        let (meta, lineage) = found.unwrap_or_default();
+        let mut loaded = Self {
             meta,
             lineage,
-            meta_changed: false,
-            lineage_changed: false,
-        })
+            stored,
+            ..Self::default()
+        };
+        loaded.counted = loaded.taken();
+        Ok(loaded)
+    }
+
+    fn taken(&self) -> Taken {
+        match self.stored {
+            true => Taken::of(&self.meta),
+            false => Taken::default(),
+        }
+    }
+
+    /// Brings the totals up to what has been written of it.
+    pub(super) fn count(&mut self, totals: &Totals) {
+        let taken = self.taken();
+        totals.replace(self.counted, taken);
+        self.counted = taken;
     }
 
     /// Puts what has changed into the batch.
     pub(super) fn save(&mut self, space: &SpaceId, overlay: &mut Overlay<'_>) {
         if std::mem::take(&mut self.meta_changed) {
             overlay.put_record(Table::Spaces, keys::meta(space), &self.meta);
+            self.stored = true;
         }
         if std::mem::take(&mut self.lineage_changed) {
             overlay.put_record(Table::Spaces, keys::lineage(space), &self.lineage);

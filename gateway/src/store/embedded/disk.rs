@@ -191,6 +191,11 @@ impl Disk {
         self.db.persist(PersistMode::Buffer).map_err(told)
     }
 
+    /// Bytes of its files.
+    pub(super) fn bytes(&self) -> Result<u64, StoreError> {
+        self.db.disk_space().map_err(told)
+    }
+
     /// Makes everything written so far survive a power cut.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
         self.db.persist(PersistMode::SyncAll).map_err(told)

@@ -3,8 +3,9 @@
 //! Done again it leads to the same, whatever has been done of it. What cannot be read stays as it is, and
 //! is told when it is asked for, as before.
 
-use super::disk::{Cut, Disk, Look, Table, damaged, told};
+use super::disk::{Cut, Disk, Look, Table, told};
 use super::keys;
+use super::read::spaces_after;
 use super::records::{Record, SpaceMeta};
 use crate::store::{Header, StoreError, Usage};
 use fjall::PersistMode;
@@ -18,12 +19,8 @@ pub(super) fn from_1(disk: &Disk) -> Result<(), StoreError> {
     let cut = disk.cut();
     // Each is synced before the next is begun: see `journal`.
     let (mut spaces, mut batch) = (0_usize, disk.batch(PersistMode::SyncAll));
-    let mut from = Vec::new();
-    // A space has many keys here (marks of time): seek past them instead of walking over them.
-    while let Some(guard) = cut.range(Table::Spaces, Bound::Included(from), vec![0xff]).next() {
-        let key = guard.key().map_err(told)?;
-        let space = keys::space_of(&key).ok_or_else(|| damaged(Table::Spaces, &key))?;
-        from = keys::space_end(&space);
+    for space in spaces_after(&cut, None) {
+        let space = space?;
         let key = keys::meta(&space);
         let Some(bytes) = cut.get(Table::Spaces, &key)? else {
             continue;

@@ -20,11 +20,12 @@ mod restore;
 mod shared;
 #[cfg(test)]
 mod tests;
+mod totals;
 mod writer;
 
 use super::{
     ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, LogReply, ReadCut, Retention, SpaceState,
-    Store, StoreError,
+    Store, StoreError, Usage,
 };
 use crate::env::Env;
 use crate::metrics::Reading;
@@ -43,6 +44,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use tidegate_protocol::{DocPath, Position, SpaceId};
+use totals::{Taken, Totals};
 pub use writer::Stats;
 use writer::{Counters, QUEUE_BYTES, QUEUE_GROUPS, Queue, Writer, stopped};
 
@@ -165,6 +167,7 @@ pub struct EmbeddedStore {
     writer: Option<JoinHandle<()>>,
     retention: Retention,
     counters: Arc<Counters>,
+    totals: Arc<Totals>,
     /// Cloned into every read under way; `None` only while dropping.
     reading: Option<mpsc::Sender<Infallible>>,
     /// Disconnected once no read is under way.
@@ -181,9 +184,15 @@ pub fn open(dir: &Path, options: EmbeddedOptions) -> Result<EmbeddedStore, OpenE
 fn open_bounded(dir: &Path, options: EmbeddedOptions, groups: usize, bytes: usize) -> Result<EmbeddedStore, OpenError> {
     let shared = Arc::new(Shared::open(dir, options.durability)?);
     let counters = Arc::<Counters>::default();
+    let totals = Arc::<Totals>::default();
+    let counted = shared.disk().and_then(|disk| totals.count(&disk.cut()));
+    counted.map_err(|why| OpenError::Damaged {
+        path: dir.to_owned(),
+        why: why.to_string(),
+    })?;
     let (queue, jobs) = Queue::new(groups, bytes, counters.clone());
     let retention = options.retention.clone();
-    let writer = Writer::new(shared.clone(), options, counters.clone());
+    let writer = Writer::new(shared.clone(), options, counters.clone(), totals.clone());
     let thread = thread::Builder::new()
         .name("store-writer".to_owned())
         .spawn(move || writer.run(&jobs));
@@ -198,6 +207,7 @@ fn open_bounded(dir: &Path, options: EmbeddedOptions, groups: usize, bytes: usiz
         writer: Some(thread),
         retention,
         counters,
+        totals,
         reading: Some(reading),
         idle: Mutex::new(idle),
     })
@@ -302,9 +312,32 @@ impl Store for EmbeddedStore {
         self.snapshot(move |cut| read::conflicts(cut, &space, limit)).await
     }
 
+    fn usage(&self) -> Usage {
+        self.totals.get().usage
+    }
+
     fn readings(&self) -> Vec<Reading> {
         let stats = self.stats();
+        let Taken {
+            spaces,
+            usage,
+            log_bytes,
+        } = self.totals.get();
+        let disk_bytes = self.shared.disk().and_then(|disk| disk.bytes()).unwrap_or(0);
         vec![
+            Reading::new("tidegate_store_spaces", spaces, "Spaces that the store holds."),
+            Reading::new("tidegate_store_documents", usage.docs, "Documents that exist."),
+            Reading::new(
+                "tidegate_store_document_bytes",
+                usage.bytes,
+                "Bytes of the documents' fields and values.",
+            ),
+            Reading::new("tidegate_store_log_bytes", log_bytes, "Bytes of commits in the logs."),
+            Reading::new(
+                "tidegate_store_disk_bytes",
+                disk_bytes,
+                "Bytes of the database's files, journals too.",
+            ),
             Reading::new("tidegate_store_syncs_total", stats.syncs, "Syncs to disk."),
             Reading::new("tidegate_store_batches_total", stats.batches, "Atomic writes."),
             Reading::new("tidegate_store_groups_total", stats.groups, "Commit calls answered."),

@@ -10,6 +10,29 @@ use bytes::Bytes;
 use std::ops::Bound;
 use tidegate_protocol::{DocPath, FieldPath, Mid, Position, Seq, SpaceId, Writer};
 
+/// The spaces after one (`None`: all), in the order of their names.
+pub(super) fn spaces_after<'c>(
+    cut: &'c Cut<'_>,
+    last: Option<&SpaceId>,
+) -> impl Iterator<Item = Result<SpaceId, StoreError>> + use<'c> {
+    let mut from = last.map_or_else(Vec::new, keys::space_end);
+    std::iter::from_fn(move || {
+        // A space has many keys here (marks of time): seek past them instead of walking over them.
+        let start = Bound::Included(std::mem::take(&mut from));
+        let guard = cut.range(Table::Spaces, start, vec![0xff]).next()?;
+        let space = guard.key().map_err(told).and_then(|key| {
+            let space = keys::space_of(&key).ok_or_else(|| damaged(Table::Spaces, &key))?;
+            from = keys::space_end(&space);
+            Ok(space)
+        });
+        if space.is_err() {
+            // Nothing comes after what cannot be read.
+            from = vec![0xff];
+        }
+        Some(space)
+    })
+}
+
 pub(super) fn positions(cut: &Cut<'_>, spaces: &[SpaceId]) -> Result<Vec<SpaceState>, StoreError> {
     spaces.iter().map(|space| Ok(cut.state(space)?.0)).collect()
 }

@@ -6,6 +6,7 @@ use super::collect::{self, Task, TaskDone};
 use super::commit::{self, Space};
 use super::overlay::Overlay;
 use super::shared::Shared;
+use super::totals::Totals;
 use super::{Durability, EmbeddedOptions};
 use crate::store::{Action, CommitGroup, Committed, ConflictEntry, Outcome, Prepared, StoreError};
 use fjall::PersistMode;
@@ -215,18 +216,28 @@ pub(super) struct Writer {
     options: EmbeddedOptions,
     incarnation: Vec<u8>,
     counters: Arc<Counters>,
+    totals: Arc<Totals>,
     spaces: HashMap<SpaceId, Space>,
+    /// What the batch at hand is about, and the totals do not count yet.
+    touched: Vec<SpaceId>,
     failed: Option<Failed>,
 }
 
 impl Writer {
-    pub(super) fn new(shared: Arc<Shared>, options: EmbeddedOptions, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        options: EmbeddedOptions,
+        counters: Arc<Counters>,
+        totals: Arc<Totals>,
+    ) -> Self {
         Self {
             shared,
             incarnation: options.env.random().to_be_bytes().to_vec(),
             options,
             counters,
+            totals,
             spaces: HashMap::new(),
+            touched: Vec::new(),
             failed: None,
         }
     }
@@ -314,6 +325,11 @@ impl Writer {
     /// positions that may be lost are not taken for those to come.
     fn reopened(&mut self) {
         self.spaces.clear();
+        // Of the write that failed all may be there, or nothing.
+        let counted = self.shared.disk().and_then(|disk| self.totals.count(&disk.cut()));
+        if let Err(error) = counted {
+            tracing::warn!(%error, "the store cannot be counted anew");
+        }
         if self.options.durability == Durability::Memory {
             self.incarnation = self.options.env.random().to_be_bytes().to_vec();
         }
@@ -349,6 +365,7 @@ impl Writer {
         self.shared.room(self.options.reserve_bytes)?;
         let disk = self.shared.disk()?;
         let mut overlay = Overlay::new(&disk);
+        self.touched.clear();
         let answers: Vec<_> = groups
             .into_iter()
             .map(|group| self.group(group, &mut overlay))
@@ -358,6 +375,7 @@ impl Writer {
             self.fail(&error, FIRST_REOPEN);
             return Err(error);
         }
+        self.count();
         let applied = |answer: &Committed| {
             answer
                 .outcomes
@@ -370,8 +388,18 @@ impl Writer {
         Ok(answers)
     }
 
+    /// Brings the totals up to what has been written.
+    fn count(&mut self) {
+        for name in self.touched.drain(..) {
+            if let Some(space) = self.spaces.get_mut(&name) {
+                space.count(&self.totals);
+            }
+        }
+    }
+
     fn group(&mut self, group: CommitGroup, overlay: &mut Overlay<'_>) -> Result<Committed, StoreError> {
         let name = group.space.clone();
+        self.touched.push(name.clone());
         let space = match self.spaces.get_mut(&name) {
             Some(space) => space,
             None => self.spaces.entry(name.clone()).or_insert(Space::load(overlay, &name)?),
@@ -397,6 +425,7 @@ impl Writer {
         self.shared.room(self.options.reserve_bytes / 2)?;
         let disk = self.shared.disk()?;
         let mut overlay = Overlay::new(&disk);
+        self.touched = vec![task.space().clone()];
         let (done, durable) = collect::run(task, &disk, &mut self.spaces, &mut overlay)?;
         let mode = match durable {
             true => PersistMode::SyncAll,
@@ -407,6 +436,7 @@ impl Writer {
             self.fail(&error, FIRST_REOPEN);
             return Err(error);
         }
+        self.count();
         Ok(done)
     }
 
