@@ -1,110 +1,252 @@
-//! The judge.
+//! The judge: takes events, finds out what they are about, and has them judged.
 
-use crate::event::Event;
-use crate::report::{Breach, Report, Violation};
+use crate::connection::Connection;
+use crate::event::{ConnectionId, Event};
+use crate::report::{Breach, Out, Report};
+use crate::space::{Held, Space};
+use crate::trace::{EVERYWHERE, Note};
+use crate::truth::{Covers, Record};
 use std::collections::HashMap;
-use tidegate_protocol::{Epoch, Mid, Position, Seq, SpaceId, Writer};
+use tidegate_protocol::{Position, SpaceId, ViewId};
 
 /// Judges one history. Memory and time grow with the history, linearly.
 #[derive(Debug, Default)]
 pub struct Checker {
-    report: Report,
-    spaces: HashMap<SpaceId, Space>,
+    out: Out,
+    spaces: Spaces,
+    connections: HashMap<ConnectionId, Connection>,
+    covers: HashMap<ViewId, Covers>,
 }
 
+/// Spaces by name.
 #[derive(Debug, Default)]
-struct Space {
-    head: Option<Position>,
-    commits: HashMap<(Epoch, Seq), (Writer, Mid)>,
+pub(crate) struct Spaces {
+    all: Vec<Space>,
+    by_name: HashMap<SpaceId, usize>,
+}
+
+impl Spaces {
+    pub(crate) fn get(&mut self, name: &SpaceId) -> &mut Space {
+        let number = match self.by_name.get(name) {
+            Some(number) => *number,
+            None => {
+                let number = self.all.len();
+                self.by_name.insert(name.clone(), number);
+                self.all.push(Space::new(number, name.clone()));
+                number
+            }
+        };
+        &mut self.all[number]
+    }
+
+    pub(crate) fn at(&mut self, number: usize) -> &mut Space {
+        &mut self.all[number]
+    }
 }
 
 impl Checker {
-    /// Nothing observed yet.
+    /// Nothing observed yet. Commits that were acked may be lost where the store says so (`FellBack`, or an
+    /// `Epoch` after less than everything), and must then be reported by their clients.
     pub fn new() -> Self {
         Self::default()
     }
 
+    /// As [`Self::new`], of a store that loses nothing that it acked.
+    pub fn durable() -> Self {
+        let mut checker = Self::default();
+        checker.out.durable = true;
+        checker
+    }
+
     /// Takes in what happened next.
     pub fn observe(&mut self, event: Event<'_>) {
-        self.report.counts.events += 1;
+        self.out.counts().events += 1;
         match event {
             Event::Epoch { space, epoch, after } => {
-                self.space(space).head = Some(Position::new(epoch, after.seq));
+                let (out, space) = self.account(space);
+                out.note(space.number, Note::Epoch(epoch, after));
+                space.begin_epoch(out, epoch, after);
             }
-            Event::Commit { space, epoch, commit } => {
-                self.report.counts.commits += 1;
-                let at = Position::new(epoch, commit.seq);
-                let named = (commit.writer, commit.mid);
-                let state = self.space(space);
-                let head = state.head.replace(at);
-                let before = state.commits.insert((epoch, commit.seq), named);
-                if let Some(before) = before.filter(|before| *before != named) {
-                    self.breach(Breach::SeqReused, space, at, format!("was {before:?}, is {named:?}"));
-                } else if head.is_none_or(|head| head.epoch != epoch || head.seq.next() != commit.seq) {
-                    self.breach(Breach::StoreGap, space, at, format!("after {head:?}"));
+            Event::FellBack { space, head } => {
+                let (out, space) = self.account(space);
+                out.note(space.number, Note::FellBack(head));
+                match space.truth.find(head.epoch).filter(|_| head.seq.get() > 0) {
+                    Some(epoch) => {
+                        let seq = head.seq.get();
+                        space.fall_back(out, crate::truth::Node { epoch, seq });
+                    }
+                    None if head.seq.get() == 0 => space.fall_back(out, crate::truth::START),
+                    None => {
+                        space.breach(
+                            out,
+                            Breach::StoreGap,
+                            Some(head),
+                            "fell back to what never was".to_owned(),
+                        );
+                    }
                 }
             }
-            _ => {}
+            Event::Erased { space, epoch, start } => {
+                let (out, space) = self.account(space);
+                out.note(space.number, Note::Erased(epoch, start));
+                space.erase(out, epoch, start.get());
+            }
+            Event::Commit { space, epoch, commit } => {
+                let (out, space) = self.account(space);
+                let at = Position::new(epoch, commit.seq);
+                out.note(
+                    space.number,
+                    Note::Commit(at, commit.writer, commit.mid, commit.docs.len()),
+                );
+                space.commit(out, epoch, commit.seq.get(), Record::of(commit));
+            }
+            Event::RecordsAged => {
+                self.out.note(EVERYWHERE, Note::RecordsAged);
+                let now = self.out.event();
+                self.spaces.all.iter_mut().for_each(|space| space.aged = Some(now));
+            }
+            Event::Connected {
+                connection,
+                installation,
+                user,
+            } => {
+                self.out.note(EVERYWHERE, Note::Connected(connection, installation));
+                self.connections
+                    .insert(connection, Connection::new(connection, installation, user));
+            }
+            Event::Sent { connection, message } => {
+                if let Some(on) = self.connections.get_mut(&connection) {
+                    on.sent(&mut self.out, &mut self.spaces, message);
+                }
+            }
+            Event::Received { connection, message } => {
+                if let Some(on) = self.connections.get_mut(&connection) {
+                    on.received(&mut self.out, &mut self.spaces, &mut self.covers, message);
+                }
+            }
+            Event::Disconnected { connection } => {
+                self.out.note(EVERYWHERE, Note::Disconnected(connection));
+                self.connections.remove(&connection);
+            }
+            Event::Covers { view, collections } => {
+                self.covers.insert(view, Covers::of(collections));
+            }
+            Event::Restarted {
+                installation,
+                space,
+                standing,
+            } => {
+                let space = self.spaces.get(space);
+                let note = Note::Restarted(installation, standing.map(|(position, _)| position));
+                self.out.note(space.number, note);
+                let replica = space.replica(installation);
+                space.stands(&mut self.out, replica, held(&self.covers, standing), false);
+            }
+            Event::Replaced {
+                installation,
+                space,
+                standing,
+            } => {
+                let space = self.spaces.get(space);
+                let note = Note::Replaced(installation, standing.map(|(position, _)| position));
+                self.out.note(space.number, note);
+                let replica = space.replica(installation);
+                space.stands(&mut self.out, replica, held(&self.covers, standing), true);
+            }
+            Event::Issued {
+                installation,
+                space,
+                tag,
+                counts,
+            } => {
+                let space = self.spaces.get(space);
+                self.out.note(space.number, Note::Issued(installation, tag));
+                let replica = space.replica(installation);
+                space.issued(replica, tag, counts);
+            }
+            Event::Settled {
+                installation,
+                space,
+                tag,
+                fate,
+            } => {
+                let space = self.spaces.get(space);
+                self.out.note(space.number, Note::Settled(installation, tag, fate));
+                let replica = space.replica(installation);
+                space.settled(&mut self.out, replica, tag, fate);
+            }
+            Event::Lost {
+                installation,
+                space,
+                client,
+                from,
+                through,
+            } => {
+                let space = self.spaces.get(space);
+                self.out.note(space.number, Note::Lost(installation, from, through));
+                let replica = space.replica(installation);
+                space.lost(&mut self.out, replica, client, (from, through));
+            }
+            Event::Shown {
+                installation,
+                space,
+                position,
+                count,
+                pairs,
+            } => {
+                let space = self.spaces.get(space);
+                self.out.note(space.number, Note::Shown(installation, position, count));
+                let replica = space.replica(installation);
+                space.shown(&mut self.out, replica, position, count, pairs);
+            }
+            Event::Held {
+                installation,
+                space,
+                position,
+                docs,
+            } => {
+                let space = self.spaces.get(space);
+                self.out.note(space.number, Note::Held(installation, position));
+                let replica = space.replica(installation);
+                space.holds(&mut self.out, replica, position, docs);
+            }
+            Event::Rest { space, position, docs } => {
+                let space = self.spaces.get(space);
+                self.out.note(space.number, Note::Rest(position));
+                space.at_rest(&mut self.out, position, docs);
+            }
+            Event::AtRest {
+                installation,
+                space,
+                position,
+                docs,
+                queued,
+            } => {
+                let space = self.spaces.get(space);
+                self.out.note(space.number, Note::Held(installation, position));
+                let replica = space.replica(installation);
+                space.rests(&mut self.out, replica, position, docs, queued);
+            }
         }
     }
 
     /// The verdict.
-    pub fn finish(self) -> Report {
-        self.report
+    pub fn finish(mut self) -> Report {
+        for space in &mut self.spaces.all {
+            space.finish(&mut self.out);
+        }
+        self.out.report
     }
 
-    fn space(&mut self, name: &SpaceId) -> &mut Space {
-        self.spaces.entry(name.clone()).or_default()
-    }
-
-    fn breach(&mut self, breach: Breach, space: &SpaceId, position: Position, text: String) {
-        let event = usize::try_from(self.report.counts.events).unwrap_or(usize::MAX) - 1;
-        self.report.violations.push(Violation {
-            breach,
-            space: space.clone(),
-            position: Some(position),
-            event,
-            text,
-        });
+    /// The store speaks for itself.
+    fn account(&mut self, space: &SpaceId) -> (&mut Out, &mut Space) {
+        self.out.account = true;
+        (&mut self.out, self.spaces.get(space))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tidegate_protocol::Commit;
-
-    #[test]
-    fn a_seq_that_leaves_one_out_or_comes_again_is_named() {
-        let space: SpaceId = "s".parse().expect("valid");
-        let run = |seqs: &[(u64, u64)]| {
-            let mut checker = Checker::new();
-            let epoch = Epoch(1);
-            let after = Position::START;
-            checker.observe(Event::Epoch {
-                space: &space,
-                epoch,
-                after,
-            });
-            for &(seq, mid) in seqs {
-                let commit = Commit {
-                    seq: Seq::new(seq).expect("small"),
-                    at: 0,
-                    writer: Writer(1),
-                    mid: Mid::new(mid).expect("small"),
-                    docs: vec![],
-                };
-                let commit = &commit;
-                checker.observe(Event::Commit {
-                    space: &space,
-                    epoch,
-                    commit,
-                });
-            }
-            checker.finish().violations.iter().map(|v| v.breach).collect::<Vec<_>>()
-        };
-        assert_eq!(run(&[(1, 1), (2, 2)]), []);
-        assert_eq!(run(&[(1, 1), (3, 2)]), [Breach::StoreGap]);
-        assert_eq!(run(&[(1, 1), (1, 2)]), [Breach::SeqReused]);
-    }
+fn held(covers: &HashMap<ViewId, Covers>, standing: Option<(Position, ViewId)>) -> Option<Held> {
+    let (position, view) = standing?;
+    let covers = covers.get(&view).cloned().unwrap_or(Covers::All);
+    Some(Held { position, view, covers })
 }

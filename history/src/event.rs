@@ -125,27 +125,27 @@ pub enum Event<'a> {
     },
 
     // What becomes of an installation's storage.
-    /// The program ended with its memory, and what its storage holds of the space is what it goes on from: at
-    /// `position`, nothing staged. To be told once for each space, after the end of its connections.
+    /// The program ended with its memory, and what its storage holds of the space is what it goes on from,
+    /// with nothing staged. To be told once for each space, after the end of its connections. A mutation that
+    /// was not stored was never `Issued`.
     Restarted {
         /// Whose.
         installation: Installation,
         /// The space.
         space: &'a SpaceId,
-        /// The position that the storage holds.
-        position: Option<Position>,
+        /// The position and the view that the storage holds.
+        standing: Option<(Position, ViewId)>,
     },
-    /// The storage is a copy of an older one, its own or another installation's. Then mutations that it
-    /// holds may be known elsewhere, too, and be applied once for each of the two.
+    /// The storage is a copy of an older one, its own or another installation's. Mutations that it holds may be
+    /// known elsewhere, too, and be applied once for each of the two. Before this, what was open in the storage
+    /// that is replaced is settled as `Forgotten`; after it, what the copy's queue holds is `Issued` again.
     Replaced {
         /// Whose.
         installation: Installation,
-        /// By whose copy.
-        by: Installation,
         /// The space.
         space: &'a SpaceId,
-        /// The position that the copy holds.
-        position: Option<Position>,
+        /// The position and the view that the copy holds.
+        standing: Option<(Position, ViewId)>,
     },
 
     // What apps see and are told.

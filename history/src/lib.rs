@@ -4,11 +4,19 @@
 //! promises were broken, and how often each was put to the test. It applies changes by an interpreter of its
 //! own, and shares no code with what it judges but the types of the protocol.
 
+mod app;
 mod checker;
+mod connection;
+mod doc;
 mod event;
+mod judge;
 mod report;
+mod space;
+mod trace;
+mod truth;
 pub mod workload;
 
 pub use checker::Checker;
+pub use doc::{apply, plain};
 pub use event::{ConnectionId, Docs, Event, Fate, Installation, Tag};
 pub use report::{Breach, Counts, Report, Violation};

@@ -1,0 +1,501 @@
+//! What the checker knows of one space: its true history, its mutations, its replicas.
+
+use crate::doc::Doc;
+use crate::event::{Fate, Installation, Tag};
+use crate::report::{Breach, Out};
+use crate::trace::{Who, short, short_writer};
+use crate::truth::{Covers, Effect, Node, Record, Role, Truth};
+use crate::workload;
+use bytes::Bytes;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::sync::Arc;
+use tidegate_protocol::{
+    ClientId, Code, DocChange, Epoch, Mid, MutationKey, Position, SpaceId, ValueRef, ViewId, Writer,
+};
+
+/// A mutation, by its writer and mid.
+#[derive(Debug)]
+pub(crate) struct Mutation {
+    pub(crate) replica: usize,
+    pub(crate) key: MutationKey,
+    /// The furthest commit that had been acked to anybody when it was first sent.
+    pub(crate) after: Option<Node>,
+    /// Where its replica stood then.
+    pub(crate) read: Option<Node>,
+    pub(crate) base: Option<Position>,
+    pub(crate) answer: Option<Answer>,
+    /// Its client reported it lost.
+    pub(crate) lost: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Answer {
+    pub(crate) what: Result<Position, Code>,
+    pub(crate) event: usize,
+    /// How often commits had been lost until then.
+    pub(crate) cuts: usize,
+}
+
+/// A local copy of the space.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    pub(crate) installation: Installation,
+    pub(crate) held: Option<Held>,
+    /// Pages of a catch-up that is not complete, each with its cursor.
+    pub(crate) staged: Vec<(Bytes, Vec<DocChange>)>,
+    pub(crate) own: Vec<Own>,
+    pub(crate) by_tag: HashMap<Tag, usize>,
+    /// Those of `own` that may have to be shown over the confirmed state.
+    pub(crate) open: Vec<usize>,
+    /// The highest mid acked to each client.
+    pub(crate) acked: HashMap<ClientId, Mid>,
+    /// The client that it bears, as far as it can be known.
+    pub(crate) client: Option<ClientId>,
+    /// A loss that it has been told of and has not reported yet: from which mid.
+    pub(crate) owes: Option<(ClientId, Mid)>,
+}
+
+/// Where a replica stands.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    pub(crate) position: Position,
+    pub(crate) view: ViewId,
+    pub(crate) covers: Covers,
+}
+
+/// An app's own mutation.
+#[derive(Debug)]
+pub(crate) struct Own {
+    pub(crate) tag: Tag,
+    pub(crate) counts: bool,
+    pub(crate) fate: Option<Fate>,
+    /// The event of the fate.
+    pub(crate) event: usize,
+    pub(crate) lost: bool,
+    /// As what it was last sent.
+    pub(crate) sent: Option<(ClientId, Mid)>,
+    /// A `last_mid` says that it is in the state, or was refused.
+    pub(crate) covered: bool,
+}
+
+/// A counting mutation's documents in the true history.
+#[derive(Debug, Default)]
+pub(crate) struct Applied {
+    pub(crate) at: Vec<Node>,
+    /// Several storages held it, and each may have had it applied.
+    pub(crate) copied: bool,
+}
+
+/// A step of a subscriber, to be judged once the true history is known up to its end.
+#[derive(Debug)]
+pub(crate) struct Move {
+    pub(crate) who: Who,
+    pub(crate) from: Node,
+    pub(crate) to: Node,
+    pub(crate) covers: Covers,
+    pub(crate) what: What,
+}
+
+#[derive(Debug)]
+pub(crate) enum What {
+    /// Nothing was sent.
+    Skip,
+    /// One commit was.
+    Change(Record),
+    /// Pages were.
+    Delta(Vec<DocChange>),
+    Reset(Vec<DocChange>),
+    /// What `last_mid` said.
+    LastMid(Writer, Option<Mid>),
+    /// What documents are there.
+    State(crate::event::Docs),
+}
+
+#[derive(Debug)]
+pub(crate) struct Space {
+    pub(crate) number: usize,
+    pub(crate) name: SpaceId,
+    pub(crate) truth: Truth,
+    pub(crate) mutations: HashMap<(Writer, Mid), Mutation>,
+    /// The writer of each replica's clients.
+    pub(crate) clients: HashMap<(usize, ClientId), Writer>,
+    pub(crate) sent_max: HashMap<Writer, Mid>,
+    pub(crate) tags: HashMap<Tag, Applied>,
+    pub(crate) replicas: Vec<Replica>,
+    pub(crate) by_installation: HashMap<Installation, usize>,
+    /// The furthest commit that was acked to anybody.
+    pub(crate) acked: Option<Node>,
+    /// Acks of commits that are not known yet.
+    pub(crate) acks_ahead: HashMap<Node, (Writer, Mid)>,
+    pub(crate) cuts: usize,
+    /// The event at which records last grew too old.
+    pub(crate) aged: Option<usize>,
+    pub(crate) rest: Option<Position>,
+    pub(crate) waiting: HashMap<usize, BTreeMap<u64, Vec<Move>>>,
+    /// Breaches that are none if this place was lost, which only the end can tell.
+    pub(crate) doubts: Vec<(Node, Breach, Option<Position>, String)>,
+    /// Somebody held a state that others can be compared with.
+    pub(crate) anchored: bool,
+}
+
+impl Space {
+    pub(crate) fn new(number: usize, name: SpaceId) -> Self {
+        Self {
+            number,
+            name,
+            truth: Truth::default(),
+            mutations: HashMap::new(),
+            clients: HashMap::new(),
+            sent_max: HashMap::new(),
+            tags: HashMap::new(),
+            replicas: Vec::new(),
+            by_installation: HashMap::new(),
+            acked: None,
+            acks_ahead: HashMap::new(),
+            cuts: 0,
+            aged: None,
+            rest: None,
+            waiting: HashMap::new(),
+            doubts: Vec::new(),
+            anchored: false,
+        }
+    }
+
+    /// The installation's replica, new if need be.
+    pub(crate) fn replica(&mut self, installation: Installation) -> usize {
+        let next = self.replicas.len();
+        let index = *self.by_installation.entry(installation).or_insert(next);
+        if index == next {
+            self.replicas.push(Replica {
+                installation,
+                held: None,
+                staged: Vec::new(),
+                own: Vec::new(),
+                by_tag: HashMap::new(),
+                open: Vec::new(),
+                acked: HashMap::new(),
+                client: None,
+                owes: None,
+            });
+        }
+        index
+    }
+
+    pub(crate) fn breach(
+        &self,
+        out: &mut Out,
+        breach: Breach,
+        position: Option<Position>,
+        text: String,
+    ) -> Option<usize> {
+        let history = || self.tell(position);
+        out.breach(breach, (self.number, &self.name), position, text, history)
+    }
+
+    /// As [`Self::breach`], unless the place turns out to be lost. With the store's account that is known.
+    pub(crate) fn breach_unless_lost(
+        &mut self,
+        out: &mut Out,
+        at: Node,
+        breach: Breach,
+        position: Option<Position>,
+        text: String,
+    ) {
+        if !out.account {
+            self.doubts.push((at, breach, position, text));
+        } else if !self.truth.record(at).is_some_and(|record| record.cut) {
+            self.breach(out, breach, position, text);
+        }
+    }
+
+    /// The true history around a position, a commit a line.
+    fn tell(&self, position: Option<Position>) -> String {
+        let mut text = String::new();
+        let Some(node) = position.and_then(|position| self.truth.resolve(position)) else {
+            return text;
+        };
+        for seq in node.seq.saturating_sub(3)..=node.seq + 3 {
+            let at = self.truth.canonical(Node { epoch: node.epoch, seq });
+            if let Some(record) = self.truth.record(at) {
+                let who = short_writer(record.writer);
+                let lost = if record.cut { ", lost" } else { "" };
+                let at = short(Some(self.truth.position(at)));
+                let _ = writeln!(text, "  true: {at} {who} mid {} {:?}{lost}", record.mid, record.docs);
+            }
+        }
+        text
+    }
+
+    // The true history.
+
+    /// The store begins a new epoch.
+    pub(crate) fn begin_epoch(&mut self, out: &mut Out, epoch: Epoch, after: Position) {
+        out.counts().epochs += 1;
+        let new = Position::new(epoch, after.seq);
+        if self.truth.find(epoch).is_some() {
+            self.breach(
+                out,
+                Breach::SeqReused,
+                Some(new),
+                "an epoch of this name has been".to_owned(),
+            );
+            return;
+        }
+        let parent = self.truth.resolve(after).filter(|node| self.truth.knows(*node));
+        if parent.is_none() {
+            self.breach(
+                out,
+                Breach::StoreGap,
+                Some(after),
+                format!("epoch {new} goes on from what never was"),
+            );
+        }
+        let parent = parent.unwrap_or(self.truth.tip);
+        self.fall_back(out, parent);
+        let index = self.truth.enter(epoch);
+        self.truth.inherit(index, parent);
+        self.truth.tip = Node {
+            epoch: index,
+            seq: parent.seq,
+        };
+        self.anchored = true;
+    }
+
+    /// The head is there now; what lay beyond is lost.
+    pub(crate) fn fall_back(&mut self, out: &mut Out, to: Node) {
+        let lost = self.truth.move_tip(to);
+        if lost > 0 {
+            self.cuts += 1;
+            out.counts().lost_commits += lost as u64;
+        }
+    }
+
+    /// The store emptied the space.
+    pub(crate) fn erase(&mut self, out: &mut Out, epoch: Epoch, start: u64) {
+        out.counts().epochs += 1;
+        let index = self.truth.enter(epoch);
+        self.truth.anchor(index, start, &[]);
+        self.fall_back(
+            out,
+            Node {
+                epoch: index,
+                seq: start,
+            },
+        );
+        self.anchored = true;
+    }
+
+    /// The store's own account of a commit.
+    pub(crate) fn commit(&mut self, out: &mut Out, epoch: Epoch, seq: u64, record: Record) {
+        let at = Position::new(epoch, tidegate_protocol::Seq::new(seq).unwrap_or_default());
+        if let Some(index) = self.truth.find(epoch)
+            && let Some(old) = self.truth.record(Node { epoch: index, seq })
+            && (Node { epoch: index, seq }) != self.next()
+        {
+            let (was, is) = ((old.writer, old.mid), (record.writer, record.mid));
+            if was != is || old.docs != record.docs {
+                let text = format!(
+                    "is {} mid {}, was {} mid {}",
+                    short_writer(is.0),
+                    is.1,
+                    short_writer(was.0),
+                    was.1
+                );
+                self.breach(out, Breach::SeqReused, Some(at), text);
+            }
+            return;
+        }
+        let next = self.next();
+        let index = self.truth.find(epoch);
+        if index != Some(next.epoch) || seq != next.seq {
+            let expected = short(Some(self.truth.position(next)));
+            self.breach(
+                out,
+                Breach::StoreGap,
+                Some(at),
+                format!("the head is before {expected}"),
+            );
+            // From here on it counts on.
+            if index != Some(next.epoch) {
+                let index = self.truth.enter(epoch);
+                self.truth.inherit(index, self.truth.canonical(self.truth.tip));
+                self.truth.tip.epoch = index;
+            }
+            self.truth.fill(self.truth.tip.epoch, seq);
+            self.truth.tip.seq = self.truth.stretches[self.truth.tip.epoch].head();
+        }
+        self.learn(out, self.truth.tip.epoch, record);
+        self.truth.tip.seq += 1;
+    }
+
+    fn next(&self) -> Node {
+        Node {
+            epoch: self.truth.tip.epoch,
+            seq: self.truth.tip.seq + 1,
+        }
+    }
+
+    /// The next commit of an epoch is known.
+    pub(crate) fn learn(&mut self, out: &mut Out, epoch: usize, record: Record) {
+        out.counts().commits += 1;
+        let head = self.truth.stretches[epoch].head();
+        let (before, here) = (Node { epoch, seq: head }, Node { epoch, seq: head + 1 });
+        let position = Some(self.truth.position(here));
+        let (writer, mid, at) = (record.writer, record.mid, record.at);
+        if let Some(last) = self.truth.record(self.truth.canonical(before))
+            && last.at > at
+        {
+            self.breach(out, Breach::TimeBackwards, position, format!("{at} after {}", last.at));
+        }
+        self.check_order(out, before, here, (writer, mid));
+        let effects = self.truth.append(epoch, record);
+        self.check_effects(out, here, &effects);
+        if let Some(acked) = self.acks_ahead.remove(&here)
+            && acked != (writer, mid)
+        {
+            let text = format!("acked to {} as mid {}", short_writer(acked.0), acked.1);
+            self.breach(out, Breach::AckedMissing, position, text);
+        }
+    }
+
+    /// Whether a mutation may come there.
+    fn check_order(&mut self, out: &mut Out, before: Node, here: Node, (writer, mid): (Writer, Mid)) {
+        let position = Some(self.truth.position(here));
+        let who = || format!("{} mid {mid}", short_writer(writer));
+        if let Some(last) = self.truth.last_mid(before, writer)
+            && mid <= last
+        {
+            let (breach, text) = match self.find_mid(before, writer, mid) {
+                Some(first) => {
+                    let first = short(Some(self.truth.position(first)));
+                    (Breach::AppliedTwice, format!("{} was applied at {first}", who()))
+                }
+                None => (Breach::WritesReordered, format!("{} after mid {last}", who())),
+            };
+            self.breach(out, breach, position, text);
+        }
+        let mut at = Some(here);
+        while let Some(node) = at {
+            let stretch = &self.truth.stretches[node.epoch];
+            if let Some((seq, told)) = stretch.told.get(&writer)
+                && *seq <= node.seq
+                && mid <= *told
+            {
+                let text = format!("{} is applied, and last_mid {told} was told at seq {seq}", who());
+                self.breach(out, Breach::LastMidLied, position, text);
+                break;
+            }
+            at = stretch.parent;
+        }
+        let Some(mutation) = self.mutations.get(&(writer, mid)) else {
+            out.counts().foreign_commits += 1;
+            return;
+        };
+        let mut breaches = Vec::new();
+        if let Some(after) = mutation.after {
+            out.counts().real_time_pairs += 1;
+            if self.truth.leads_to(here, after) {
+                breaches.push((Breach::RealTimeOrder, after));
+            }
+        }
+        if let Some(read) = mutation.read {
+            out.counts().writes_after_reads += 1;
+            if self.truth.leads_to(here, read) {
+                breaches.push((Breach::WriteBeforeRead, read));
+            }
+        }
+        if let Some(base) = mutation.base.and_then(|base| self.truth.resolve(base)) {
+            out.counts().writes_after_base += 1;
+            if self.truth.leads_to(here, base) {
+                breaches.push((Breach::WriteBeforeBase, base));
+            }
+        }
+        let refused = mutation
+            .answer
+            .filter(|answer| answer.what.is_err() && answer.cuts == self.cuts);
+        for (breach, other) in breaches {
+            let other = short(Some(self.truth.position(other)));
+            self.breach(out, breach, position, format!("{} comes before {other}", who()));
+        }
+        if refused.is_some() {
+            self.breach(
+                out,
+                Breach::RefusedApplied,
+                position,
+                format!("{} had been refused", who()),
+            );
+        }
+    }
+
+    /// Where a writer's mutation was applied, on the way to a place.
+    pub(crate) fn find_mid(&self, to: Node, writer: Writer, mid: Mid) -> Option<Node> {
+        let mut at = to;
+        loop {
+            let stretch = &self.truth.stretches[at.epoch];
+            let mids = stretch.writers.get(&writer).map_or(&[][..], Vec::as_slice);
+            let found = match mids.binary_search_by_key(&mid, |(_, mid)| *mid) {
+                Ok(index) => Some(mids[index].0),
+                // After a breach they may be out of order.
+                Err(_) => mids.iter().rev().take(8).find(|(_, m)| *m == mid).map(|(seq, _)| *seq),
+            };
+            if let Some(seq) = found.filter(|seq| *seq <= at.seq) {
+                return Some(Node { epoch: at.epoch, seq });
+            }
+            at = stretch.parent?;
+        }
+    }
+
+    /// What the commit made of the workload's documents, and of leaves above one another.
+    fn check_effects(&mut self, out: &mut Out, here: Node, effects: &[Effect]) {
+        let position = Some(self.truth.position(here));
+        let count = |doc: Option<&Arc<Doc>>| count_in(doc);
+        let mut counted = None;
+        let mut tags = 0;
+        for effect in effects {
+            let info = &self.truth.docs[effect.id];
+            if let Some((above, below)) = effect.new.as_ref().and_then(|doc| doc.overlap()) {
+                let text = format!("{} has {above} and {below}", info.path);
+                self.breach(out, Breach::Overlap, position, text);
+            }
+            match &info.role {
+                Role::Plain => {}
+                Role::Counter => counted = Some(count(effect.new.as_ref()) - count(effect.old.as_ref())),
+                Role::Tag(tag) => {
+                    tags += 1;
+                    let tag = *tag;
+                    let applied = self.tags.entry(tag).or_default();
+                    applied.at.push(here);
+                    if effect.old.is_some() && !applied.copied {
+                        self.breach(
+                            out,
+                            Breach::AppliedTwice,
+                            position,
+                            format!("the mutation of tag {}", tag.0),
+                        );
+                    }
+                }
+                Role::Half(other) => {
+                    let other_half = self.truth.known_doc(other).and_then(|id| self.truth.doc_at(here, id));
+                    let half = |doc: Option<&Arc<Doc>>| doc.and_then(|doc| doc.get(workload::HALF)).cloned();
+                    if half(effect.new.as_ref()) != half(other_half) {
+                        let text = format!("{} and {other} are not the same", info.path);
+                        self.breach(out, Breach::TornCommit, position, text);
+                    }
+                }
+            }
+        }
+        if counted.unwrap_or(0) != tags {
+            let text = format!("counts {} up for {tags} counting mutations", counted.unwrap_or(0));
+            self.breach(out, Breach::Miscounted, position, text);
+        }
+    }
+}
+
+/// The counter in the counter's document; 0 if there is none.
+pub(crate) fn count_in(doc: Option<&Arc<Doc>>) -> i64 {
+    match doc.and_then(|doc| doc.get(workload::COUNT)).map(|value| value.get()) {
+        Some(ValueRef::Int(n)) => n,
+        _ => 0,
+    }
+}
