@@ -3,9 +3,13 @@
 #[path = "support/cli.rs"]
 mod cli;
 
-use cli::{Gateway, said, text, tidegate};
+use cli::{Gateway, Process, said, text, tidegate, until};
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 /// Runs a command on a data directory.
 fn on(data: &Path, args: &[&str]) -> Output {
@@ -46,4 +50,261 @@ fn check_names_what_is_no_store_and_makes_none() {
     let error = refused(&data, &["check"]);
     assert!(error.contains("no store in") && error.contains("nowhere"), "{error}");
     assert!(!data.exists());
+}
+
+/// As `on`; it must succeed. Returns what it printed.
+fn done(data: &Path, args: &[&str]) -> String {
+    let output = on(data, args);
+    assert!(output.status.success(), "{args:?}: {}", said(&output));
+    text(&output.stdout)
+}
+
+fn plain(path: &Path) -> &str {
+    path.to_str().expect("a plain path")
+}
+
+/// Every document of a space of the gateway on `data`, as `export` prints them.
+fn exported(data: &Path, space: &str) -> String {
+    Gateway::on(data).run(&["export", space])
+}
+
+#[test]
+fn a_backup_is_made_with_a_gateway_running_and_without_and_restored_into_a_new_directory() {
+    let mut gateway = Gateway::start();
+    gateway.run(&["set", "demo", "notes/n1", "a=1", "b.c=2"]);
+    gateway.run(&["set", "other", "notes/n1", "a=2"]);
+    let (data, folder) = (gateway.data(), gateway.folder().to_owned());
+    let (online, offline) = (folder.join("online"), folder.join("offline"));
+    let printed = done(&data, &["backup", plain(&online)]);
+    assert!(printed.contains("online: 2 spaces, "), "{printed}");
+    gateway.run(&["set", "demo", "notes/n1", "a=9"]);
+    gateway.stop();
+    let printed = done(&data, &["backup", plain(&offline)]);
+    assert!(printed.contains("offline: 2 spaces, "), "{printed}");
+    for (file, a) in [(&online, "1"), (&offline, "9")] {
+        assert_eq!(fs::metadata(file).expect("there").permissions().mode() & 0o777, 0o600);
+        let fresh = file.with_extension("data");
+        let printed = done(&fresh, &["restore", plain(file)]);
+        assert!(printed.contains("2 spaces, "), "{printed}");
+        done(&fresh, &["check"]);
+        let docs = exported(&fresh, "demo");
+        assert!(docs.contains(&format!("\"a\":\"{a}\"")), "{docs}");
+    }
+    let left: Vec<_> = fs::read_dir(&folder)
+        .expect("readable")
+        .map(|entry| entry.expect("readable").file_name())
+        .filter(|name| plain(Path::new(name)).ends_with(".part"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_backup_goes_to_standard_output_and_a_restore_reads_standard_input() {
+    let gateway = Gateway::start();
+    gateway.run(&["set", "demo", "notes/n1", "a=1"]);
+    let fresh = gateway.folder().join("fresh");
+    let script = r#""$0" backup - --data-dir "$1" | "$0" restore - --data-dir "$2""#;
+    let output = std::process::Command::new("bash")
+        .args([
+            "-eu",
+            "-o",
+            "pipefail",
+            "-c",
+            script,
+            cli::TIDEGATE,
+            plain(&gateway.data()),
+            plain(&fresh),
+        ])
+        .output()
+        .expect("bash runs");
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(exported(&fresh, "demo").contains("notes/n1"));
+}
+
+#[test]
+fn a_file_that_is_there_is_written_over_only_when_told_to() {
+    let gateway = Gateway::start();
+    let file = gateway.folder().join("file");
+    fs::write(&file, "mine").expect("written");
+    let error = refused(&gateway.data(), &["backup", plain(&file)]);
+    assert!(
+        error.contains("file is there already") && error.contains("--force"),
+        "{error}"
+    );
+    assert_eq!(fs::read(&file).expect("there"), b"mine");
+    done(&gateway.data(), &["backup", "--force", plain(&file)]);
+    assert!(fs::read(&file).expect("there").starts_with(b"tidegate-backup 1 store "));
+    let error = refused(
+        &gateway.data(),
+        &["backup", plain(&gateway.folder().join("no/such/file"))],
+    );
+    assert!(error.contains("no/such/file.part"), "{error}");
+}
+
+#[test]
+fn a_damaged_backup_and_a_directory_with_something_in_it_are_refused_by_name() {
+    let gateway = Gateway::start();
+    gateway.run(&["set", "demo", "notes/n1", "a=1"]);
+    let (file, fresh) = (gateway.folder().join("file"), gateway.folder().join("fresh"));
+    done(&gateway.data(), &["backup", plain(&file)]);
+    let error = refused(&gateway.data(), &["restore", plain(&file)]);
+    assert!(error.contains("is not empty"), "{error}");
+    let bytes = fs::read(&file).expect("there");
+    fs::write(&file, &bytes[..bytes.len() - 10]).expect("written");
+    let error = refused(&fresh, &["restore", plain(&file)]);
+    assert!(
+        error.contains(&format!("{}: at byte {}", file.display(), bytes.len() - 10)),
+        "{error}"
+    );
+    fs::write(&file, "{\"a\":1}\n").expect("written");
+    let error = refused(&fresh, &["restore", plain(&file)]);
+    assert!(error.contains("does not begin as a backup"), "{error}");
+    assert!(!fresh.exists());
+    let error = refused(&fresh, &["backup", plain(&file.with_extension("other"))]);
+    assert!(error.contains("no store in"), "{error}");
+    assert!(!fresh.exists() && !file.with_extension("other").exists());
+}
+
+#[test]
+fn what_a_killed_gateway_left_is_no_obstacle_and_one_without_a_socket_is_told() {
+    let mut gateway = Gateway::start();
+    gateway.run(&["set", "demo", "notes/n1", "a=1"]);
+    let (data, file) = (gateway.data(), gateway.folder().join("file"));
+    gateway.kill();
+    assert!(data.join("control.sock").exists());
+    done(&data, &["backup", plain(&file)]);
+    let gateway = Gateway::on(&data);
+    done(&data, &["backup", "--force", plain(&file)]);
+    fs::remove_file(data.join("control.sock")).expect("removed");
+    let error = refused(&data, &["backup", "--force", plain(&file)]);
+    assert!(error.contains("in use") && error.contains("control socket"), "{error}");
+    drop(gateway);
+}
+
+#[test]
+fn the_control_socket_is_its_owners_and_goes_with_the_gateway() {
+    let mut gateway = Gateway::start();
+    let socket = gateway.data().join("control.sock");
+    let about = fs::metadata(&socket).expect("there");
+    assert!(about.file_type().is_socket());
+    assert_eq!(about.permissions().mode() & 0o777, 0o600);
+    gateway.stop();
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_path_longer_than_a_socket_may_have_works_too() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("x".repeat(120)).join("data");
+    fs::create_dir_all(&data).expect("created");
+    let gateway = Gateway::on(&data);
+    gateway.run(&["set", "demo", "notes/n1", "a=1"]);
+    let file = folder.path().join("file");
+    let printed = done(&data, &["backup", plain(&file)]);
+    assert!(printed.contains("1 spaces"), "{printed}");
+}
+
+/// Says something to a control socket, and returns the first line of the answer.
+fn say(data: &Path, bytes: &[u8]) -> String {
+    let mut socket = UnixStream::connect(data.join("control.sock")).expect("connects");
+    socket.set_read_timeout(Some(cli::PATIENCE)).expect("set");
+    // The gateway may have refused before it has read all.
+    let _ = socket.write_all(bytes);
+    let _ = socket.shutdown(std::net::Shutdown::Write);
+    let mut line = String::new();
+    let _ = BufReader::new(socket).read_line(&mut line);
+    line
+}
+
+#[test]
+fn nothing_that_is_said_to_the_control_socket_harms_the_gateway() {
+    let gateway = Gateway::start();
+    let data = gateway.data();
+    let huge = [b"{\"command\":\"".to_vec(), vec![b'x'; 1 << 20]].concat();
+    for (bytes, wants) in [
+        (&b"\n"[..], "that is no request"),
+        (b"{}\n", "that is no request"),
+        (b"\xff\x00\xfe\n", "that is no request"),
+        (b"{\"command\":\"format\"}\n", "unknown variant"),
+        (b"{\"command\":\"backup\",\"more\":1}\n", "unknown field"),
+        (b"{\"command\":\"backup\"}", "ends before its line does"),
+        (b"", "ends before its line does"),
+        (&huge, "65536 bytes at most"),
+    ] {
+        let line = say(&data, bytes);
+        assert!(line.starts_with("{\"error\":") && line.contains(wants), "{line}");
+    }
+    assert_eq!(say(&data, b"{\"command\":\"backup\"}\n"), "{\"ok\":{}}\n");
+    // Half a line, and then nothing: it is given up, and others are served meanwhile.
+    let waiting: Vec<_> = (0..8)
+        .map(|_| {
+            let mut socket = UnixStream::connect(data.join("control.sock")).expect("connects");
+            socket.write_all(b"{\"comm").expect("written");
+            socket
+        })
+        .collect();
+    done(&data, &["backup", plain(&gateway.folder().join("file"))]);
+    for mut socket in waiting {
+        socket.set_read_timeout(Some(cli::PATIENCE)).expect("set");
+        let mut line = String::new();
+        socket.read_to_string(&mut line).expect("an answer");
+        assert!(line.contains("no request came"), "{line}");
+    }
+    gateway.run(&["set", "demo", "notes/n1", "a=1"]);
+}
+
+/// Writes documents of some size, so that a backup does not fit into what waits on its way.
+fn fill(gateway: &Gateway) {
+    let text = "x".repeat(100_000);
+    let records: Vec<_> = (0..40)
+        .map(|n| format!("{{\"id\":\"{n}\",\"text\":\"{text}\"}}"))
+        .collect();
+    let file = gateway.folder().join("records");
+    fs::write(&file, records.join("\n")).expect("written");
+    gateway.run(&["import", "demo", "c", plain(&file)]);
+}
+
+#[test]
+fn one_backup_is_made_at_a_time_and_one_that_nobody_reads_ends() {
+    let mut gateway = Gateway::start();
+    fill(&gateway);
+    let (data, file) = (gateway.data(), gateway.folder().join("file"));
+    let mut slow = UnixStream::connect(data.join("control.sock")).expect("connects");
+    slow.write_all(b"{\"command\":\"backup\"}\n").expect("written");
+    let mut begin = [0; 64];
+    slow.read_exact(&mut begin).expect("it begins");
+    let error = refused(&data, &["backup", plain(&file)]);
+    assert!(error.contains("another backup is under way"), "{error}");
+    // Writes go on.
+    gateway.run(&["set", "demo", "notes/n1", "a=1"]);
+    drop(slow);
+    until("the next one's turn", || {
+        on(&data, &["backup", "--force", plain(&file)]).status.success()
+    });
+    // A gateway that is told to stop does not wait for a reader, and the reader is told.
+    let command = tidegate(&["backup", "-", "--data-dir", plain(&data)])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut reader = Process(command.expect("it starts"));
+    let mut begin = [0; 64];
+    let mut printed = reader.0.stdout.take().expect("piped");
+    printed.read_exact(&mut begin).expect("it begins");
+    gateway.stop();
+    let mut rest = Vec::new();
+    printed.read_to_end(&mut rest).expect("it ends");
+    let mut error = String::new();
+    reader
+        .0
+        .stderr
+        .take()
+        .expect("piped")
+        .read_to_string(&mut error)
+        .expect("text");
+    assert!(!reader.0.wait().expect("it ends").success());
+    assert!(error.contains("not whole") || error.contains("stopping"), "{error}");
+    let (fresh, cut) = (gateway.folder().join("fresh"), gateway.folder().join("cut"));
+    fs::write(&cut, [&begin[..], &rest].concat()).expect("written");
+    refused(&fresh, &["restore", plain(&cut)]);
+    assert!(!fresh.exists());
 }

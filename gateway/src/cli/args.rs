@@ -58,6 +58,10 @@ pub(crate) enum Command {
     Export(ExportArgs),
     /// Check every record of a stopped gateway's store
     Check(DataArgs),
+    /// Write all of a store to a file, also while a gateway runs on it
+    Backup(BackupArgs),
+    /// Make a store of a backup, in a directory that is missing or empty
+    Restore(RestoreArgs),
 }
 
 /// Options of `serve`.
@@ -92,6 +96,29 @@ pub(crate) struct DataArgs {
     /// Where the embedded store keeps its files, as in serve
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR)]
     pub data_dir: PathBuf,
+}
+
+/// Options of `backup`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct BackupArgs {
+    /// Which store.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The file to write; - is standard output
+    pub file: PathBuf,
+    /// Write over the file if it is there
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Options of `restore`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct RestoreArgs {
+    /// Which store.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The backup; - is standard input
+    pub file: PathBuf,
 }
 
 /// Options of `watch`.

@@ -59,6 +59,8 @@ pub fn main() -> ExitCode {
     let ended = match &cli.command {
         Command::Serve(args) => serve::main(args),
         Command::Check(args) => operate::check(args, &mut io::stdout().lock()),
+        Command::Backup(args) => operate::backup(args, &mut io::stdout().lock()),
+        Command::Restore(args) => operate::restore(args, &mut io::stdout().lock()),
         command => client(&cli.gateway, command),
     };
     match ended {

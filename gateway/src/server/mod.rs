@@ -1,5 +1,6 @@
 //! The server: accepts connections, speaks HTTP on them, and turns some into WebSockets.
 
+pub mod control;
 mod dev;
 mod http;
 

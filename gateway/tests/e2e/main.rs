@@ -15,6 +15,7 @@ mod keeping;
 mod order;
 mod pressure;
 mod real_data;
+mod restore;
 mod resume;
 mod support;
 mod views;

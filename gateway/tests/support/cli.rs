@@ -24,6 +24,7 @@ pub(crate) struct Gateway {
     pub url: String,
     /// What it said at the start.
     pub greeting: String,
+    data: PathBuf,
     folder: tempfile::TempDir,
 }
 
@@ -31,7 +32,17 @@ impl Gateway {
     /// Starts one with an empty store.
     pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let (process, greeting) = serve(&folder.path().join("data"), &["--listen", "127.0.0.1:0"]);
+        let data = folder.path().join("data");
+        Self::at(data, folder)
+    }
+
+    /// Starts one on a store that is there.
+    pub(crate) fn on(data: &Path) -> Self {
+        Self::at(data.to_owned(), tempfile::tempdir().expect("a folder"))
+    }
+
+    fn at(data: PathBuf, folder: tempfile::TempDir) -> Self {
+        let (process, greeting) = serve(&data, &["--listen", "127.0.0.1:0"]);
         let url = greeting
             .split_whitespace()
             .find(|word| word.starts_with("ws://"))
@@ -41,6 +52,7 @@ impl Gateway {
             process,
             url,
             greeting,
+            data,
             folder,
         }
     }
@@ -86,6 +98,12 @@ impl Gateway {
         self.process.terminate();
     }
 
+    /// Ends it without a word.
+    pub(crate) fn kill(&mut self) {
+        self.process.0.kill().expect("killed");
+        self.process.0.wait().expect("it ends");
+    }
+
     /// Tells it to stop, waits until it has, and starts it again on the same port with the same store.
     pub(crate) fn restart(&mut self) {
         self.process.terminate();
@@ -106,7 +124,7 @@ impl Gateway {
 
     /// Where it keeps its files.
     pub(crate) fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.data.clone()
     }
 }
 

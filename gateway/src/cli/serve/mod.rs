@@ -8,6 +8,7 @@ use super::{Failure, variable};
 use crate::auth::DevAuthoriser;
 use crate::engine::EngineConfig;
 use crate::env::{Env, SystemEnv};
+use crate::server::control::Control;
 use crate::server::{self, Parts, ServerConfig};
 use crate::store::Retention;
 use crate::store::embedded::{self, EmbeddedOptions, EmbeddedStore};
@@ -58,6 +59,8 @@ async fn run(args: &ServeArgs, plan: &Plan) -> Result<(), Failure> {
         .map_err(|e| format!("cannot open the store: {e}"))?
         .map_err(|e| e.to_string())?;
     let store = Arc::new(store);
+    let control = Control::bind(&plan.data_dir)
+        .map_err(|e| format!("{}: cannot listen on the control socket: {e}", plan.data_dir.display()))?;
 
     let stop = CancellationToken::new();
     let parts = Parts {
@@ -77,11 +80,16 @@ async fn run(args: &ServeArgs, plan: &Plan) -> Result<(), Failure> {
     let mut background = JoinSet::new();
     background.spawn(collect(store.clone(), env));
     background.spawn(stop_when_told(told()?, stop.clone()));
+    let mut operators = JoinSet::new();
+    operators.spawn(control.run(store.clone(), stop.clone()));
 
     let mut out = io::stdout();
     out.write_all(words::up(plan, address, &call).as_bytes())?;
     out.flush()?;
-    let ended = server::run(listener, parts, config, stop).await;
+    let ended = server::run(listener, parts, config, stop.clone()).await;
+    // Also where the server has ended by itself.
+    stop.cancel();
+    while operators.join_next().await.is_some() {}
     background.shutdown().await;
     // The last handle: what is in line is made durable, and the folder is free.
     tokio::task::spawn_blocking(move || drop(store))

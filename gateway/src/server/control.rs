@@ -1,0 +1,262 @@
+//! The control socket: how the command line reaches a gateway that runs on a data directory.
+//!
+//! A Unix socket in that directory, for its owner alone: who may open the file may do everything. A
+//! connection is one request, a line of JSON, and its answer: a line of JSON, `{"ok":…}` or
+//! `{"error":"…"}`, and after that of `backup` the backup itself, which ends with its own end.
+
+use crate::store::StoreError;
+use crate::store::embedded::{self, EmbeddedStore};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+/// The socket's name in the data directory.
+const SOCKET: &str = "control.sock";
+/// A directory of the owner's alone, in which the socket is made before it is moved to its place.
+const FRESH: &str = "control.new";
+/// Bytes that a path may have to be a socket's address: the least that systems allow, less some.
+const ADDRESS_BYTES: usize = 100;
+/// Bytes of a request at most; over it, an error.
+const LINE_BYTES: u64 = 64 << 10;
+/// How long a request may take to arrive; over it, an error.
+const REQUEST_TIME: Duration = Duration::from_secs(5);
+/// How long an answer may take nothing; over it, the connection ends.
+const STALLED: Duration = Duration::from_secs(60);
+/// How long a backup that is broken off may take to say so.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Connections served at a time; over it, they wait to be accepted.
+const CONNECTIONS: usize = 16;
+/// Pieces of a backup that wait for the connection.
+const PIECES: usize = 4;
+
+/// What can be asked for.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Request {
+    /// The whole store as of now; one at a time.
+    Backup {},
+}
+
+/// The line that answers.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer<T> {
+    /// It was done, or follows.
+    Ok(T),
+    /// It was not, and why.
+    Error(String),
+}
+
+/// Nothing to say beyond `ok`.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Done {}
+
+/// The address of a data directory's control socket. One whose path is too long is reached through the
+/// directory's handle, which has to live as long as the address is used.
+pub fn address(dir: &Path) -> io::Result<(Option<File>, PathBuf)> {
+    let path = dir.join(SOCKET);
+    if path.as_os_str().len() <= ADDRESS_BYTES {
+        return Ok((None, path));
+    }
+    let handle = File::open(dir)?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));
+    match short.is_dir() {
+        true => Ok((Some(handle), short.join(SOCKET))),
+        false => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("a socket's path may have {ADDRESS_BYTES} bytes here, this one is longer"),
+        )),
+    }
+}
+
+/// A control socket that is listened on; removed when dropped.
+pub struct Control {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Control {
+    /// Listens in a data directory, which this process has taken: a socket that is there is one left
+    /// behind, and is replaced. Needs a runtime.
+    pub fn bind(dir: &Path) -> io::Result<Self> {
+        let fresh = dir.join(FRESH);
+        match fs::remove_dir_all(&fresh) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // Nobody else can reach the socket before it has its mode.
+        DirBuilder::new().mode(0o700).create(&fresh)?;
+        let (handle, address) = address(&fresh)?;
+        let listener = UnixListener::bind(address)?;
+        drop(handle);
+        fs::set_permissions(fresh.join(SOCKET), Permissions::from_mode(0o600))?;
+        let path = dir.join(SOCKET);
+        fs::rename(fresh.join(SOCKET), &path)?;
+        fs::remove_dir(&fresh)?;
+        Ok(Self { listener, path })
+    }
+
+    /// Answers until `stop`; what is under way then is broken off.
+    pub async fn run(self, store: Arc<EmbeddedStore>, stop: CancellationToken) {
+        let commands = Arc::new(Commands {
+            store,
+            backup: Semaphore::new(1),
+            stop: stop.clone(),
+        });
+        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut connections = JoinSet::new();
+        loop {
+            while connections.try_join_next().is_some() {}
+            let accepted = stop.run_until_cancelled(async {
+                let place = room.clone().acquire_owned().await;
+                (self.listener.accept().await, place)
+            });
+            match accepted.await {
+                None => break,
+                Some((Ok((connection, _)), place)) => {
+                    let commands = commands.clone();
+                    connections.spawn(async move {
+                        let _place = place;
+                        if let Err(error) = commands.serve(connection).await {
+                            tracing::debug!(%error, "a control connection ended");
+                        }
+                    });
+                }
+                Some((Err(error), _)) => {
+                    // Out of file descriptors or memory: accepting at once would spin.
+                    tracing::warn!(%error, "cannot accept control connections");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+        while connections.join_next().await.is_some() {}
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// What requests are served with.
+struct Commands {
+    store: Arc<EmbeddedStore>,
+    backup: Semaphore,
+    stop: CancellationToken,
+}
+
+impl Commands {
+    async fn serve(&self, mut connection: UnixStream) -> io::Result<()> {
+        let request = self
+            .stop
+            .run_until_cancelled(timeout(REQUEST_TIME, request(&mut connection)));
+        let request = match request.await {
+            None => Err("the gateway is stopping".to_owned()),
+            Some(Err(_)) => Err(format!("no request came within {} s", REQUEST_TIME.as_secs())),
+            Some(Ok(request)) => request?,
+        };
+        match request {
+            Ok(Request::Backup {}) => match self.backup.try_acquire() {
+                Ok(_turn) => self.backup(&mut connection).await,
+                Err(_) => refuse(&mut connection, "another backup is under way").await,
+            },
+            Err(why) => refuse(&mut connection, &why).await,
+        }
+    }
+
+    async fn backup(&self, connection: &mut UnixStream) -> io::Result<()> {
+        tracing::info!("a backup begins");
+        answer(connection, &Answer::Ok(Done {})).await?;
+        let (sender, pieces) = mpsc::channel(PIECES);
+        let (made, sent) = tokio::join!(self.store.backup(sender), self.send(connection, pieces));
+        if !sent? {
+            return break_off(
+                connection,
+                &StoreError::Unavailable("the gateway is stopping".to_owned()),
+            )
+            .await;
+        }
+        match made {
+            Ok(done) => {
+                tracing::info!(
+                    spaces = done.spaces,
+                    records = done.records,
+                    bytes = done.bytes,
+                    "a backup was made"
+                );
+                Ok(())
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a backup was broken off");
+                break_off(connection, &error).await
+            }
+        }
+    }
+
+    /// Hands pieces on as they come. Returns whether that is all of them: not if the gateway stops.
+    async fn send(&self, connection: &mut UnixStream, mut pieces: mpsc::Receiver<bytes::Bytes>) -> io::Result<bool> {
+        while let Some(piece) = self.stop.run_until_cancelled(pieces.recv()).await {
+            let Some(piece) = piece else { return Ok(true) };
+            match self.stop.run_until_cancelled(send(connection, &piece)).await {
+                Some(sent) => sent?,
+                // Some of the piece may be on its way: nothing can follow it.
+                None => return Err(io::Error::other("the gateway is stopping")),
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Reads a request. The inner error is for the one who asks.
+async fn request(connection: &mut UnixStream) -> io::Result<Result<Request, String>> {
+    let mut line = Vec::new();
+    BufReader::new(connection.take(LINE_BYTES))
+        .read_until(b'\n', &mut line)
+        .await?;
+    Ok(match line.pop() {
+        Some(b'\n') => serde_json::from_slice(&line).map_err(|error| format!("that is no request: {error}")),
+        Some(_) if line.len() as u64 + 1 >= LINE_BYTES => {
+            Err(format!("a request is a line of {LINE_BYTES} bytes at most"))
+        }
+        _ => Err("the request ends before its line does".to_owned()),
+    })
+}
+
+async fn refuse(connection: &mut UnixStream, why: &str) -> io::Result<()> {
+    answer(connection, &Answer::<Done>::Error(why.to_owned())).await
+}
+
+/// Ends a backup with the reason, if the connection takes that at once.
+async fn break_off(connection: &mut UnixStream, why: &StoreError) -> io::Result<()> {
+    timeout(LAST_WORDS, connection.write_all(&embedded::broken_off(why)))
+        .await
+        .unwrap_or(Ok(()))
+}
+
+async fn answer<T: Serialize>(connection: &mut UnixStream, answer: &Answer<T>) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    send(connection, &line).await
+}
+
+async fn send(connection: &mut UnixStream, bytes: &[u8]) -> io::Result<()> {
+    match timeout(STALLED, connection.write_all(bytes)).await {
+        Ok(sent) => sent,
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "nothing was taken for too long",
+        )),
+    }
+}
