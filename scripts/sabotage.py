@@ -23,6 +23,7 @@ CHANGES = "gateway/src/store/embedded/changes.rs"
 COLLECT = "gateway/src/store/embedded/collect.rs"
 EVALUATE = "gateway/src/engine/evaluate.rs"
 CONTRACT = ["-p", "tidegate", "--test", "contract"]
+FAULTS = ["-p", "tidegate", "--test", "faults"]
 
 # name: (file, code, what to put in its place, cargo arguments, test)
 RULES = {
@@ -383,6 +384,29 @@ RULES = {
         "batches.next().map_or(Rest::Torn, |_| Rest::Torn)",
         LIB,
         "store::embedded::tests::journals::a_broken_record_before_whole_ones_is_damage_and_nothing_is_touched",
+    ),
+    "reopen after a failed write": (
+        "gateway/src/store/embedded/writer.rs",
+        "        match self.shared.reopen(self.options.reserve_bytes) {",
+        "        match Err::<(), _>(StoreError::Unavailable(String::new())) {",
+        FAULTS,
+        "full::while_the_disk_is_full_or_fails_reads_go_on_and_afterwards_writes_do",
+    ),
+    "reserve kept free": (
+        "gateway/src/store/embedded/writer.rs",
+        "        self.shared.room(self.options.reserve_bytes)?;",
+        "",
+        FAULTS,
+        "full::a_small_file_system_fills_up_to_the_reserve_and_is_written_on_when_there_is_room",
+    ),
+    "reads kept until the disk takes writes": (
+        "gateway/src/store/embedded/shared.rs",
+        "        let copies = journal::copy(&self.home.database()).map_err(|error| unopened(&error))?;\n"
+        "        self.close()?;\n",
+        "        self.close()?;\n"
+        "        let copies = journal::copy(&self.home.database()).map_err(|error| unopened(&error))?;\n",
+        FAULTS,
+        "full::while_the_disk_is_full_or_fails_reads_go_on_and_afterwards_writes_do",
     ),
 }
 

@@ -3,7 +3,8 @@
  * TIDEGATE_DISK_ROOT    the directory that is on this disk, an absolute path without links
  * TIDEGATE_DISK_SYNCED  a directory that receives what a power cut would leave; may be unset
  * TIDEGATE_DISK_FAULT   a file whose first byte says what fails from now on; may be unset:
- *                       '-' nothing, 'f' writes with ENOSPC, 'e' writes with EIO, 's' syncs with EIO
+ *                       '-' nothing, 'f' writes with ENOSPC, 'e' writes with EIO, 's' syncs with EIO,
+ *                       't' writes to files in a directory named "tables" with EIO
  *
  * What a power cut leaves is what POSIX promises, and no more. A file has the bytes and the length that
  * it had when it was last synced (fsync, fdatasync): what was written since is gone. A directory has the
@@ -78,25 +79,27 @@ static void key_of(int fd, const char *path, int flags, file_key *key, struct st
              (long long)stat->stx_btime.tv_sec, stat->stx_btime.tv_nsec);
 }
 
-/* Whether a descriptor is of a file or directory below the root. */
+enum { FOREIGN, OURS, TABLE };
+
+/* Whether a descriptor is of a file or directory below the root, and of a table. */
 static int ours(int fd, mode_t *mode) {
     struct stat stat;
-    if (root[0] == 0 || fstat(fd, &stat) != 0) return 0;
-    if (!S_ISREG(stat.st_mode) && !S_ISDIR(stat.st_mode)) return 0;
+    if (root[0] == 0 || fstat(fd, &stat) != 0) return FOREIGN;
+    if (!S_ISREG(stat.st_mode) && !S_ISDIR(stat.st_mode)) return FOREIGN;
     char link[64], path[PATH_MAX];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t length = readlink(link, path, sizeof path - 1);
     if (length < 0) die("readlink", link);
     path[length] = 0;
     size_t prefix = strlen(root);
-    if (strncmp(path, root, prefix) != 0 || (path[prefix] != '/' && path[prefix] != 0)) return 0;
+    if (strncmp(path, root, prefix) != 0 || (path[prefix] != '/' && path[prefix] != 0)) return FOREIGN;
     if (mode) *mode = stat.st_mode;
-    return 1;
+    return strstr(path, "/tables/") ? TABLE : OURS;
 }
 
-static int fails(const char *kinds, int *error) {
+static int fails(int what, const char *kinds, int *error) {
     char now = fault ? *fault : '-';
-    if (now == '-' || !strchr(kinds, now)) return 0;
+    if (now == 't' ? what != TABLE : now == '-' || !strchr(kinds, now)) return 0;
     *error = now == 'f' ? ENOSPC : EIO;
     return 1;
 }
@@ -212,8 +215,9 @@ static void sync_dir(const char *path, int tree) {
 static int sync_fd(int fd) {
     mode_t mode;
     int error;
-    if (!ours(fd, &mode)) return real_fsync(fd);
-    if (fails("fes", &error)) {
+    int what = ours(fd, &mode);
+    if (what == FOREIGN) return real_fsync(fd);
+    if (fails(what, "fes", &error)) {
         errno = error;
         return -1;
     }
@@ -272,7 +276,7 @@ __attribute__((constructor)) static void begin(void) {
 
 #define REFUSE                                                                                                         \
     int error;                                                                                                         \
-    if (fails("fe", &error)) {                                                                                         \
+    if (fails(what, "fe", &error)) {                                                                                         \
         errno = error;                                                                                                 \
         return -1;                                                                                                     \
     }
@@ -287,21 +291,24 @@ static ssize_t at_end(int fd, ssize_t done) {
 
 ssize_t write(int fd, const void *bytes, size_t n) {
     if (!real_write) real_write = dlsym(RTLD_NEXT, "write");
-    if (!ours(fd, NULL)) return real_write(fd, bytes, n);
+    int what = ours(fd, NULL);
+    if (what == FOREIGN) return real_write(fd, bytes, n);
     REFUSE
     return at_end(fd, real_write(fd, bytes, n));
 }
 
 ssize_t writev(int fd, const struct iovec *parts, int n) {
     if (!real_writev) real_writev = dlsym(RTLD_NEXT, "writev");
-    if (!ours(fd, NULL)) return real_writev(fd, parts, n);
+    int what = ours(fd, NULL);
+    if (what == FOREIGN) return real_writev(fd, parts, n);
     REFUSE
     return at_end(fd, real_writev(fd, parts, n));
 }
 
 ssize_t pwrite64(int fd, const void *bytes, size_t n, off64_t at) {
     if (!real_pwrite) real_pwrite = dlsym(RTLD_NEXT, "pwrite64");
-    if (!ours(fd, NULL)) return real_pwrite(fd, bytes, n, at);
+    int what = ours(fd, NULL);
+    if (what == FOREIGN) return real_pwrite(fd, bytes, n, at);
     REFUSE
     ssize_t done = real_pwrite(fd, bytes, n, at);
     if (done > 0) wrote(fd, at, at + done);
@@ -312,7 +319,8 @@ ssize_t pwrite(int fd, const void *bytes, size_t n, off_t at) { return pwrite64(
 
 int ftruncate64(int fd, off64_t length) {
     if (!real_ftruncate) real_ftruncate = dlsym(RTLD_NEXT, "ftruncate64");
-    if (!ours(fd, NULL)) return real_ftruncate(fd, length);
+    int what = ours(fd, NULL);
+    if (what == FOREIGN) return real_ftruncate(fd, length);
     REFUSE
     int done = real_ftruncate(fd, length);
     if (done == 0 && synced[0]) {

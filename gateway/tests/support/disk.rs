@@ -30,6 +30,8 @@ pub(crate) enum Fault {
     Write,
     /// Syncs only.
     Sync,
+    /// Writes and syncs of tables, which the database makes in the background.
+    Tables,
 }
 
 /// What a power cut does to what was not synced.
@@ -95,6 +97,7 @@ impl Disk {
             Fault::Full => b"f",
             Fault::Write => b"e",
             Fault::Sync => b"s",
+            Fault::Tables => b"t",
         };
         let file = File::options().write(true).open(&self.fault).expect("it is there");
         // In place: the process has it mapped.

@@ -148,6 +148,8 @@ fn log() -> Result<(), String> {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(colour)
+        // A log on a disk that is full loses lines; to complain of that on the same log would panic.
+        .log_internal_errors(false)
         .init();
     Ok(())
 }

@@ -300,7 +300,7 @@ impl Writer {
             Err(error) => {
                 failed.again = Instant::now() + failed.wait;
                 failed.wait = (failed.wait * 2).min(LAST_REOPEN);
-                failed.why = error.to_string();
+                failed.why = reason(&error);
                 tracing::warn!(%error, "the database cannot be opened again yet");
                 Err(error)
             }
@@ -312,12 +312,12 @@ impl Writer {
         // Nobody knows what is on disk, so nothing remembered may be trusted.
         self.spaces.clear();
         self.counters.write_failures.fetch_add(1, Ordering::Relaxed);
-        tracing::error!(%error, "a write to the store failed");
         self.failed = Some(Failed {
-            why: error.to_string(),
+            why: reason(error),
             again: Instant::now() + wait,
             wait: FIRST_REOPEN,
         });
+        tracing::error!(%error, "a write to the store failed");
     }
 
     /// At `Fsync` whatever was answered had been synced, so it is there again, and history goes on. At
@@ -345,7 +345,7 @@ impl Writer {
         let answers = written.unwrap_or_else(|error| {
             // Spaces may remember what was planned here.
             self.spaces.clear();
-            let why = error.to_string();
+            let why = reason(&error);
             replies
                 .iter()
                 .map(|_| Err(StoreError::Unavailable(why.clone())))
@@ -459,6 +459,14 @@ impl Writer {
             self.counters.synced();
         }
         Ok(())
+    }
+}
+
+/// Why, in words that another error can repeat.
+fn reason(error: &StoreError) -> String {
+    match error {
+        StoreError::Unavailable(why) => why.clone(),
+        damaged @ StoreError::Damaged(_) => damaged.to_string(),
     }
 }
 
