@@ -83,14 +83,14 @@ impl Space {
         self.mutations.insert((writer, mid), mutation);
     }
 
-    /// An `ack`.
+    /// An `ack`. Says whether there is such a commit, or may be.
     pub(crate) fn acked(
         &mut self,
         out: &mut Out,
         replica: usize,
         (client, writer, mid): (ClientId, Writer, Mid),
         position: Position,
-    ) {
+    ) -> bool {
         let name = format_args!("{} mid {mid}", short_writer(writer)).to_string();
         let highest = self.replicas[replica].acked.entry(client).or_default();
         *highest = mid.max(*highest);
@@ -101,7 +101,7 @@ impl Space {
                 Some(position),
                 format!("{name}: there is no such place"),
             );
-            return;
+            return false;
         };
         out.counts().acks += 1;
         match self.truth.record(at).map(|record| (record.writer, record.mid)) {
@@ -109,7 +109,7 @@ impl Space {
             Some((other, of)) => {
                 let text = format!("{name} is acked there, and it is {} mid {of}", short_writer(other));
                 self.breach(out, Breach::AckedMissing, Some(position), text);
-                return;
+                return false;
             }
             None if out.account => {
                 self.breach(
@@ -118,7 +118,7 @@ impl Space {
                     Some(position),
                     format!("{name} is acked and was not applied"),
                 );
-                return;
+                return false;
             }
             None => {
                 self.acks_ahead.insert(at, (writer, mid));
@@ -132,7 +132,7 @@ impl Space {
         };
         let (event, cuts) = (out.event(), self.cuts);
         let Some(mutation) = self.mutations.get_mut(&(writer, mid)) else {
-            return;
+            return true;
         };
         let before = mutation.answer;
         mutation.answer = Some(Answer {
@@ -150,6 +150,7 @@ impl Space {
                 self.breach(out, Breach::AppliedTwice, Some(position), text);
             }
         }
+        true
     }
 
     /// A refusal that consumes the mid.
@@ -429,10 +430,10 @@ impl Space {
         out.counts().loose_views += u64::from(perhaps > 0);
         let expected = confirmed + certain;
         if count < expected || count > expected + perhaps {
-            let breach = if count < expected {
-                Breach::NotCounted
-            } else {
-                Breach::CountedTwice
+            let breach = match self.replicas[replica].staged.is_empty() {
+                false => Breach::StagedShown,
+                true if count < expected => Breach::NotCounted,
+                true => Breach::CountedTwice,
             };
             let text = format!("{who} shows {count}, should show {confirmed} confirmed and {certain} of its own");
             self.breach(out, breach, position, text);
@@ -455,7 +456,8 @@ impl Space {
     /// All that is confirmed.
     pub(crate) fn holds(&mut self, out: &mut Out, replica: usize, position: Option<Position>, docs: &Docs) {
         self.stands_at(out, replica, position);
-        self.compare_docs(out, replica, position, docs, None);
+        let early = !self.replicas[replica].staged.is_empty();
+        self.compare_docs(out, replica, position, docs, early.then_some(Breach::StagedShown));
     }
 
     fn compare_docs(

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use tidegate_protocol::{Position, SpaceId, ViewId};
 
 /// Judges one history. Memory and time grow with the history, linearly.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Checker {
     out: Out,
     spaces: Spaces,
@@ -44,18 +44,37 @@ impl Spaces {
     }
 }
 
+impl Default for Checker {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Checker {
-    /// Nothing observed yet. Commits that were acked may be lost where the store says so (`FellBack`, or an
-    /// `Epoch` after less than everything), and must then be reported by their clients.
+    /// Nothing observed yet. The store is to tell its own account. Commits that were acked may be lost where it
+    /// says so (`FellBack`, or an `Epoch` after less than everything), and must then be reported by their clients.
     pub fn new() -> Self {
-        Self::default()
+        let mut checker = Self::outside();
+        checker.out.account = true;
+        checker
     }
 
     /// As [`Self::new`], of a store that loses nothing that it acked.
     pub fn durable() -> Self {
-        let mut checker = Self::default();
+        let mut checker = Self::new();
         checker.out.durable = true;
         checker
+    }
+
+    /// Nothing observed yet, and the store is silent: what subscribers of the full view were sent first is the
+    /// truth that everybody is compared with. What it does not reach is counted as unverified.
+    pub fn outside() -> Self {
+        Self {
+            out: Out::default(),
+            spaces: Spaces::default(),
+            connections: HashMap::new(),
+            covers: HashMap::new(),
+        }
     }
 
     /// Takes in what happened next.
@@ -240,7 +259,6 @@ impl Checker {
 
     /// The store speaks for itself.
     fn account(&mut self, space: &SpaceId) -> (&mut Out, &mut Space) {
-        self.out.account = true;
         (&mut self.out, self.spaces.get(space))
     }
 }

@@ -284,7 +284,10 @@ impl Connection {
         let following = |sub: &&Subscription| sub.space == space.number && sub.state == State::Following;
         let live = self.subs.iter().find(following).and_then(|sub| sub.at);
         let replica = space.replica(self.installation);
-        space.acked(out, replica, (flight.client, flight.writer, flight.mid), ack.position);
+        let named = (flight.client, flight.writer, flight.mid);
+        if !space.acked(out, replica, named, ack.position) {
+            return;
+        }
         let Some((live, node)) = live.and_then(|at| Some((at, space.truth.resolve(ack.position)?))) else {
             return;
         };

@@ -92,6 +92,8 @@ pub enum Breach {
     // What apps saw.
     /// A client is elsewhere than what it was sent makes it.
     Misplaced,
+    /// What is staged in a catch-up was shown before its end.
+    StagedShown,
     /// A local view shows one half of a pair.
     TornView,
     /// A local view counts a mutation twice.

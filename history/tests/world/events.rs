@@ -150,7 +150,7 @@ pub fn judge(events: &[E]) -> Report {
 
 /// Without the store's own account, as a load tool sees it.
 pub fn judge_outside(events: &[E]) -> Report {
-    let mut checker = Checker::new();
+    let mut checker = Checker::outside();
     events
         .iter()
         .filter(|event| !matches!(event, E::Epoch(..) | E::FellBack(_) | E::Commit(..)))

@@ -10,6 +10,7 @@
 )] // a test may panic
 
 mod events;
+pub mod generate;
 mod mutations;
 
 pub use events::*;
@@ -92,7 +93,7 @@ pub struct World {
     head: u64,
     mint: bool,
     epochs: u64,
-    connections: u64,
+    pub connections: u64,
     tags: u64,
     clients: u64,
     time: u64,
