@@ -23,7 +23,7 @@ use tidegate::store::embedded::{self, Durability, EmbeddedOptions};
 use tidegate::store::model::Model;
 use tidegate::store::{
     Action, Cell, CommitGroup, DocEffect, DocState, Effects, Header, Lineage, LineageEntry, LogEntry, Outcome,
-    Prepared, ReadCut, Retention, SpaceState, Stamp, Store, Usage, Version, View,
+    Prepared, ReadCut, Retention, SpaceState, Stamp, Store, Usage, UserTag, Version, View,
 };
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{
@@ -329,6 +329,7 @@ impl Groups {
         };
         Prepared {
             writer: WRITER,
+            user: UserTag(7),
             mid,
             key: MutationKey(n),
             prev: (n > 1).then(|| MutationKey(n - 1)),

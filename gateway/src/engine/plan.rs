@@ -10,7 +10,8 @@ use super::report::Report;
 use super::{Quota, Refusal, WriteBody, WriteRequest};
 use crate::auth::Authoriser;
 use crate::store::{
-    Action, Cell, DocEffect, DocState, Header, Prepared, ReadCut, SpaceState, Stamp, Usage, Version, planned_seq,
+    Action, Cell, DocEffect, DocState, Header, Prepared, ReadCut, SpaceState, Stamp, Usage, UserTag, Version,
+    planned_seq,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_protocol::{Code, DocPath, Invalid, Limits, Policy, SpaceId, Writer};
@@ -149,6 +150,7 @@ impl<'a> Planner<'a> {
         Plan::Item(
             Box::new(Prepared {
                 writer,
+                user: UserTag::of(&request.who.user),
                 mid,
                 key,
                 prev,

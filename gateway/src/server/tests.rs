@@ -7,8 +7,8 @@ use crate::outbox::Transport;
 use crate::session::{self, Accepted};
 use crate::store::model::Model;
 use crate::store::{
-    ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, LogReply, ReadCut, Retention, SpaceState,
-    StoreError, Usage,
+    ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Erase, Erased, LogReply, ReadCut, Retention,
+    SpaceState, StoreError, Usage,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -148,6 +148,15 @@ impl Store for Faulty {
             }
         }
         Ok(states)
+    }
+    async fn erase(
+        &self,
+        space: &SpaceId,
+        whom: Erase,
+        fresh: tidegate_protocol::Epoch,
+        now_ms: u64,
+    ) -> Result<Erased, StoreError> {
+        self.store.erase(space, whom, fresh, now_ms).await
     }
     fn usage(&self) -> Usage {
         self.store.usage()

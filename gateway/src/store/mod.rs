@@ -12,6 +12,7 @@ use crate::metrics::Reading;
 use async_trait::async_trait;
 use bytes::Bytes;
 pub use lineage::{Lineage, LineageEntry};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_protocol::{
     Code, Collection, DocChange, DocPath, Epoch, FieldPath, Mid, MutationKey, Position, Seq, SpaceId, Value, ViewId,
@@ -52,6 +53,21 @@ pub trait Store: Send + Sync + 'static {
 
     /// The newest `limit` entries of a space's conflict log, newest first.
     async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError>;
+
+    /// Erases a space, or all data of a user in it, and returns once it is gone.
+    ///
+    /// From its first step on, which is durable, the space answers `Unavailable` to all but `positions`,
+    /// until it is done; cut short, it is taken up again without being asked. `fresh` is a new random name,
+    /// not 0, for the one epoch of the lineage then, which starts at the head: every position resets, and
+    /// seqs go on. The log is emptied, the floor rises to the head.
+    ///
+    /// [`Erase::Space`]: nothing stays but where the space stands. [`Erase::User`]: the cells that the user
+    /// wrote last go, tombstones too; documents that are left without a cell and were touched by nobody else; conflicts in which a value of
+    /// the user's occurs; results of the user's mutations. A header that names the user names [`NOBODY`].
+    ///
+    /// The record of each erased client becomes a marker that answers `ClientUnknown` for as long as records
+    /// are kept. A space that does not exist stays so.
+    async fn erase(&self, space: &SpaceId, whom: Erase, fresh: Epoch, now_ms: u64) -> Result<Erased, StoreError>;
 
     /// What the documents of all spaces take, as of the last commit that was answered or later. Does not block.
     fn usage(&self) -> Usage;
@@ -139,11 +155,68 @@ pub struct CommitGroup {
     pub items: Vec<Prepared>,
 }
 
+/// A user, as the store knows one: the first 8 bytes, big-endian, of SHA-256 of the user's name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct UserTag(pub u64);
+
+impl UserTag {
+    /// The tag of a user.
+    pub fn of(user: &str) -> Self {
+        let digest = Sha256::digest(user.as_bytes());
+        let (first, _) = digest.split_first_chunk().expect("32 bytes");
+        Self(u64::from_be_bytes(*first))
+    }
+}
+
+/// Whose data to erase.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Erase {
+    /// Everybody's.
+    Space,
+    /// A user's. The store knows the writers that a user has had from the mutations that it was handed, as
+    /// long as the space exists; one that last wrote before format 2 is not known to be anybody's.
+    User(UserTag),
+}
+
+/// The writer that a header names in the place of an erased one.
+pub const NOBODY: Writer = Writer(0);
+
+/// What an erasure has removed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Erased {
+    /// Documents, deleted ones too.
+    pub docs: u64,
+    /// Cells, tombstones too.
+    pub cells: u64,
+    /// Commits from the log.
+    pub commits: u64,
+    /// Entries of the conflict log.
+    pub conflicts: u64,
+    /// Clients that a marker stands for now.
+    pub clients: u64,
+}
+
+impl Erased {
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            docs: self.docs + other.docs,
+            cells: self.cells + other.cells,
+            commits: self.commits + other.commits,
+            conflicts: self.conflicts + other.conflicts,
+            clients: self.clients + other.clients,
+        }
+    }
+}
+
 /// A mutation, planned.
 #[derive(Clone, Debug)]
 pub struct Prepared {
     /// Who writes.
     pub writer: Writer,
+    /// Whose writer that is.
+    pub user: UserTag,
     /// Which of the writer's mutations.
     pub mid: Mid,
     /// Its mark.

@@ -3,14 +3,16 @@
 
 use super::{
     Action, Cell, ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Cursor, DocState, Effects,
-    Header, KEPT_RESULTS, Kept, Lineage, LogEntry, LogReply, Outcome, Prepared, ReadCut, ResetReason, Retention,
-    SpaceState, Stamp, Store, StoreError, Usage, Version,
+    Erase, Erased, Header, KEPT_RESULTS, Kept, Lineage, LineageEntry, LogEntry, LogReply, NOBODY, Outcome, Prepared,
+    ReadCut, ResetReason, Retention, SpaceState, Stamp, Store, StoreError, Usage, UserTag, Version,
 };
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use tidegate_protocol::{DocChange, DocChangeKind, DocPath, Mid, MutationKey, Position, Seq, SpaceId, Writer, msgpack};
+use tidegate_protocol::{
+    DocChange, DocChangeKind, DocPath, Epoch, Mid, MutationKey, Position, Seq, SpaceId, Writer, msgpack,
+};
 
 /// A store in memory, with knobs that bring about what happens to real ones.
 pub struct Model {
@@ -38,6 +40,8 @@ struct Space {
     clients: BTreeMap<Writer, Client>,
     /// When the newest of the records that were forgotten last wrote, ms since 1970.
     forgotten: Option<u64>,
+    /// Which writers a user has had.
+    users: BTreeMap<UserTag, BTreeSet<Writer>>,
     /// Oldest first.
     conflicts: Vec<ConflictRecord>,
 }
@@ -48,6 +52,8 @@ struct Client {
     /// By mid: the mutation's key and its result.
     results: BTreeMap<Mid, (MutationKey, Kept)>,
     wrote_ms: u64,
+    /// Its data was erased: all that is known is that it is to be told so.
+    erased: bool,
 }
 
 impl Default for Model {
@@ -195,6 +201,20 @@ impl Store for Model {
         }))
     }
 
+    async fn erase(&self, space: &SpaceId, whom: Erase, fresh: Epoch, now_ms: u64) -> Result<Erased, StoreError> {
+        let mut state = self.state.lock();
+        let Some(space) = state.spaces.get_mut(space).filter(|space| !space.lineage.0.is_empty()) else {
+            return Ok(Erased::default());
+        };
+        space.lineage = Lineage(vec![LineageEntry {
+            epoch: fresh,
+            incarnation: self.life.to_be_bytes().to_vec(),
+            start: space.head,
+        }]);
+        space.floor = space.head;
+        Ok(space.erase(whom, now_ms))
+    }
+
     fn usage(&self) -> Usage {
         let state = self.state.lock();
         state
@@ -206,6 +226,64 @@ impl Store for Model {
 }
 
 impl Space {
+    fn erase(&mut self, whom: Erase, now_ms: u64) -> Erased {
+        let whose = match whom {
+            Erase::Space => None,
+            Erase::User(user) => Some(self.users.remove(&user).unwrap_or_default()),
+        };
+        let theirs = |writer: &Writer| whose.as_ref().is_none_or(|whose| whose.contains(writer));
+        let mut erased = Erased {
+            commits: self.log.len() as u64,
+            ..Erased::default()
+        };
+        self.log.clear();
+        if whom == Erase::Space {
+            self.users.clear();
+        }
+        self.conflicts.retain(|record| {
+            let entry = &record.entry;
+            let gone = theirs(&record.writer)
+                || whose.is_none()
+                || entry.theirs.iter().any(|(_, cell)| theirs(&cell.stamp.writer));
+            erased.conflicts += u64::from(gone);
+            !gone
+        });
+        self.docs.retain(|_, doc| {
+            let cells = doc.cells.len();
+            doc.cells.retain(|_, cell| !theirs(&cell.stamp.writer));
+            erased.cells += (cells - doc.cells.len()) as u64;
+            let Some(header) = &mut doc.header else { return true };
+            let stamps = [Some(&mut header.last), Some(&mut header.born), header.deleted.as_mut()];
+            let mut others = doc.cells.len();
+            for stamp in stamps.into_iter().flatten() {
+                if theirs(&stamp.writer) {
+                    stamp.writer = NOBODY;
+                }
+                others += usize::from(stamp.writer != NOBODY);
+            }
+            let live = doc
+                .cells
+                .iter()
+                .filter_map(|(path, cell)| Some((path, cell.value.as_ref()?)));
+            header.size = live
+                .map(|(path, value)| (path.as_str().len() + value.as_bytes().len()) as u64)
+                .sum();
+            erased.docs += u64::from(others == 0);
+            others > 0
+        });
+        for (_, client) in self
+            .clients
+            .iter_mut()
+            .filter(|(writer, client)| theirs(writer) && !client.erased)
+        {
+            client.erased = true;
+            client.results.clear();
+            client.wrote_ms = client.wrote_ms.max(now_ms);
+            erased.clients += 1;
+        }
+        erased
+    }
+
     fn state(&self) -> SpaceState {
         SpaceState {
             head: self.head(),
@@ -229,7 +307,8 @@ impl Space {
     }
 
     fn last_mid(&self, writer: Option<Writer>) -> Option<Mid> {
-        self.clients.get(&writer?).map(|client| client.last)
+        let client = self.clients.get(&writer?)?;
+        (!client.erased).then_some(client.last)
     }
 
     fn commit(
@@ -253,6 +332,7 @@ impl Space {
                     return Outcome::ClientUnknown;
                 }
             }
+            Some(client) if client.erased => return Outcome::ClientUnknown,
             Some(client) => {
                 if item.mid <= client.last {
                     return match client.results.get(&item.mid) {
@@ -324,7 +404,9 @@ impl Space {
             last: Mid::ZERO,
             results: BTreeMap::new(),
             wrote_ms: 0,
+            erased: false,
         });
+        self.users.entry(item.user).or_default().insert(item.writer);
         client.last = item.mid;
         client.wrote_ms = now_ms;
         client.results.insert(item.mid, (item.key, kept));

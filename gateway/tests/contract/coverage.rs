@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Everything that has to occur.
-const ALL: [&str; 42] = [
+const ALL: [&str; 45] = [
     "commits",
     "groups of several",
     "catch-up by log",
@@ -45,6 +45,9 @@ const ALL: [&str; 42] = [
     "stale for its time",
     "commit without effect",
     "client records forgotten",
+    "space erased",
+    "cells of a user erased",
+    "mutation of an erased client",
     "first mutation of a forgotten client",
 ];
 

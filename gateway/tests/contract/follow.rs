@@ -3,7 +3,7 @@
 
 use crate::replica::{Replica, Scan, apply, normal};
 use crate::value::Dice;
-use crate::world::{World, anonymous, held};
+use crate::world::{World, anonymous, held, user};
 use std::collections::BTreeSet;
 use tidegate::store::{ChangesReply, ChangesRequest, LogReply, ResetReason, SpaceState};
 use tidegate_protocol::{ClientId, DocChangeKind, Position, Seq, ViewId, Writer, msgpack};
@@ -112,7 +112,7 @@ impl World {
     async fn log(&mut self, replica: &mut Replica) {
         let (limit, bytes) = (self.dice.between(1, 12), *self.dice.pick(&[1, 200, 100_000]));
         let client = self.a_client();
-        let writer = Writer::of("u", ClientId(client));
+        let writer = Writer::of(user(client), ClientId(client));
         let store = self.stores[replica.store].store();
         let reply = store
             .log(&self.space, replica.at, limit, bytes, Some(writer))
@@ -171,7 +171,7 @@ impl World {
             after: scan.after,
             cursor: scan.cursor.clone(),
             view: replica.view.clone(),
-            writer: Some(Writer::of("u", ClientId(client))),
+            writer: Some(Writer::of(user(client), ClientId(client))),
             budget: *self.dice.pick(&[1, 1, 30, 100, 1_000_000]),
         };
         let foreign = scan.cursor.is_some() && self.dice.percent(4);

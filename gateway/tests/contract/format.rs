@@ -11,7 +11,7 @@ use tidegate::engine::{Plan, Planner, WriteBody, WriteRequest};
 use tidegate::env::Env;
 use tidegate::store::embedded::{self, Durability, EmbeddedOptions, EmbeddedStore};
 use tidegate::store::{
-    ChangesReply, ChangesRequest, CommitGroup, LogReply, Outcome, Retention, SpaceState, Store, Usage,
+    ChangesReply, ChangesRequest, CommitGroup, Erase, LogReply, Outcome, Retention, SpaceState, Store, Usage, UserTag,
 };
 use tidegate_protocol::{
     ClientId, Epoch, FieldPath, Fields, Limits, Mid, MutationKey, Op, OpKind, Policy, Position, Seq, SpaceId, Value,
@@ -325,6 +325,35 @@ fn a_directory_of_format_1_is_brought_to_this_one_and_answers_as_it_did() {
         let migrated = of_format_1();
         let migrated = embedded::open(migrated.path(), options()).expect("opens");
         assert_eq!(usage(&store).await, usage(&migrated).await);
+    });
+}
+
+#[test]
+fn whose_the_writers_of_format_1_are_is_known_once_they_write_again() {
+    let dir = of_format_1();
+    runtime().block_on(async {
+        let store = embedded::open(dir.path(), options()).expect("opens");
+        let s = space(SPACES[0]);
+        let erase = |user: &str, epoch| store.erase(&s, Erase::User(UserTag::of(user)), Epoch(epoch), 90_000);
+        let known = erase("alice", 1).await.expect("it answers");
+        assert_eq!((known.docs, known.cells, known.clients), (0, 0, 0));
+        for mid in 1.. {
+            let ops = vec![op("never/was", OpKind::Set(fields(&[])))];
+            if let Outcome::Applied { .. } = send(&store, SPACES[0], (4, mid, 90_000), None, ops).await {
+                break;
+            }
+        }
+        let docs: Vec<_> = DOCS.iter().map(|name| doc(name)).collect();
+        let writer = Writer::of("alice", ClientId(4));
+        let cells = async || {
+            let cut = store.read(&s, &docs).await.expect("it answers");
+            let all = cut.docs.iter().flat_map(|doc| doc.cells.values());
+            all.filter(|cell| cell.stamp.writer == writer).count() as u64
+        };
+        let there = cells().await;
+        let erased = erase("alice", 2).await.expect("it answers");
+        assert!(there > 0);
+        assert_eq!((erased.cells, erased.clients, cells().await), (there, 1, 0));
     });
 }
 

@@ -50,6 +50,9 @@ enum Node {
 
 type Stamp = (u64, u64);
 
+/// The writer in the place of one that was erased.
+pub(crate) const NOBODY: u64 = u64::MAX;
+
 /// A document, also one that is gone.
 #[derive(Clone, PartialEq, Debug, Default)]
 struct Doc {
@@ -236,6 +239,35 @@ impl Docs {
             doc.stamps
                 .retain(|path, (seq, _)| live.contains_key(path) || *seq > floor);
         }
+    }
+
+    /// Erases what some clients wrote; returns how many leaves and removals that are known.
+    pub(crate) fn erase(&mut self, theirs: impl Fn(u64) -> bool) -> u64 {
+        let mut gone = 0;
+        self.0.retain(|_, doc| {
+            let stamps = std::mem::take(&mut doc.stamps);
+            let (mine, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                stamps.into_iter().partition(|(_, (_, writer))| theirs(*writer));
+            gone += mine.len() as u64;
+            doc.stamps = others;
+            for path in mine
+                .keys()
+                .filter(|path| doc.plain().contains_key(*path))
+                .collect::<Vec<_>>()
+            {
+                cut(&mut doc.root, path);
+            }
+            let mut headers = vec![&mut doc.last, &mut doc.born];
+            headers.extend(doc.deleted.as_mut());
+            for (_, writer) in &mut headers {
+                if theirs(*writer) {
+                    *writer = NOBODY;
+                }
+            }
+            let strangers = headers.iter().any(|(_, writer)| *writer != NOBODY);
+            strangers || !doc.stamps.is_empty()
+        });
+        gone
     }
 
     /// Whether anything of a field (`None`: the document) changed after `since`.

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use tidegate::auth::{DevAuthoriser, Identity};
 use tidegate::engine::{Plan, Planner, WriteBody, WriteRequest};
 use tidegate::store::{
-    ChangesReply, ChangesRequest, CommitGroup, LogReply, Outcome, ResetReason, Retention, SpaceState, View,
+    ChangesReply, ChangesRequest, CommitGroup, Erase, Erased, LogReply, NOBODY, Outcome, ResetReason, Retention,
+    SpaceState, Usage, UserTag, View,
 };
 use tidegate_protocol::{
     ClientId, Epoch, FieldPath, Fields, Limits, Mid, MutationKey, Op, OpKind, Position, Seq, SpaceId, Value, ViewId,
@@ -104,7 +105,35 @@ fn request(after: Option<Position>) -> ChangesRequest {
     }
 }
 
+/// A mutation's user and name.
+struct Sender {
+    user: &'static str,
+    head: WriteHead,
+}
+
+impl Sender {
+    fn of(user: &'static str, client: u64, mid: u64) -> Self {
+        Self {
+            user,
+            head: head(client, mid),
+        }
+    }
+}
+
 impl Bench {
+    async fn send_by(&mut self, sender: Sender, ops: Vec<Op>) -> Outcome {
+        let group = self.plan_by(sender.user, vec![(sender.head, None, ops)]).await;
+        self.commit(group).await.remove(0)
+    }
+
+    async fn applied_by(&mut self, sender: Sender, base: Option<Position>, ops: Vec<Op>) -> Position {
+        let group = self.plan_by(sender.user, vec![(sender.head, base, ops)]).await;
+        match self.commit(group).await.remove(0) {
+            Outcome::Applied { position, .. } => position,
+            other => panic!("not applied: {other:?}"),
+        }
+    }
+
     async fn send(&mut self, head: WriteHead, ops: Vec<Op>) -> Outcome {
         let group = self.plan(vec![(head, None, ops)]).await;
         self.commit(group).await.remove(0)
@@ -112,6 +141,10 @@ impl Bench {
 
     /// Plans mutations as one group on what the store holds now.
     async fn plan(&mut self, mutations: Vec<(WriteHead, Option<Position>, Vec<Op>)>) -> CommitGroup {
+        self.plan_by("u", mutations).await
+    }
+
+    async fn plan_by(&mut self, user: &str, mutations: Vec<(WriteHead, Option<Position>, Vec<Op>)>) -> CommitGroup {
         let mut docs: Vec<_> = mutations
             .iter()
             .flat_map(|(.., ops)| ops.iter().map(|op| op.doc.clone()))
@@ -125,7 +158,7 @@ impl Bench {
         let mut items = vec![];
         for (head, base, ops) in mutations {
             let who = Arc::new(Identity {
-                user: "u".into(),
+                user: user.into(),
                 expires: None,
             });
             let body = Ok(WriteBody {
@@ -591,5 +624,167 @@ fn the_conflict_log_names_real_commits_also_of_the_same_group() {
             (theirs.stamp.seq, theirs.stamp.writer),
             (seq(2), Writer::of("u", ClientId(2)))
         );
+    });
+}
+
+#[test]
+fn erasing_resets_every_position_and_seqs_go_on() {
+    each(|mut bench| async move {
+        let first = bench.applied(1, 1, vec![set("a/1", &[("x", 1)])]).await;
+        let head = bench.applied(2, 1, vec![set("a/2", &[("x", 1)])]).await;
+        let page = bench
+            .changes(ChangesRequest {
+                budget: 1,
+                ..request(None)
+            })
+            .await;
+        let ChangesReply::Page { cursor, .. } = page else {
+            panic!("{page:?}")
+        };
+        let store = bench.harness.store();
+        let told = store
+            .erase(&space(), Erase::Space, Epoch(77), 1_000)
+            .await
+            .expect("it answers");
+        let expected = Erased {
+            docs: 2,
+            cells: 2,
+            commits: 2,
+            conflicts: 0,
+            clients: 2,
+        };
+        assert_eq!(told, expected);
+        let state = bench.state().await;
+        assert_eq!(
+            (state.head, state.floor),
+            (Position::new(Epoch(77), head.seq), head.seq)
+        );
+        assert_eq!(state.usage, Usage::default());
+        for position in [first, head] {
+            let lost = ChangesReply::Reset(ResetReason::Lost);
+            assert_eq!(bench.changes(request(Some(position))).await, lost);
+            let log = store
+                .log(&space(), position, 10, 10_000, None)
+                .await
+                .expect("it answers");
+            assert_eq!(log, LogReply::Reset(ResetReason::Lost));
+        }
+        let goes_on = ChangesRequest {
+            cursor: Some(cursor),
+            ..request(None)
+        };
+        assert_eq!(
+            bench.changes(goes_on).await,
+            ChangesReply::Reset(ResetReason::Lost),
+            "a scan, too"
+        );
+        let mut docs = Plain::new();
+        match bench.changes(request(None)).await {
+            ChangesReply::Done { docs: all, state, .. } => {
+                apply(&mut docs, &all);
+                assert_eq!((docs.len(), state.head.epoch), (0, Epoch(77)));
+            }
+            other => panic!("{other:?}"),
+        }
+        drop(store);
+        let next = bench.applied(3, 1, vec![set("a/3", &[("x", 1)])]).await;
+        assert_eq!(next, Position::new(Epoch(77), head.seq.next()));
+        bench.harness.restart();
+        bench.applied(3, 2, vec![set("a/3", &[("y", 1)])]).await;
+        let mut docs = Plain::new();
+        bench.catch_up(&mut docs, Position::new(Epoch(77), head.seq)).await;
+        assert_eq!(docs, plain(&[("a/3", &[("x", 1), ("y", 1)])]), "positions since hold");
+    });
+}
+
+#[test]
+fn of_a_user_erased_nothing_is_left_and_others_lose_their_positions_only() {
+    each(|mut bench| async move {
+        let ann = |mid| Sender::of("ann", 1, mid);
+        let bob = |mid| Sender::of("bob", 2, mid);
+        let base = bench
+            .applied_by(ann(1), None, vec![set("a/1", &[("x", 1), ("y", 1)])])
+            .await;
+        bench
+            .applied_by(bob(1), None, vec![set("a/1", &[("x", 2)]), set("a/2", &[("x", 2)])])
+            .await;
+        bench
+            .applied_by(
+                ann(2),
+                Some(base),
+                vec![set("a/1", &[("x", 3)]), set("a/3", &[("z", 3)])],
+            )
+            .await;
+        bench.applied_by(bob(2), None, vec![set("a/1", &[("b", 2)])]).await;
+        let store = bench.harness.store();
+        assert_eq!(store.conflicts(&space(), 10).await.expect("it answers").len(), 1);
+        let whom = Erase::User(UserTag::of("ann"));
+        let told = store
+            .erase(&space(), whom, Epoch(77), bench.now_ms)
+            .await
+            .expect("it answers");
+        assert_eq!((told.docs, told.cells, told.conflicts, told.clients), (1, 3, 1, 1));
+        assert_eq!(store.conflicts(&space(), 10).await.expect("it answers"), []);
+        let cut = store
+            .read(&space(), &[doc("a/1"), doc("a/3")])
+            .await
+            .expect("it answers");
+        let header = cut.docs[0].header.expect("bob wrote to it, too");
+        assert_eq!((header.born.writer, header.born.seq), (NOBODY, base.seq));
+        assert_eq!(cut.docs[1].header, None);
+        drop(store);
+        let ChangesReply::Done { docs: all, .. } = bench.changes(request(None)).await else {
+            panic!("few documents")
+        };
+        let mut docs = Plain::new();
+        apply(&mut docs, &all);
+        assert_eq!(docs, plain(&[("a/1", &[("b", 2)]), ("a/2", &[("x", 2)])]));
+        bench.harness.restart();
+        // Whatever the erased client sends is unknown; also under the mid that would be next, or again.
+        for mid in [1, 2, 3] {
+            assert_eq!(
+                bench.send_by(ann(mid), vec![set("a/9", &[])]).await,
+                Outcome::ClientUnknown,
+                "{mid}"
+            );
+        }
+        assert!(matches!(
+            bench.send_by(bob(2), vec![set("a/1", &[("b", 2)])]).await,
+            Outcome::Duplicate(_)
+        ));
+        bench.applied_by(bob(3), None, vec![set("a/9", &[])]).await;
+        bench
+            .applied_by(Sender::of("ann", 3, 1), None, vec![set("a/9", &[("x", 9)])])
+            .await;
+        // The marker goes with time, and the record that came after it is another.
+        bench.now_ms += Retention::default().clients_ms + 1;
+        assert_eq!(
+            bench.send_by(ann(1), vec![set("a/9", &[])]).await,
+            Outcome::ClientUnknown,
+            "its first is old"
+        );
+        assert_eq!(
+            bench.send_by(ann(4), vec![set("a/9", &[])]).await,
+            Outcome::ClientUnknown
+        );
+    });
+}
+
+#[test]
+fn a_plan_made_on_another_lineage_is_stale() {
+    each(|mut bench| async move {
+        bench.applied(1, 1, vec![set("a/1", &[("x", 1)])]).await;
+        // What it looks at is absent before and after: nothing but the epoch tells.
+        let planned = bench
+            .plan(vec![(head(2, 1), None, vec![set("a/2", &[("x", 2)])])])
+            .await;
+        let store = bench.harness.store();
+        store
+            .erase(&space(), Erase::Space, Epoch(77), 1_000)
+            .await
+            .expect("it answers");
+        drop(store);
+        assert_eq!(bench.commit(planned).await, [Outcome::Stale { last_ms: 1_000 }]);
+        bench.applied(2, 1, vec![set("a/2", &[("x", 2)])]).await;
     });
 }

@@ -6,17 +6,22 @@
 use crate::coverage::Coverage;
 use crate::generate::{self, doc};
 use crate::harness::Harness;
-use crate::interpret::{Docs, Mutation, Plain};
+use crate::interpret::{Docs, Mutation, NOBODY, Plain};
 use crate::replica::{Replica, view};
 use crate::value::{Dice, V};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tidegate::engine::WriteRequest;
-use tidegate::store::{CommitGroup, Lineage, Outcome, Prepared, ReadCut, SpaceState, Version};
+use tidegate::store::{CommitGroup, Erase, Erased, Lineage, Outcome, Prepared, ReadCut, SpaceState, UserTag, Version};
 use tidegate_protocol::{Code, DocPath, Epoch, Position, Seq, SpaceId};
 
 const CLIENTS: u64 = 5;
-pub(crate) const USER: &str = "u";
+const USERS: [&str; 2] = ["u", "v"];
+
+/// Whose client it is.
+pub(crate) fn user(client: u64) -> &'static str {
+    USERS[usize::from(!client.is_multiple_of(2))]
+}
 
 /// What a mutation led to, as the second oracle keeps it.
 #[derive(Clone)]
@@ -49,10 +54,14 @@ pub(crate) struct Truth {
     pub(crate) docs: Docs,
     pub(crate) history: Vec<Past>,
     pub(crate) records: BTreeMap<u64, Record>,
+    /// Clients whose data was erased, and the time from which their markers age.
+    pub(crate) erased: BTreeMap<u64, u64>,
     /// When the newest of the records that were forgotten last wrote.
     pub(crate) forgotten: Option<u64>,
     pub(crate) floor: u64,
     pub(crate) last_ms: u64,
+    /// Whether anything was ever committed or refused there.
+    pub(crate) exists: bool,
 }
 
 /// A mutation on its way.
@@ -109,7 +118,9 @@ impl World {
             0..=44 => self.write().await,
             45..=89 => self.follow().await,
             90..=93 => self.compare().await,
-            94..=96 => self.collect().await,
+            94..=95 => self.collect().await,
+            96 if self.dice.percent(50) => self.erase().await,
+            96 => self.collect().await,
             97 => {
                 self.stores.iter_mut().for_each(|store| store.restart());
                 self.lives += 1;
@@ -189,6 +200,52 @@ impl World {
         }
     }
 
+    /// Erases the space, or a user in it.
+    async fn erase(&mut self) {
+        let user = match self.dice.below(4) {
+            0 => None,
+            n => Some(USERS[n % 2]),
+        };
+        let whom = user.map_or(Erase::Space, |user| Erase::User(UserTag::of(user)));
+        let (fresh, now_ms) = (Epoch(self.dice.bits() | 1), self.clock);
+        let mut told = vec![];
+        for store in &self.stores {
+            let store = store.store();
+            told.push(store.erase(&self.space, whom, fresh, now_ms).await.expect("it answers"));
+        }
+        assert!(
+            told.iter().all(|erased| *erased == told[0]),
+            "the stores differ: {told:?}"
+        );
+        if !self.truth.exists {
+            assert_eq!(told[0], Erased::default(), "there is no such space");
+            return;
+        }
+        let theirs = |client: u64| user.is_none_or(|user| client != NOBODY && self::user(client) == user);
+        let erased = self.truth.docs.erase(theirs);
+        assert_eq!(told[0].cells, erased);
+        let (mine, others): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.truth.records)
+            .into_iter()
+            .partition(|(client, _)| theirs(*client));
+        assert_eq!(told[0].clients, mine.len() as u64);
+        self.truth.records = others;
+        let markers = mine
+            .into_iter()
+            .map(|(client, record)| (client, record.when.max(now_ms)));
+        self.truth.erased.extend(markers);
+        self.truth.floor = self.head();
+        self.ids += 1;
+        let (id, plain) = (self.ids, Arc::new(self.truth.docs.plain()));
+        if let Some(last) = self.truth.history.last_mut() {
+            // No position that anybody has seen is this one.
+            *last = Past { id, plain };
+        }
+        match user {
+            None => self.cover.hit("space erased"),
+            Some(_) => self.cover.add("cells of a user erased", erased),
+        }
+    }
+
     /// Forgets who wrote before a time that is mostly not long ago, and now and then lies ahead.
     async fn forget(&mut self) {
         let before = self.clock.saturating_sub(*self.dice.pick(&[3_000, 1_000, 200]));
@@ -207,6 +264,13 @@ impl World {
             if !keep {
                 found += 1;
                 *forgotten = (*forgotten).max(Some(record.when));
+            }
+            keep
+        });
+        self.truth.erased.retain(|_, when| {
+            let keep = *when >= before;
+            if !keep {
+                *forgotten = (*forgotten).max(Some(*when));
             }
             keep
         });
@@ -232,6 +296,7 @@ impl World {
                 "planned on what comes later"
             );
         }
+        self.truth.exists = true;
         let mut first: Option<Vec<Outcome>> = None;
         for store in &self.stores {
             let outcomes = store.store().commit(group.clone()).await.expect("it answers").outcomes;

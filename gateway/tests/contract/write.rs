@@ -3,7 +3,7 @@
 use crate::generate::{self, wire};
 use crate::interpret::{Around, Judged, Unit};
 use crate::value::Dice;
-use crate::world::{Past, Result, Sent, USER, World, end_of, held};
+use crate::world::{Past, Result, Sent, World, end_of, held, user};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tidegate::auth::{DevAuthoriser, Identity};
@@ -102,7 +102,7 @@ impl World {
             first: (mid == 1).then_some(self.clock),
         };
         let who = Arc::new(Identity {
-            user: USER.into(),
+            user: user(client).into(),
             expires: None,
         });
         Sent {
@@ -195,6 +195,9 @@ impl World {
     fn expect(&self, sent: &Sent) -> Expect {
         let head = &sent.request.head;
         let mid = head.mid.get();
+        if self.truth.erased.contains_key(&head.client.0) {
+            return Expect::Erased;
+        }
         let Some(record) = self.truth.records.get(&head.client.0) else {
             let forgotten = head.first <= self.truth.forgotten;
             return match mid {
@@ -235,6 +238,7 @@ impl World {
     ) {
         match (expected, outcome) {
             (Expect::Unknown, Outcome::ClientUnknown) => self.cover.hit("unknown client"),
+            (Expect::Erased, Outcome::ClientUnknown) => self.cover.hit("mutation of an erased client"),
             (Expect::Forgotten, Outcome::ClientUnknown) => self.cover.hit("first mutation of a forgotten client"),
             (Expect::Cloned, Outcome::ClientCloned) => self.cover.hit("cloned client"),
             (Expect::OutOfOrder(expected), Outcome::OutOfOrder { expected: told }) => {
@@ -264,7 +268,10 @@ impl World {
                     (commit.seq, commit.at, commit.mid),
                     (position.seq, *at, sent.request.head.mid)
                 );
-                assert_eq!(commit.writer, Writer::of(USER, sent.request.head.client));
+                assert_eq!(
+                    commit.writer,
+                    Writer::of(user(sent.request.head.client.0), sent.request.head.client)
+                );
                 if commit.docs.is_empty() {
                     self.cover.hit("commit without effect");
                 }
@@ -430,6 +437,8 @@ enum Expect {
     Unknown,
     /// Unknown, although a first mutation: the record is gone of who may have sent it.
     Forgotten,
+    /// Unknown, because its data was erased.
+    Erased,
     OutOfOrder(u64),
 }
 
@@ -441,6 +450,7 @@ impl std::fmt::Debug for Expect {
             Self::Cloned => f.write_str("cloned"),
             Self::Unknown => f.write_str("unknown"),
             Self::Forgotten => f.write_str("forgotten"),
+            Self::Erased => f.write_str("erased"),
             Self::OutOfOrder(expected) => write!(f, "out of order, {expected} expected"),
         }
     }

@@ -1,9 +1,9 @@
-//! How much is kept, and for how long: quotas.
+//! How much is kept, and for how long: quotas, erasure.
 
 use crate::support::*;
 use tidegate::engine::{EngineConfig, Quota};
 use tidegate::server::ServerConfig;
-use tidegate::store::{Retention, Store};
+use tidegate::store::{Erase, Retention, Store, UserTag};
 use tidegate_protocol::*;
 
 /// Sends a mutation, and returns what it is answered.
@@ -71,4 +71,80 @@ async fn a_write_over_a_quota_is_refused_with_the_numbers_and_those_after_it_go_
     // Counted again from what is on disk.
     let gateway = gateway.restart().await;
     assert_eq!(gateway.store.usage(), usage);
+}
+
+/// Takes messages until the replica has caught up by a reset.
+async fn reset(peer: &mut Peer, replica: &mut Replica) {
+    while replica.modes.last() != Some(&Mode::Reset) || replica.staging {
+        let message = peer.next().await;
+        replica.take(&message);
+    }
+}
+
+#[tokio::test]
+async fn what_a_user_wrote_is_gone_from_everybody_once_it_is_erased() {
+    let gateway = Gateway::start().await;
+    let (mut ann, mut bob) = (gateway.peer("ann").await, gateway.peer("bob").await);
+    let mut from_ann = WriterState::new("s", 1, ann.now);
+    let mut from_bob = WriterState::new("s", 2, bob.now);
+    write(
+        &mut ann,
+        &mut from_ann,
+        vec![set("c/1", "ann", 1), set("c/2", "ann", 1)],
+    )
+    .await
+    .expect("written");
+    let again = from_bob.write(vec![set("c/1", "bob", 2), set("c/3", "bob", 2)]);
+    bob.send(&ClientMessage::Write(again.clone())).await;
+    let first = bob.answer(&mut Replica::default()).await;
+    // One is live, one away, and one of ann's mutations is on its way.
+    let (mut live, mut away) = (Replica::default(), Replica::default());
+    let mut watcher = gateway.peer("eve").await;
+    watcher.follow("s", &mut live, None).await;
+    gateway.peer("eve").await.follow("s", &mut away, None).await;
+    assert_eq!((live.docs.len(), away.docs.len()), (3, 3));
+    let queued = from_ann.write(vec![set("c/4", "ann", 1)]);
+
+    let before = live.at;
+    let (space, whom) = ("s".parse().expect("valid"), Erase::User(UserTag::of("ann")));
+    let erased = gateway
+        .store
+        .erase(&space, whom, Epoch(77), ann.now)
+        .await
+        .expect("it answers");
+    assert_eq!((erased.docs, erased.cells, erased.clients), (1, 2, 1));
+    live.modes.clear();
+    reset(&mut watcher, &mut live).await;
+    let mut returned = gateway.peer("eve").await;
+    returned.follow("s", &mut away, None).await;
+    assert_eq!(away.mode(), Mode::Reset);
+    for replica in [&live, &away] {
+        assert_eq!(replica.docs.keys().collect::<Vec<_>>(), ["c/1", "c/3"]);
+        assert_eq!(replica.docs["c/1"].len(), 1);
+        assert_eq!(
+            (replica.int("c/1", "bob"), replica.int("c/3", "bob")),
+            (Some(2), Some(2))
+        );
+        assert_eq!(replica.at, Position::new(Epoch(77), before.seq));
+    }
+    ann.send(&ClientMessage::Write(queued)).await;
+    let unknown = ann.answer(&mut Replica::default()).await.expect_err("it was erased");
+    assert_eq!(unknown.code, Code::ClientUnknown);
+    // Bob has lost nothing but his position: a repeat gets the first answer, the next mutation is applied.
+    bob.send(&ClientMessage::Write(again)).await;
+    assert_eq!(bob.answer(&mut Replica::default()).await, first);
+    write(&mut bob, &mut from_bob, vec![set("c/3", "bob", 3)])
+        .await
+        .expect("written");
+    watcher.reach(&mut live, before.seq.get() + 1).await;
+    assert_eq!(live.int("c/3", "bob"), Some(3));
+    // Ann may come back, as somebody new.
+    let mut anew = WriterState::new("s", 3, ann.now);
+    write(&mut ann, &mut anew, vec![set("c/4", "ann", 1)])
+        .await
+        .expect("written");
+    let gateway = gateway.restart().await;
+    let mut all = Replica::default();
+    gateway.peer("eve").await.follow("s", &mut all, None).await;
+    assert_eq!(all.docs.keys().collect::<Vec<_>>(), ["c/1", "c/3", "c/4"]);
 }

@@ -12,8 +12,8 @@ use tidegate::env::SystemEnv;
 use tidegate::server::{Parts, ServerConfig};
 use tidegate::store::embedded::{self, Durability, EmbeddedOptions, EmbeddedStore};
 use tidegate::store::{
-    ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, LogReply, ReadCut, Retention, SpaceState,
-    Store, StoreError, Usage,
+    ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Erase, Erased, LogReply, ReadCut, Retention,
+    SpaceState, Store, StoreError, Usage,
 };
 use tidegate_protocol::form::Form;
 use tidegate_protocol::*;
@@ -534,6 +534,9 @@ impl Store for Gate {
         let answer = self.store.positions(spaces).await;
         self.pass("positions").await;
         answer
+    }
+    async fn erase(&self, space: &SpaceId, whom: Erase, fresh: Epoch, now_ms: u64) -> Result<Erased, StoreError> {
+        self.store.erase(space, whom, fresh, now_ms).await
     }
     fn usage(&self) -> Usage {
         self.store.usage()

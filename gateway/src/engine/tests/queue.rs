@@ -4,8 +4,8 @@ use super::*;
 use crate::engine::{Engine, EngineConfig, Publish, WriteReply};
 use crate::env::Env;
 use crate::store::{
-    ChangesReply, ChangesRequest, Committed, ConflictRecord, Lineage, LogEntry, LogReply, ReadCut, SpaceState,
-    StoreError, Usage,
+    ChangesReply, ChangesRequest, Committed, ConflictRecord, Erase, Erased, Lineage, LogEntry, LogReply, ReadCut,
+    SpaceState, StoreError, Usage,
 };
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -81,6 +81,9 @@ impl Store for Faulty {
         self.model.positions(spaces).await
     }
 
+    async fn erase(&self, space: &SpaceId, whom: Erase, fresh: Epoch, now_ms: u64) -> Result<Erased, StoreError> {
+        self.model.erase(space, whom, fresh, now_ms).await
+    }
     fn usage(&self) -> Usage {
         self.model.usage()
     }

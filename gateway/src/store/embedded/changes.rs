@@ -18,7 +18,7 @@ const CELLS: usize = 100_000;
 const OVERHEAD: usize = 8;
 
 pub(super) fn changes(cut: &Cut<'_>, space: &SpaceId, request: &ChangesRequest) -> Result<ChangesReply, StoreError> {
-    let (state, _) = cut.state(space)?;
+    let (state, _) = cut.open_state(space)?;
     if let Some(reason) = invalid(request, &state) {
         return Ok(ChangesReply::Reset(reason));
     }

@@ -5,17 +5,18 @@
 
 use super::commit::Space;
 use super::disk::{Cut, Disk, Look, Table, damaged, told};
+use super::erase;
 use super::overlay::Overlay;
 use super::read::spaces_after;
-use super::records::{Client, Record};
+use super::records::{Client, Erasing, Record};
 use super::{EmbeddedStore, keys};
-use crate::store::{Cell, ConflictRecord, Header, SpaceState, StoreError};
+use crate::store::{Cell, ConflictRecord, Erase, Erased, Header, SpaceState, StoreError};
 use std::collections::HashMap;
 use std::ops::Bound;
-use tidegate_protocol::{DocPath, Seq, SpaceId, Writer};
+use tidegate_protocol::{DocPath, Epoch, Seq, SpaceId, Writer};
 
 /// Entries that one step deletes at most: a few milliseconds between commits.
-const STEP: usize = 512;
+pub(super) const STEP: usize = 512;
 /// Spaces or clients that are looked at in one read.
 const PAGE: usize = 1_024;
 
@@ -33,6 +34,15 @@ pub(super) enum Task {
         writer: Writer,
         before: u64,
     },
+    /// Begins an erasure.
+    BeginErasure {
+        space: SpaceId,
+        whom: Erase,
+        fresh: Epoch,
+        now_ms: u64,
+    },
+    /// Does a step of an erasure.
+    Erase { space: SpaceId, epoch: Epoch },
     /// Deletes entries of the conflict log that are older than `before`.
     Age { space: SpaceId, before: u64 },
 }
@@ -44,13 +54,15 @@ impl Task {
         | Self::Sweep { space }
         | Self::Trim { space, .. }
         | Self::Forget { space, .. }
+        | Self::BeginErasure { space, .. }
+        | Self::Erase { space, .. }
         | Self::Age { space, .. }) = self;
         space
     }
 }
 
 /// What a step did.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct TaskDone {
     /// Entries deleted.
     deleted: usize,
@@ -58,6 +70,10 @@ pub(super) struct TaskDone {
     more: bool,
     /// The space's floor.
     floor: Seq,
+    /// Of an erasure: what it erased.
+    pub(super) erased: Erased,
+    /// Of an erasure: the one that is under way now.
+    pub(super) erasing: Option<Erasing>,
 }
 
 /// What a round of collection did.
@@ -75,6 +91,8 @@ pub struct Collected {
     pub clients: u64,
     /// Entries of conflict logs deleted.
     pub conflicts: u64,
+    /// Erasures, cut short before, brought to their end.
+    pub erasures: u64,
 }
 
 /// Runs a step on the writer's thread; also says whether its write must be synced at once.
@@ -83,6 +101,7 @@ pub(super) fn run(
     disk: &Disk,
     spaces: &mut HashMap<SpaceId, Space>,
     overlay: &mut Overlay<'_>,
+    incarnation: &[u8],
 ) -> Result<(TaskDone, bool), StoreError> {
     let name = task.space();
     let space = match spaces.get_mut(name) {
@@ -90,34 +109,31 @@ pub(super) fn run(
         None => spaces.entry(name.clone()).or_insert(Space::load(overlay, name)?),
     };
     let cut = disk.cut();
-    let (deleted, more, durable) = match task {
-        Task::Raise { to, .. } => (0, false, raise(*to, space)),
-        Task::Sweep { .. } => {
-            let (deleted, more) = sweep(name, space.meta.floor, &cut, overlay)?;
-            (deleted, more, false)
+    let (mut done, mut durable) = (TaskDone::default(), false);
+    match task {
+        Task::BeginErasure {
+            whom, fresh, now_ms, ..
+        } => {
+            done.erasing = erase::begin(*whom, *fresh, *now_ms, space, incarnation);
+            durable = true;
         }
-        Task::Trim { to, .. } => {
-            let (deleted, more) = trim(name, *to, space, overlay)?;
-            (deleted, more, false)
+        Task::Erase { epoch, .. } => {
+            done.erased = erase::step(name, *epoch, space, &cut, overlay)?;
+            done.erasing = space.meta.erasing.clone();
         }
+        // Erasure collects it all.
+        _ if space.meta.erasing.is_some() => {}
+        Task::Raise { to, .. } => durable = raise(*to, space),
+        Task::Sweep { .. } => (done.deleted, done.more) = sweep(name, space.meta.floor, &cut, overlay)?,
+        Task::Trim { to, .. } => (done.deleted, done.more) = trim(name, *to, space, overlay)?,
         Task::Forget { writer, before, .. } => {
-            let deleted = forget(name, *writer, *before, space, &cut, overlay)?;
-            (deleted, false, false)
+            done.deleted = forget(name, *writer, *before, space, &cut, overlay)?;
         }
-        Task::Age { before, .. } => {
-            let (deleted, more) = age(name, *before, space, &cut, overlay)?;
-            (deleted, more, false)
-        }
-    };
+        Task::Age { before, .. } => (done.deleted, done.more) = age(name, *before, space, &cut, overlay)?,
+    }
     space.save(name, overlay);
-    Ok((
-        TaskDone {
-            deleted,
-            more,
-            floor: space.meta.floor,
-        },
-        durable,
-    ))
+    done.floor = space.meta.floor;
+    Ok((done, durable))
 }
 
 /// Raises the floor. Says whether it did.
@@ -253,7 +269,7 @@ fn forget(
 }
 
 /// Deletes all results of a writer: a few hundred.
-fn forget_results(
+pub(super) fn forget_results(
     name: &SpaceId,
     writer: Writer,
     cut: &Cut<'_>,
@@ -372,6 +388,11 @@ impl EmbeddedStore {
         ages: Ages,
         done: &mut Collected,
     ) -> Result<(), StoreError> {
+        if let Some(erasing) = &due.erase {
+            self.finish_erasure(space, erasing.epoch).await?;
+            done.erasures += 1;
+            return Ok(());
+        }
         if let Some(to) = due.raise {
             self.task(Task::Raise {
                 space: space.clone(),
@@ -422,6 +443,8 @@ struct Due {
     trim: Option<Seq>,
     /// Whether the oldest conflict is too old.
     age: bool,
+    /// The erasure under way: then it is all that is due.
+    erase: Option<Erasing>,
 }
 
 /// The next spaces in the order of their names, and what of them is due.
@@ -454,6 +477,7 @@ fn due(cut: &Cut<'_>, space: &SpaceId, ages: Ages) -> Result<Due, StoreError> {
     Ok(Due {
         raise,
         sweep: raise.is_some() || dead.is_some(),
+        erase: meta.erasing,
         trim: Some(seq_before(cut, space, &state, ages.log)?).filter(|to| *to >= meta.log_first),
         age,
     })

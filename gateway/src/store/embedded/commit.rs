@@ -3,13 +3,14 @@
 //! An item is checked in full before its first write, so an error leaves no item half applied.
 
 use super::disk::{Look, Table};
+use super::erase::Stage;
 use super::keys;
 use super::overlay::Overlay;
 use super::records::{Client, KeptResult, Record, SpaceMeta};
 use super::totals::{Taken, Totals};
 use crate::store::{
     Action, Cell, CommitGroup, Committed, ConflictEntry, ConflictRecord, DocEffect, Effects, Header, KEPT_RESULTS,
-    Kept, Lineage, Outcome, Prepared, Retention, Stamp, StoreError, Usage, Version,
+    Kept, Lineage, Outcome, Prepared, Retention, Stamp, StoreError, Usage, UserTag, Version,
 };
 use tidegate_protocol::{DocPath, FieldPath, Mid, MutationKey, Position, Seq, SpaceId, Writer, msgpack};
 
@@ -28,6 +29,8 @@ pub(super) struct Space {
     pub(super) meta_changed: bool,
     /// Whether `lineage` differs from what is on disk.
     pub(super) lineage_changed: bool,
+    /// Where its erasure has got to, if it is being erased.
+    pub(super) stage: Stage,
     /// What the totals count for it; nothing of a space that is not on disk.
     counted: Taken,
     /// Whether it is on disk, or will be with this batch.
@@ -111,6 +114,7 @@ pub(super) fn group(
     retention: &Retention,
     incarnation: &[u8],
 ) -> Result<Committed, StoreError> {
+    space.meta.is_open()?;
     // Before minting: items planned on the old epoch are right in the one that this call begins.
     let planned = group.planned_on == space.lineage.last_epoch();
     if space
@@ -170,6 +174,8 @@ impl Apply<'_, '_> {
         let client = stored
             .clone()
             .filter(|client| !client.expired(self.retention.clients_ms, self.now_ms));
+        // Who a writer is stays known after its record has gone.
+        let enrol = client.as_ref().is_none_or(|client| client.user.is_none());
         let replaces = stored.filter(|_| client.is_none()).map(|client| client.last);
         if let Some(answer) = self.check_mid(&item, client.as_ref())? {
             if let (Outcome::Duplicate(_), Some(mut client)) = (&answer, client) {
@@ -189,6 +195,8 @@ impl Apply<'_, '_> {
             writer: item.writer,
             mid: item.mid,
             key: item.key,
+            user: item.user,
+            enrol,
             replaces,
         };
         match item.action {
@@ -227,6 +235,9 @@ impl Apply<'_, '_> {
     /// The answer that mid and key alone give, if any (`docs/PROTOCOL.md`, "Mids"). Messages have a `first` at
     /// mid 1; where an item has none, nothing says that the client is old.
     fn check_mid(&self, item: &Prepared, client: Option<&Client>) -> Result<Option<Outcome>, StoreError> {
+        if client.is_some_and(Client::is_erased) {
+            return Ok(Some(Outcome::ClientUnknown));
+        }
         let Some(client) = client else {
             let new = item.mid == Mid::ZERO.next()
                 && !item.first.is_some_and(|first| {
@@ -369,8 +380,13 @@ impl Apply<'_, '_> {
             writer,
             mid,
             key,
+            user,
+            enrol,
             replaces,
         } = named;
+        if enrol {
+            self.overlay.put(Table::Users, keys::user(self.name, user, writer), []);
+        }
         // Of the record before nothing may be left: what it answered would pass for this one's.
         for old in replaces.into_iter().flat_map(kept_up_to) {
             self.overlay
@@ -380,6 +396,7 @@ impl Apply<'_, '_> {
             last: mid,
             key,
             when: self.now_ms,
+            user: Some(user),
         };
         self.overlay
             .put_record(Table::Clients, keys::client(self.name, writer), &client);
@@ -465,6 +482,9 @@ struct Named {
     writer: Writer,
     mid: Mid,
     key: MutationKey,
+    user: UserTag,
+    /// Whether it is still to be noted that this is the user's writer.
+    enrol: bool,
     /// The last mid of an expired record that this one takes the place of.
     replaces: Option<Mid>,
 }

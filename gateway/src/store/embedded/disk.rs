@@ -57,11 +57,13 @@ pub(super) enum Table {
     Results,
     /// The conflict log.
     Conflicts,
+    /// Which writers a user has had.
+    Users,
 }
 
 impl Table {
     /// Every table, in the order of the enum.
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Spaces,
         Self::Log,
         Self::Cells,
@@ -71,6 +73,7 @@ impl Table {
         Self::Clients,
         Self::Results,
         Self::Conflicts,
+        Self::Users,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -84,6 +87,7 @@ impl Table {
             Self::Clients => "clients",
             Self::Results => "results",
             Self::Conflicts => "conflicts",
+            Self::Users => "users",
         }
     }
 }
@@ -413,6 +417,13 @@ impl Cut<'_> {
     /// All entries of a table.
     pub(super) fn iter(&self, table: Table) -> fjall::Iter {
         self.snapshot.iter(self.disk.table(table))
+    }
+
+    /// As `state`, of a space that takes reads.
+    pub(super) fn open_state(&self, space: &SpaceId) -> Result<(SpaceState, SpaceMeta), StoreError> {
+        let (state, meta) = self.state(space)?;
+        meta.is_open()?;
+        Ok((state, meta))
     }
 
     /// Where a space stands, as the store's callers see it; and its record.

@@ -4,6 +4,7 @@
 //! can lie among another's, whatever their names, and byte order is (seq, path) order. A field path
 //! may hold any character; it is always last.
 
+use crate::store::UserTag;
 use tidegate_protocol::{DocPath, FieldPath, Mid, Seq, SpaceId, Writer};
 
 /// Ends a name.
@@ -130,6 +131,40 @@ pub(super) fn result_mid(space: &SpaceId, key: &[u8]) -> Option<Mid> {
     Mid::new(u64::from_be_bytes(mid.try_into().ok()?))
 }
 
+/// The number of an entry of the conflict log.
+pub(super) fn conflict_number(key: &[u8]) -> Option<u64> {
+    let (_, n) = key.split_last_chunk::<8>()?;
+    Some(u64::from_be_bytes(*n))
+}
+
+/// A writer that a user has had.
+pub(super) fn user(space: &SpaceId, user: UserTag, writer: Writer) -> Vec<u8> {
+    let mut key = numbered(space, user.0);
+    key.extend_from_slice(&writer.0.to_be_bytes());
+    key
+}
+
+/// Before the writers of a user.
+pub(super) fn users(space: &SpaceId, user: UserTag) -> Vec<u8> {
+    numbered(space, user.0)
+}
+
+/// After the writers of a user.
+pub(super) fn users_end(space: &SpaceId, user: UserTag) -> Vec<u8> {
+    after_number(space, user.0)
+}
+
+/// The writer of a user's key.
+pub(super) fn user_writer(key: &[u8]) -> Option<Writer> {
+    client_writer(key)
+}
+
+/// The first key after those with a number.
+fn after_number(space: &SpaceId, n: u64) -> Vec<u8> {
+    n.checked_add(1)
+        .map_or_else(|| space_end(space), |next| numbered(space, next))
+}
+
 /// Before the results of a writer.
 pub(super) fn results(space: &SpaceId, writer: Writer) -> Vec<u8> {
     numbered(space, writer.0)
@@ -137,10 +172,7 @@ pub(super) fn results(space: &SpaceId, writer: Writer) -> Vec<u8> {
 
 /// After the results of a writer.
 pub(super) fn results_end(space: &SpaceId, writer: Writer) -> Vec<u8> {
-    match writer.0.checked_add(1) {
-        Some(next) => numbered(space, next),
-        None => space_end(space),
-    }
+    after_number(space, writer.0)
 }
 
 /// A document's cells: the prefix of all, and the key of its header.

@@ -10,6 +10,7 @@ mod check;
 mod collect;
 mod commit;
 mod disk;
+mod erase;
 mod journal;
 mod keys;
 mod migrate;
@@ -24,8 +25,8 @@ mod totals;
 mod writer;
 
 use super::{
-    ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, LogReply, ReadCut, Retention, SpaceState,
-    Store, StoreError, Usage,
+    ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Erase, Erased, LogReply, ReadCut, Retention,
+    SpaceState, Store, StoreError, Usage,
 };
 use crate::env::Env;
 use crate::metrics::Reading;
@@ -43,7 +44,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use tidegate_protocol::{DocPath, Position, SpaceId};
+use tidegate_protocol::{DocPath, Epoch, Position, SpaceId};
 use totals::{Taken, Totals};
 pub use writer::Stats;
 use writer::{Counters, QUEUE_BYTES, QUEUE_GROUPS, Queue, Writer, stopped};
@@ -310,6 +311,10 @@ impl Store for EmbeddedStore {
     async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError> {
         let space = space.clone();
         self.snapshot(move |cut| read::conflicts(cut, &space, limit)).await
+    }
+
+    async fn erase(&self, space: &SpaceId, whom: Erase, fresh: Epoch, now_ms: u64) -> Result<Erased, StoreError> {
+        self.run_erasure(space, whom, fresh, now_ms).await
     }
 
     fn usage(&self) -> Usage {

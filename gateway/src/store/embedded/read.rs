@@ -38,7 +38,7 @@ pub(super) fn positions(cut: &Cut<'_>, spaces: &[SpaceId]) -> Result<Vec<SpaceSt
 }
 
 pub(super) fn read(cut: &Cut<'_>, space: &SpaceId, docs: &[DocPath]) -> Result<ReadCut, StoreError> {
-    let (state, _) = cut.state(space)?;
+    let (state, _) = cut.open_state(space)?;
     let docs = docs
         .iter()
         .map(|doc| document(cut, space, doc))
@@ -83,7 +83,7 @@ pub(super) fn each_cell(
 pub(super) fn last_mid(cut: &Cut<'_>, space: &SpaceId, writer: Option<Writer>) -> Result<Option<Mid>, StoreError> {
     let Some(writer) = writer else { return Ok(None) };
     let client: Option<Client> = cut.record(Table::Clients, &keys::client(space, writer))?;
-    Ok(client.map(|client| client.last))
+    Ok(client.filter(|client| !client.is_erased()).map(|client| client.last))
 }
 
 pub(super) fn log(
@@ -94,7 +94,7 @@ pub(super) fn log(
     bytes: usize,
     writer: Option<Writer>,
 ) -> Result<LogReply, StoreError> {
-    let (state, meta) = cut.state(space)?;
+    let (state, meta) = cut.open_state(space)?;
     if !state.lineage.holds(after, state.head.seq) {
         return Ok(LogReply::Reset(ResetReason::Lost));
     }
@@ -134,6 +134,7 @@ fn gap(space: &SpaceId, seq: Seq) -> StoreError {
 }
 
 pub(super) fn conflicts(cut: &Cut<'_>, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError> {
+    cut.open_state(space)?;
     let start = Bound::Included(keys::space(space));
     let entries = cut.range(Table::Conflicts, start, keys::space_end(space));
     let newest_first = entries.rev().take(limit);

@@ -3,7 +3,8 @@
 //! Decoding never panics: a record that is not whole is `None`, and its reader says which one it was.
 
 use crate::store::{
-    Cell, ConflictDone, ConflictEntry, ConflictRecord, Header, Kept, Lineage, LineageEntry, Stamp, Usage,
+    Cell, ConflictDone, ConflictEntry, ConflictRecord, Erase, Header, Kept, Lineage, LineageEntry, Stamp, StoreError,
+    Usage, UserTag,
 };
 use bytes::Bytes;
 use tidegate_protocol::{Code, DocPath, Epoch, FieldPath, Mid, MutationKey, Position, Seq, Value, Writer};
@@ -111,6 +112,40 @@ pub(super) struct SpaceMeta {
     pub(super) mark_ms: Option<u64>,
     /// When the newest of the client records that were forgotten last wrote, ms since 1970.
     pub(super) forgotten_ms: Option<u64>,
+    /// The erasure under way.
+    pub(super) erasing: Option<Erasing>,
+}
+
+/// An erasure under way: the space takes no reads and no commits.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Erasing {
+    /// Whose data.
+    pub(super) whom: Erase,
+    /// The epoch that it began, which names it.
+    pub(super) epoch: Epoch,
+    /// When it was begun, ms since 1970.
+    pub(super) at_ms: u64,
+}
+
+impl Record for Erasing {
+    fn put(&self, out: &mut Vec<u8>) {
+        let user = match self.whom {
+            Erase::Space => None,
+            Erase::User(user) => Some(user.0),
+        };
+        put_option(out, user.as_ref(), |out, user| put_u64(out, *user));
+        put_u64(out, self.epoch.0);
+        put_u64(out, self.at_ms);
+    }
+
+    fn take(from: &mut Take<'_>) -> Option<Self> {
+        let user = take_option(from, Take::u64)?;
+        Some(Self {
+            whom: user.map_or(Erase::Space, |user| Erase::User(UserTag(user))),
+            epoch: Epoch(from.u64()?),
+            at_ms: from.u64()?,
+        })
+    }
 }
 
 impl Default for SpaceMeta {
@@ -127,6 +162,7 @@ impl Default for SpaceMeta {
             usage: Usage::default(),
             mark_ms: None,
             forgotten_ms: None,
+            erasing: None,
         }
     }
 }
@@ -149,6 +185,7 @@ impl Record for SpaceMeta {
         }
         put_option(out, self.mark_ms.as_ref(), |out, at| put_u64(out, *at));
         put_option(out, self.forgotten_ms.as_ref(), |out, at| put_u64(out, *at));
+        put_option(out, self.erasing.as_ref(), |out, erasing| erasing.put(out));
     }
 
     fn take(from: &mut Take<'_>) -> Option<Self> {
@@ -167,11 +204,20 @@ impl Record for SpaceMeta {
             },
             mark_ms: take_option(from, Take::u64)?,
             forgotten_ms: take_option(from, Take::u64)?,
+            erasing: take_option(from, Erasing::take)?,
         })
     }
 }
 
 impl SpaceMeta {
+    /// Whether the space takes reads and commits: not while it is being erased.
+    pub(super) fn is_open(&self) -> Result<(), StoreError> {
+        match self.erasing {
+            None => Ok(()),
+            Some(_) => Err(StoreError::Unavailable("the space is being erased".to_owned())),
+        }
+    }
+
     /// Reads what format 1 stored; what that did not count is 0.
     pub(super) fn decode_1(bytes: &[u8]) -> Option<Self> {
         let mut from = Take(bytes);
@@ -298,9 +344,26 @@ pub(super) struct Client {
     pub(super) key: MutationKey,
     /// When it last wrote, duplicates too, ms since 1970.
     pub(super) when: u64,
+    /// Whose it is; `None` if it last wrote in format 1, and of a marker.
+    pub(super) user: Option<UserTag>,
 }
 
 impl Client {
+    /// The marker of a client whose data was erased.
+    pub(super) fn erased(when: u64) -> Self {
+        Self {
+            last: Mid::ZERO,
+            key: MutationKey(0),
+            when,
+            user: None,
+        }
+    }
+
+    /// Whether this is such a marker.
+    pub(super) fn is_erased(&self) -> bool {
+        self.last == Mid::ZERO
+    }
+
     /// Whether it last wrote longer ago than records are kept: then it counts as unknown.
     pub(super) fn expired(&self, clients_ms: u64, now_ms: u64) -> bool {
         self.when.saturating_add(clients_ms) < now_ms
@@ -312,6 +375,9 @@ impl Record for Client {
         put_u64(out, self.last.get());
         put_u64(out, self.key.0);
         put_u64(out, self.when);
+        if let Some(user) = self.user {
+            put_u64(out, user.0);
+        }
     }
 
     fn take(from: &mut Take<'_>) -> Option<Self> {
@@ -319,6 +385,11 @@ impl Record for Client {
             last: Mid::new(from.u64()?)?,
             key: MutationKey(from.u64()?),
             when: from.u64()?,
+            user: if from.0.is_empty() {
+                None
+            } else {
+                Some(UserTag(from.u64()?))
+            },
         })
     }
 }

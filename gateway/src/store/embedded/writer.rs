@@ -426,7 +426,7 @@ impl Writer {
         let disk = self.shared.disk()?;
         let mut overlay = Overlay::new(&disk);
         self.touched = vec![task.space().clone()];
-        let (done, durable) = collect::run(task, &disk, &mut self.spaces, &mut overlay)?;
+        let (done, durable) = collect::run(task, &disk, &mut self.spaces, &mut overlay, &self.incarnation)?;
         let mode = match durable {
             true => PersistMode::SyncAll,
             false => self.mode(),

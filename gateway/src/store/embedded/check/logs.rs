@@ -5,7 +5,7 @@ use super::super::keys;
 use super::super::records::{Client, KeptResult, SpaceMeta};
 use super::{Check, Rule, Space};
 use crate::store::{ConflictRecord, KEPT_RESULTS, StoreError};
-use tidegate_protocol::{Mid, Writer, msgpack};
+use tidegate_protocol::{Writer, msgpack};
 
 impl Check<'_> {
     /// Recent commits.
@@ -146,7 +146,8 @@ impl Check<'_> {
                 newest = Some(result.key);
             }
         }
-        if client.last == Mid::ZERO || expected != last + 1 {
+        // The marker of an erased client has no last mid, and no results.
+        if expected != last + 1 {
             let found = format!("they end before {expected}, the last is {last}");
             self.broken(Rule::Results, TABLE, space.name, name(writer), found);
         }
@@ -158,6 +159,19 @@ impl Check<'_> {
                 name(writer),
                 format_args!("mid {last}"),
             );
+        }
+        Ok(())
+    }
+
+    /// Which writers a user has had.
+    pub(super) fn users(&mut self, space: &Space<'_>) -> Result<(), StoreError> {
+        const TABLE: Table = Table::Users;
+        while let Some((key, value)) = self.next(TABLE, &space.prefix)? {
+            let place = space.rest(&key).escape_ascii().to_string();
+            if space.rest(&key).len() != 16 {
+                self.broken(Rule::Key, TABLE, space.name, &place, "it is no user and writer");
+            }
+            self.is_empty(TABLE, space.name, &place, &value);
         }
         Ok(())
     }

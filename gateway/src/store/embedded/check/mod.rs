@@ -190,11 +190,19 @@ impl Check<'_> {
         let Some(space) = self.record(name, prefix)? else {
             return self.pass_over(name);
         };
+        if space.meta.erasing.is_some() {
+            // Part of it is gone, and the rest is about to go.
+            for table in Table::ALL {
+                while self.next(table, &space.prefix)?.is_some() {}
+            }
+            return Ok(());
+        }
         self.log(&space)?;
         self.docs(&space)?;
         self.index(&space)?;
         self.dead(&space)?;
         self.clients(&space)?;
+        self.users(&space)?;
         self.conflicts(&space)
     }
 

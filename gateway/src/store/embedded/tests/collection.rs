@@ -143,7 +143,8 @@ async fn collection_goes_by_the_time_of_the_commits() {
             log: 10,
             tombstones: 10,
             clients: 10,
-            conflicts: 9
+            conflicts: 9,
+            erasures: 0,
         }
     );
     let now = state(&store, "s").await;

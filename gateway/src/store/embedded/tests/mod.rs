@@ -4,6 +4,7 @@ mod backup;
 mod check;
 mod collection;
 mod damage;
+mod erasing;
 mod journals;
 mod opening;
 mod scan;
@@ -11,7 +12,7 @@ mod writing;
 
 use super::*;
 use crate::env::Env;
-use crate::store::{Action, DocEffect, Effects, Outcome, Prepared, Version, View};
+use crate::store::{Action, DocEffect, Effects, Outcome, Prepared, UserTag, Version, View};
 use bytes::Bytes;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tempfile::TempDir;
@@ -98,6 +99,7 @@ fn item(writer: u64, mid: u64, docs: Vec<DocEffect>) -> Prepared {
     let detail = Bytes::from(format!("{writer}/{mid}"));
     Prepared {
         writer: id,
+        user: UserTag(writer % 10),
         mid: number,
         key: key(writer, mid),
         prev: (mid > 1).then(|| key(writer, mid - 1)),
