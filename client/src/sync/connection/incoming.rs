@@ -25,7 +25,7 @@ impl Machine {
                 let Some(name) = self.subs.get(&id).cloned() else {
                     return Ok(());
                 };
-                self.in_space(&name, |space, _| space.page(docs, cursor))
+                self.in_space(&name, |space, _| space.page(id, docs, cursor))
             }
             ServerMessage::Current { id, position, last_mid } => {
                 let Some(name) = self.subs.get(&id).cloned() else {

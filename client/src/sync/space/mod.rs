@@ -30,14 +30,19 @@ pub struct Request {
     pub coalesce: bool,
 }
 
-/// A subscription as far as it has been answered.
-#[derive(Clone, Copy, Debug)]
+/// The subscription sent last on this connection, as far as it has been answered.
+#[derive(Clone, Debug)]
 struct Sent {
     id: u64,
     client: ClientId,
     /// The highest mid acked before the `sub` was sent, and when.
     acked: Mid,
     acked_at: u64,
+    /// What had been acked by then and is overlaid: at its first `current` it is in the state, or was lost.
+    unconfirmed: Vec<MutationId>,
+    /// Its `begin` has come.
+    begun: bool,
+    /// Its first `current` has come.
     answered: bool,
 }
 
@@ -50,10 +55,9 @@ pub struct Space {
     overlay: Overlay,
     /// Whether the app wants a subscription, and with which filter.
     wanted: Option<Option<Vec<Collection>>>,
-    /// Subscriptions sent on this connection that may still be answered, oldest first.
-    sent: Vec<Sent>,
-    /// The subscription that the last `begin` named.
-    begun: Option<u64>,
+    /// What the gateway says to any before it is passed over: its `from` names the position that the
+    /// confirmed state has to stand at when it begins.
+    sent: Option<Sent>,
     /// Whether the confirmed state follows the gateway.
     live: bool,
     denied: Option<Code>,
@@ -88,8 +92,7 @@ impl Space {
             queue: Queue::restore(identity, stored.queue, stored.identity.is_none()),
             overlay,
             wanted: None,
-            sent: Vec::new(),
-            begun: None,
+            sent: None,
             live: false,
             denied: None,
             not_before: None,
@@ -183,7 +186,7 @@ impl Space {
         self.wanted = None;
         self.needs_sub = false;
         self.resubscribe_at = None;
-        let id = self.sent.last().map(|sent| sent.id);
+        let id = self.sent.as_ref().map(|sent| sent.id);
         self.detach_subscription();
         self.finish();
         id

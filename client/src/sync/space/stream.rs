@@ -38,8 +38,7 @@ impl Space {
     }
 
     pub(super) fn detach_subscription(&mut self) {
-        self.sent.clear();
-        self.begun = None;
+        self.sent = None;
         self.replica.detach();
         self.set_live(false);
     }
@@ -63,11 +62,13 @@ impl Space {
         }
         let filter = self.wanted.clone()?;
         let identity = self.queue.identity();
-        self.sent.push(Sent {
+        self.sent = Some(Sent {
             id,
             client: identity.client,
             acked: identity.acked,
             acked_at: identity.acked_at,
+            unconfirmed: self.queue.iter().filter(|m| !m.is_queued()).map(|m| m.id).collect(),
+            begun: false,
             answered: false,
         });
         Some(Sub {
@@ -103,17 +104,30 @@ impl Space {
         write.into_iter().chain(self.resubscribe_at).min()
     }
 
+    /// Whether this is of the subscription sent last, rather than of one that it replaces.
+    fn is_of_latest(&self, id: u64) -> bool {
+        self.sent.as_ref().is_some_and(|sent| sent.id == id)
+    }
+
+    /// Whether changes are those of the subscription sent last. Until it begins they are of one before it, and
+    /// come again if its `from` needs them.
+    fn follows(&self) -> bool {
+        self.sent.as_ref().is_none_or(|sent| sent.begun)
+    }
+
     pub(crate) fn begin(&mut self, begin: &Begin) -> Result<(), Violation> {
-        self.replica.begin(begin)?;
-        self.begun = Some(begin.id);
-        if let Some(at) = self.sent.iter().position(|sent| sent.id == begin.id) {
-            self.sent.drain(..at);
+        if let Some(sent) = self.sent.as_mut().filter(|sent| sent.id == begin.id) {
+            sent.begun = true;
+            self.replica.begin(begin)?;
         }
         self.set_live(false);
         Ok(())
     }
 
-    pub(crate) fn page(&mut self, docs: Vec<DocChange>, cursor: bytes::Bytes) -> Result<(), Violation> {
+    pub(crate) fn page(&mut self, id: u64, docs: Vec<DocChange>, cursor: bytes::Bytes) -> Result<(), Violation> {
+        if !self.is_of_latest(id) {
+            return Ok(());
+        }
         self.replica.page(docs, cursor)
     }
 
@@ -125,27 +139,32 @@ impl Space {
         last_mid: Option<Mid>,
         entropy: &mut dyn Entropy,
     ) -> Result<(), Violation> {
+        if !self.is_of_latest(id) {
+            return Ok(());
+        }
         let before = self.replica.position();
         let (mode, items) = self.replica.current(position)?;
         self.standing_changed = true;
-        let sent = self.sent.iter_mut().find(|sent| sent.id == id);
-        let (client, answers) = match sent {
-            Some(sent) => {
-                let first = !std::mem::replace(&mut sent.answered, true);
-                (Some(sent.client), first.then_some((sent.acked, sent.acked_at)))
-            }
-            None => (None, None),
-        };
+        let Some(sent) = &mut self.sent else { return Ok(()) };
+        let first = !std::mem::replace(&mut sent.answered, true);
+        let unconfirmed = std::mem::take(&mut sent.unconfirmed);
+        let (client, acked, acked_at) = (sent.client, sent.acked, sent.acked_at);
         let reached = last_mid.unwrap_or(Mid::ZERO);
         let mut lost = None;
-        if client == Some(self.queue.identity().client) {
+        if client == self.queue.identity().client {
             self.settle_overlay(reached, mode);
-            if let Some((acked, acked_at)) = answers {
+            if first {
                 let forgotten = last_mid.is_none() && may_be_forgotten(now, acked_at);
                 lost = (reached < acked && !forgotten).then_some((reached.next(), acked));
             }
         }
         self.confirm_position();
+        // Of an epoch that this client never stood in, or under an id that it has given up, say.
+        for id in unconfirmed {
+            if lost.is_none() {
+                self.end_overlay(id);
+            }
+        }
         if let Some(before) = before.filter(|before| before.epoch != position.epoch) {
             self.drop_acks_of_ended_epoch(before);
         }
@@ -210,6 +229,9 @@ impl Space {
         let Commit {
             seq, writer, mid, docs, ..
         } = commit;
+        if !self.follows() {
+            return Ok(());
+        }
         let Some(items) = self.replica.commit(seq, docs)? else {
             return Ok(());
         };
@@ -224,6 +246,9 @@ impl Space {
     }
 
     pub(crate) fn progress(&mut self, seq: Seq) -> Result<(), Violation> {
+        if !self.follows() {
+            return Ok(());
+        }
         self.replica.progress(seq)?;
         self.standing_changed = true;
         self.confirm_position();
@@ -232,6 +257,9 @@ impl Space {
     }
 
     pub(crate) fn epoch(&mut self, position: Position, entropy: &mut dyn Entropy) -> Result<(), Violation> {
+        if !self.follows() {
+            return Ok(());
+        }
         let old = self.replica.position();
         self.replica.epoch(position)?;
         self.standing_changed = true;
@@ -264,7 +292,7 @@ impl Space {
     /// Returns whether to try again later.
     pub(crate) fn denied(&mut self, now: Now, id: u64, code: Code, purge: bool, retry_ms: u64) {
         // One that was replaced or ended is of no interest, but for the purge.
-        let is_latest = self.sent.last().is_some_and(|sent| sent.id == id);
+        let is_latest = self.is_of_latest(id);
         if purge {
             self.replica.purge();
             self.standing_changed = true;
@@ -437,7 +465,7 @@ impl Space {
             self.touch(id);
         }
         // `last_mid` is to be the new client's.
-        self.needs_sub |= self.wanted.is_some() && !self.sent.is_empty();
+        self.needs_sub |= self.wanted.is_some() && self.sent.is_some();
         self.events.push(SpaceEvent::NewId { client, why });
     }
 
