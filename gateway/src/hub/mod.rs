@@ -342,6 +342,8 @@ impl Lease {
         let id = who.to.id();
         let mut inner = self.space.inner.lock();
         let live = inner.join(self.space.n, who, at, lineage, current, &self.hub.metrics);
+        // If this one's read was the first to show a new epoch, the others hear of it.
+        inner.deliver(self.space.n, &self.hub.config, &self.hub.metrics);
         if inner.position().seq < at.seq || inner.last_epoch() != lineage.last_epoch() {
             self.hub.fill(&self.space, &mut inner);
         }

@@ -20,6 +20,9 @@ use tidegate_protocol::{Begin, Mid, Mode, Position, ServerMessage};
 const LOG_COMMITS: usize = 256;
 /// With more missing than this, a delta is cheaper than the commits.
 const LOG_MODE_COMMITS: u64 = 1_000;
+/// Before a read that is made again though the one before brought all there is: the hub stands elsewhere than
+/// the store, and is about to find out.
+const AGAIN: Duration = Duration::from_millis(50);
 /// A page's budget doubles up to this many times the configured one while writes outrun the scan.
 const BUDGET_GROWTH: usize = 2;
 
@@ -143,7 +146,7 @@ impl CatchUp {
         let mut begun = false;
         loop {
             let page = self.node.config.limits.page_bytes;
-            let _turn = self.conn.turn(&self.node).await;
+            let turn = self.conn.turn(&self.node).await;
             let reply = self
                 .node
                 .store
@@ -168,9 +171,14 @@ impl CatchUp {
                 self.begin(&lease, Mode::Log, state.head, false);
                 begun = true;
             }
+            let before = at;
             at = self.send_commits(&lease, &commits, at, &state);
             if at.seq == state.head.seq && self.go_live(&mut lease, state.head, &state.lineage, last_mid) {
                 return Ok(Logged::Live(lease));
+            }
+            drop(turn);
+            if at == before {
+                tokio::time::sleep(AGAIN).await;
             }
         }
     }
@@ -214,6 +222,7 @@ impl CatchUp {
         let mut begun = false;
         let mut budget = config.limits.page_bytes;
         let mut behind = u64::MAX;
+        let mut tried = None;
         loop {
             let request = ChangesRequest {
                 after,
@@ -222,7 +231,7 @@ impl CatchUp {
                 writer: self.what.writer,
                 budget,
             };
-            let _turn = self.conn.turn(&self.node).await;
+            let turn = self.conn.turn(&self.node).await;
             let reply = self.node.store.changes(&self.what.space, request).await?;
             let (docs, next, head, done) = match reply {
                 ChangesReply::Page { docs, cursor, head } => (docs, Some(cursor), head, None),
@@ -260,10 +269,14 @@ impl CatchUp {
                     cursor: cursor::encode(next),
                 });
             }
-            if let Some((state, last_mid)) = done
-                && self.go_live(&mut lease, state.head, &state.lineage, last_mid)
-            {
-                return Ok(Step::Live(lease));
+            if let Some((state, last_mid)) = done {
+                if self.go_live(&mut lease, state.head, &state.lineage, last_mid) {
+                    return Ok(Step::Live(lease));
+                }
+                drop(turn);
+                if tried.replace(state.head) == Some(state.head) {
+                    tokio::time::sleep(AGAIN).await;
+                }
             }
             // After the last page: more was committed than the hub's ring holds, the scan goes on behind the head.
             let left = head
