@@ -3,7 +3,7 @@
 #[path = "support/cli.rs"]
 mod cli;
 
-use cli::{Gateway, Process, said, text, tidegate, until};
+use cli::{Gateway, Process, Running, said, text, tidegate, until};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
@@ -204,6 +204,54 @@ fn a_path_longer_than_a_socket_may_have_works_too() {
     assert!(printed.contains("1 spaces"), "{printed}");
 }
 
+#[test]
+fn a_users_data_and_then_the_space_are_erased_with_a_gateway_running_and_without() {
+    let mut gateway = Gateway::start();
+    let data = gateway.data();
+    gateway.run(&["--token", "alice", "set", "demo", "notes/n1", "a=alice"]);
+    gateway.run(&["--token", "bob", "set", "demo", "notes/n1", "b=bob"]);
+    gateway.run(&["--token", "alice", "set", "demo", "notes/n2", "a=alice"]);
+    gateway.run(&["set", "other", "notes/n1", "a=1"]);
+    let watch = gateway.command(&["watch", "demo", "--json"]);
+    let watching = Running::start(watch, gateway.folder().join("watched"));
+    watching.wait_for(|so_far| so_far.contains("current"));
+
+    let asked = refused(&data, &["erase", "demo", "--user", "alice"]);
+    assert!(
+        asked.contains("nothing was erased") && asked.contains("--yes"),
+        "{asked}"
+    );
+    assert!(gateway.run(&["export", "demo"]).contains("alice"));
+    let printed = done(&data, &["erase", "demo", "--user", "alice", "--yes"]);
+    let counts = "alice in the space demo: 1 documents, 2 fields, 3 commits of the log, 0 conflicts, 1 clients";
+    assert!(printed.contains(counts), "{printed}");
+    assert_eq!(
+        gateway.run(&["export", "demo"]),
+        "{\"doc\":\"notes/n1\",\"fields\":{\"b\":\"bob\"}}\n"
+    );
+    // Who watches gets the whole anew, without it.
+    let seen = watching.wait_for(|so_far| so_far.matches("\"current\"").count() > 1);
+    let (_, after) = seen.rsplit_once("\"reset\"").expect("a reset");
+    assert!(after.contains("bob") && !after.contains("alice"), "{seen}");
+    // Alice writes on, as a new client; bob as the one that he was.
+    gateway.run(&["--token", "alice", "set", "demo", "notes/n3", "a=again"]);
+    gateway.run(&["--token", "bob", "set", "demo", "notes/n1", "b=again"]);
+
+    gateway.stop();
+    let printed = done(&data, &["erase", "demo", "--yes"]);
+    assert!(
+        printed.contains("everything of the space demo: 2 documents"),
+        "{printed}"
+    );
+    done(&data, &["check"]);
+    let gateway = Gateway::on(&data);
+    assert_eq!(gateway.run(&["export", "demo"]), "");
+    assert!(gateway.run(&["export", "other"]).contains("notes/n1"));
+    let missing = data.with_extension("missing");
+    let error = refused(&missing, &["erase", "demo", "--yes"]);
+    assert!(error.contains("no store in") && !missing.exists(), "{error}");
+}
+
 /// Says something to a control socket, and returns the first line of the answer.
 fn say(data: &Path, bytes: &[u8]) -> String {
     let mut socket = UnixStream::connect(data.join("control.sock")).expect("connects");
@@ -227,6 +275,7 @@ fn nothing_that_is_said_to_the_control_socket_harms_the_gateway() {
         (b"\xff\x00\xfe\n", "that is no request"),
         (b"{\"command\":\"format\"}\n", "unknown variant"),
         (b"{\"command\":\"backup\",\"more\":1}\n", "unknown field"),
+        (b"{\"command\":\"erase\",\"space\":\"de%mo\"}\n", "space"),
         (b"{\"command\":\"backup\"}", "ends before its line does"),
         (b"", "ends before its line does"),
         (&huge, "65536 bytes at most"),

@@ -62,6 +62,8 @@ pub(crate) enum Command {
     Backup(BackupArgs),
     /// Make a store of a backup, in a directory that is missing or empty
     Restore(RestoreArgs),
+    /// Erase a space, or all data of a user in it, for good
+    Erase(EraseArgs),
 }
 
 /// Options of `serve`.
@@ -119,6 +121,22 @@ pub(crate) struct RestoreArgs {
     pub data: DataArgs,
     /// The backup; - is standard input
     pub file: PathBuf,
+}
+
+/// Options of `erase`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct EraseArgs {
+    /// Which store.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The space, as in user:alice
+    pub space: SpaceId,
+    /// Only what this user wrote, and what is kept of the user's clients
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// Do it; without this, say what would be done
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// Options of `watch`.

@@ -61,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => operate::check(args, &mut io::stdout().lock()),
         Command::Backup(args) => operate::backup(args, &mut io::stdout().lock()),
         Command::Restore(args) => operate::restore(args, &mut io::stdout().lock()),
+        Command::Erase(args) => operate::erase(args, &mut io::stdout().lock()),
         command => client(&cli.gateway, command),
     };
     match ended {

@@ -4,8 +4,9 @@
 //! connection is one request, a line of JSON, and its answer: a line of JSON, `{"ok":…}` or
 //! `{"error":"…"}`, and after that of `backup` the backup itself, which ends with its own end.
 
-use crate::store::StoreError;
+use crate::env::Env;
 use crate::store::embedded::{self, EmbeddedStore};
+use crate::store::{Erase, Erased, Store as _, StoreError, UserTag};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
@@ -14,6 +15,7 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tidegate_protocol::{Epoch, SpaceId};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -46,6 +48,56 @@ const PIECES: usize = 4;
 pub enum Request {
     /// The whole store as of now; one at a time.
     Backup {},
+    /// Erases a space, or all data of a user in it; one at a time. The answer comes when it is done, and is
+    /// an [`ErasedCounts`].
+    Erase {
+        /// The space.
+        space: String,
+        /// The user; `None` is everybody, and the space itself.
+        user: Option<String>,
+    },
+}
+
+/// What an erasure has removed.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct ErasedCounts {
+    /// Documents, deleted ones too.
+    pub docs: u64,
+    /// Cells, tombstones too.
+    pub cells: u64,
+    /// Commits from the log.
+    pub commits: u64,
+    /// Entries of the conflict log.
+    pub conflicts: u64,
+    /// Clients that are told that they are unknown.
+    pub clients: u64,
+}
+
+/// Erases a space (`user`: a user's data in it), and returns when it is gone.
+pub async fn erase(
+    store: &EmbeddedStore,
+    env: &dyn Env,
+    space: &str,
+    user: Option<&str>,
+) -> Result<ErasedCounts, String> {
+    let space = SpaceId::parse(space).map_err(|error| error.to_string())?;
+    let whom = user.map_or(Erase::Space, |user| Erase::User(UserTag::of(user)));
+    let fresh = Epoch(env.random().max(1));
+    let erased = store.erase(&space, whom, fresh, env.now_ms()).await;
+    let Erased {
+        docs,
+        cells,
+        commits,
+        conflicts,
+        clients,
+    } = erased.map_err(|error| error.to_string())?;
+    Ok(ErasedCounts {
+        docs,
+        cells,
+        commits,
+        conflicts,
+        clients,
+    })
 }
 
 /// The line that answers.
@@ -108,10 +160,12 @@ impl Control {
     }
 
     /// Answers until `stop`; what is under way then is broken off.
-    pub async fn run(self, store: Arc<EmbeddedStore>, stop: CancellationToken) {
+    pub async fn run(self, store: Arc<EmbeddedStore>, env: Arc<dyn Env>, stop: CancellationToken) {
         let commands = Arc::new(Commands {
             store,
+            env,
             backup: Semaphore::new(1),
+            erase: Semaphore::new(1),
             stop: stop.clone(),
         });
         let room = Arc::new(Semaphore::new(CONNECTIONS));
@@ -153,7 +207,9 @@ impl Drop for Control {
 /// What requests are served with.
 struct Commands {
     store: Arc<EmbeddedStore>,
+    env: Arc<dyn Env>,
     backup: Semaphore,
+    erase: Semaphore,
     stop: CancellationToken,
 }
 
@@ -172,7 +228,31 @@ impl Commands {
                 Ok(_turn) => self.backup(&mut connection).await,
                 Err(_) => refuse(&mut connection, "another backup is under way").await,
             },
+            Ok(Request::Erase { space, user }) => match self.erase.try_acquire() {
+                Ok(_turn) => self.erase(&mut connection, &space, user.as_deref()).await,
+                Err(_) => refuse(&mut connection, "another erasure is under way").await,
+            },
             Err(why) => refuse(&mut connection, &why).await,
+        }
+    }
+
+    async fn erase(&self, connection: &mut UnixStream, space: &str, user: Option<&str>) -> io::Result<()> {
+        // Not the user: a log outlives what is erased.
+        tracing::info!(space, "an erasure begins");
+        let erasing = erase(&self.store, &*self.env, space, user);
+        match self.stop.run_until_cancelled(erasing).await {
+            Some(Ok(erased)) => {
+                tracing::info!(space, ?erased, "erased");
+                answer(connection, &Answer::Ok(erased)).await
+            }
+            Some(Err(why)) => refuse(connection, &why).await,
+            None => {
+                refuse(
+                    connection,
+                    "the gateway is stopping; what it has begun to erase, it erases when it runs again",
+                )
+                .await
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// How long the gateway may take to say something.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes of an answer's line at most.
 const LINE_BYTES: u64 = 64 << 10;
 
@@ -25,13 +25,14 @@ pub(super) fn connect(dir: &Path) -> Result<Option<UnixStream>, String> {
     }
 }
 
-/// Asks for something; returns the answer, and what follows it.
+/// Asks for something, and waits so long for each piece of the answer (`None`: for ever); returns the answer, and what follows it.
 pub(super) fn ask<T: DeserializeOwned>(
     connection: UnixStream,
     request: &Request,
+    patience: Option<Duration>,
 ) -> Result<(T, BufReader<UnixStream>), String> {
     let failed = |error: std::io::Error| format!("the control socket: {error}");
-    connection.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+    connection.set_read_timeout(patience).map_err(failed)?;
     connection.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
     let mut line = serde_json::to_vec(request).map_err(|error| error.to_string())?;
     line.push(b'\n');

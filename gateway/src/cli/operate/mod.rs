@@ -4,14 +4,16 @@ mod file;
 mod gateway;
 
 use super::Failure;
-use super::args::{BackupArgs, DataArgs, RestoreArgs};
+use super::args::{BackupArgs, DataArgs, EraseArgs, RestoreArgs};
 use crate::env::SystemEnv;
-use crate::server::control::{Done, Request};
-use crate::store::embedded::{self, BackedUp, BackupError, OpenError, RestoreError};
+use crate::server::control::{self, Done, ErasedCounts, Request};
+use crate::store::Retention;
+use crate::store::embedded::{self, BackedUp, BackupError, Durability, EmbeddedOptions, OpenError, RestoreError};
 use file::{Part, Tee};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Checks a stopped store.
@@ -66,7 +68,7 @@ fn take(dir: &Path, out: &mut impl Write, name: &Path) -> Result<BackedUp, Strin
             BackupError::Store(error) => format!("{}: {error}", dir.display()),
         });
     };
-    let (Done {}, follows) = gateway::ask(connection, &Request::Backup {})?;
+    let (Done {}, follows) = gateway::ask(connection, &Request::Backup {}, Some(gateway::PATIENCE))?;
     let mut tee = Tee::new(follows, out);
     // Only what was seen to be whole counts.
     let verified = embedded::verify(&mut tee);
@@ -102,6 +104,64 @@ pub(crate) fn restore(args: &RestoreArgs, out: &mut impl Write) -> Result<(), Fa
         dir.display()
     )?;
     Ok(())
+}
+
+/// Erases a space, or a user's data in it: through the gateway that runs on the store, or by itself.
+pub(crate) fn erase(args: &EraseArgs, out: &mut impl Write) -> Result<(), Failure> {
+    let dir = &args.data.data_dir;
+    let space = args.space.as_str();
+    let what = match &args.user {
+        None => format!("everything of the space {space}"),
+        Some(user) => format!("everything of the user {user} in the space {space}"),
+    };
+    if !args.yes {
+        return Err(format!(
+            "nothing was erased. With --yes this command erases {what}, in {}:\n{}\nIt cannot be undone.",
+            dir.display(),
+            match args.user {
+                None => "every document, the log, the conflicts, and what is kept of the clients.",
+                Some(_) => "the fields that the user wrote last, the log, the user's conflicts and clients.",
+            }
+        )
+        .into());
+    }
+    let ErasedCounts {
+        docs,
+        cells,
+        commits,
+        conflicts,
+        clients,
+    } = match gateway::connect(dir)? {
+        Some(connection) => {
+            let request = Request::Erase {
+                space: space.to_owned(),
+                user: args.user.clone(),
+            };
+            // It takes as long as there is something to erase.
+            gateway::ask(connection, &request, None)?.0
+        }
+        None => erase_stopped(dir, space, args.user.as_deref())?,
+    };
+    writeln!(
+        out,
+        "erased {what}: {docs} documents, {cells} fields, {commits} commits of the log, {conflicts} conflicts, {clients} clients"
+    )?;
+    Ok(())
+}
+
+fn erase_stopped(dir: &Path, space: &str, user: Option<&str>) -> Result<ErasedCounts, String> {
+    let options = EmbeddedOptions {
+        durability: Durability::Fsync,
+        retention: Retention::default(),
+        env: Arc::new(SystemEnv),
+        reserve_bytes: embedded::RESERVE_BYTES,
+    };
+    let store = embedded::open_existing(dir, options).map_err(|error| opened(&error))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
+    let erased = runtime.block_on(control::erase(&store, &SystemEnv, space, user));
+    store.close();
+    erased
 }
 
 fn is_dash(path: &Path) -> bool {

@@ -78,10 +78,10 @@ async fn run(args: &ServeArgs, plan: &Plan) -> Result<(), Failure> {
     };
     let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| format!("{address}: {e}"))?;
     let mut background = JoinSet::new();
-    background.spawn(collect(store.clone(), env));
+    background.spawn(collect(store.clone(), env.clone()));
     background.spawn(stop_when_told(told()?, stop.clone()));
     let mut operators = JoinSet::new();
-    operators.spawn(control.run(store.clone(), stop.clone()));
+    operators.spawn(control.run(store.clone(), env, stop.clone()));
 
     let mut out = io::stdout();
     out.write_all(words::up(plan, address, &call).as_bytes())?;

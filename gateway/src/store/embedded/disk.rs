@@ -123,10 +123,16 @@ impl Home {
 
     /// As `take`, where there must be a database already.
     pub(super) fn take_existing(dir: &Path) -> Result<(Self, u32), OpenError> {
-        if !dir.join(DATABASE).exists() && !dir.join(MARKER).exists() {
-            return Err(OpenError::Missing { dir: dir.to_owned() });
-        }
+        Self::must_be_there(dir)?;
         Self::take(dir)
+    }
+
+    /// Refuses a directory that nothing was ever stored in.
+    pub(super) fn must_be_there(dir: &Path) -> Result<(), OpenError> {
+        match dir.join(DATABASE).exists() || dir.join(MARKER).exists() {
+            true => Ok(()),
+            false => Err(OpenError::Missing { dir: dir.to_owned() }),
+        }
     }
 
     /// Brings the database to the format of this version, if it was `found` in another.

@@ -182,6 +182,12 @@ pub fn open(dir: &Path, options: EmbeddedOptions) -> Result<EmbeddedStore, OpenE
     open_bounded(dir, options, QUEUE_GROUPS, QUEUE_BYTES)
 }
 
+/// As [`open`], but creates nothing.
+pub fn open_existing(dir: &Path, options: EmbeddedOptions) -> Result<EmbeddedStore, OpenError> {
+    disk::Home::must_be_there(dir)?;
+    open(dir, options)
+}
+
 fn open_bounded(dir: &Path, options: EmbeddedOptions, groups: usize, bytes: usize) -> Result<EmbeddedStore, OpenError> {
     let shared = Arc::new(Shared::open(dir, options.durability)?);
     let counters = Arc::<Counters>::default();

@@ -242,7 +242,8 @@ async fn a_backup_ends_when_nobody_takes_it_and_when_the_database_is_wanted_back
         }
         shared.reopen(0)
     });
-    let error = store.backup(sender).await.expect_err("broken off").to_string();
+    let ended = tokio::time::timeout(Duration::from_secs(20), store.backup(sender));
+    let error = ended.await.expect("in time").expect_err("broken off").to_string();
     assert!(error.contains("opened again"), "{error}");
     reopened.await.expect("ends").expect("opens again");
     assert_eq!(receiver.recv().await.as_deref(), Some(&b""[..]));

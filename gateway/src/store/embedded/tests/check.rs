@@ -217,6 +217,11 @@ async fn each_thing_that_can_be_wrong_is_found_and_named() {
             "results: s: ",
         ),
         (
+            vec![(Table::Users, b"s\0?".to_vec(), Some(vec![]))],
+            Rule::Key,
+            "users: s: ?: ",
+        ),
+        (
             vec![(Table::Conflicts, b"s\0?".to_vec(), Some(vec![]))],
             Rule::Key,
             "conflicts: s: ?: ",
