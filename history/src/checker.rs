@@ -2,11 +2,11 @@
 
 use crate::connection::Connection;
 use crate::event::{ConnectionId, Event};
+use crate::fold::Map;
 use crate::report::{Breach, Out, Report};
 use crate::space::{Held, Space};
 use crate::trace::{EVERYWHERE, Note};
 use crate::truth::{Covers, Record};
-use std::collections::HashMap;
 use tidegate_protocol::{Position, SpaceId, ViewId};
 
 /// Judges one history. Memory and time grow with the history, linearly.
@@ -14,15 +14,15 @@ use tidegate_protocol::{Position, SpaceId, ViewId};
 pub struct Checker {
     out: Out,
     spaces: Spaces,
-    connections: HashMap<ConnectionId, Connection>,
-    covers: HashMap<ViewId, Covers>,
+    connections: Map<ConnectionId, Connection>,
+    covers: Map<ViewId, Covers>,
 }
 
 /// Spaces by name.
 #[derive(Debug, Default)]
 pub(crate) struct Spaces {
     all: Vec<Space>,
-    by_name: HashMap<SpaceId, usize>,
+    by_name: Map<SpaceId, usize>,
 }
 
 impl Spaces {
@@ -72,8 +72,8 @@ impl Checker {
         Self {
             out: Out::default(),
             spaces: Spaces::default(),
-            connections: HashMap::new(),
-            covers: HashMap::new(),
+            connections: Map::default(),
+            covers: Map::default(),
         }
     }
 
@@ -263,7 +263,7 @@ impl Checker {
     }
 }
 
-fn held(covers: &HashMap<ViewId, Covers>, standing: Option<(Position, ViewId)>) -> Option<Held> {
+fn held(covers: &Map<ViewId, Covers>, standing: Option<(Position, ViewId)>) -> Option<Held> {
     let (position, view) = standing?;
     let covers = covers.get(&view).cloned().unwrap_or(Covers::All);
     Some(Held { position, view, covers })

@@ -2,11 +2,11 @@
 
 use crate::checker::Spaces;
 use crate::event::{ConnectionId, Installation};
+use crate::fold::Map;
 use crate::report::{Breach, Out};
 use crate::space::{Held, Move, Space, What};
 use crate::trace::{Note, Who, short};
 use crate::truth::{Covers, Node, Record};
-use std::collections::HashMap;
 use tidegate_protocol::{
     Ack, Action, Begin, Change, ClientId, ClientMessage, DocChange, Mid, Mode, Position, Reject, ResumeFrom, Seq,
     ServerMessage, Sub, ViewId, Write, Writer,
@@ -20,7 +20,7 @@ pub(crate) struct Connection {
     writers: Vec<(ClientId, Writer)>,
     subs: Vec<Subscription>,
     /// The subscription that a node's number stands for.
-    by_n: HashMap<u32, usize>,
+    by_n: Map<u32, usize>,
     /// Mutations sent and not answered.
     flight: Vec<Flight>,
     gets: Vec<(u64, usize, Option<Node>)>,
@@ -78,7 +78,7 @@ impl Connection {
             user: user.to_owned(),
             writers: Vec::new(),
             subs: Vec::new(),
-            by_n: HashMap::new(),
+            by_n: Map::default(),
             flight: Vec::new(),
             gets: Vec::new(),
         }
@@ -156,7 +156,7 @@ impl Connection {
         &mut self,
         out: &mut Out,
         spaces: &mut Spaces,
-        covers: &mut HashMap<ViewId, Covers>,
+        covers: &mut Map<ViewId, Covers>,
         message: &ServerMessage,
     ) {
         let connection = self.id;
@@ -234,7 +234,7 @@ impl Connection {
         })
     }
 
-    fn begin(&mut self, out: &mut Out, spaces: &mut Spaces, covers: &mut HashMap<ViewId, Covers>, begin: &Begin) {
+    fn begin(&mut self, out: &mut Out, spaces: &mut Spaces, covers: &mut Map<ViewId, Covers>, begin: &Begin) {
         let connection = self.id;
         let Some(index) = self.subs.iter().position(|sub| sub.id == begin.id) else {
             return;

@@ -1,7 +1,8 @@
 //! Documents as plain sets of leaves, and sums over them that do not depend on order.
 
 use crate::event::Docs;
-use std::hash::{DefaultHasher, Hasher};
+use crate::fold::Fold;
+use std::hash::Hasher;
 use std::sync::Arc;
 use tidegate_protocol::{DocChange, DocChangeKind, DocPath, FieldPath, Value};
 
@@ -23,13 +24,13 @@ struct Leaf {
 
 /// What the sums of a document begin with.
 pub(crate) fn name_sum(doc: &DocPath) -> u64 {
-    let mut hasher = DefaultHasher::new();
+    let mut hasher = Fold::default();
     hasher.write(doc.as_str().as_bytes());
     hasher.finish()
 }
 
 fn leaf_sum(name: u64, path: &FieldPath, value: &Value) -> u64 {
-    let mut hasher = DefaultHasher::new();
+    let mut hasher = Fold::default();
     hasher.write_u64(name);
     hasher.write_usize(path.as_str().len());
     hasher.write(path.as_str().as_bytes());

@@ -2,11 +2,12 @@
 
 use crate::doc::{Doc, name_sum, sum_of};
 use crate::event::Docs;
+use crate::fold::Map;
 use crate::report::{Breach, Out};
 use crate::space::{Move, Space, What};
 use crate::trace::{Who, short, short_writer};
 use crate::truth::{Covers, DocId, Node, Record, START, sum_of as doc_sum};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tidegate_protocol::{Commit, DocChange, DocPath, Mid, Position, Writer};
 
@@ -206,8 +207,8 @@ impl Space {
     }
 
     /// What pages make of the state at `from`, or of nothing: each document that they name.
-    pub(crate) fn fold(&mut self, from: Option<Node>, pages: &[DocChange]) -> HashMap<DocId, Option<Arc<Doc>>> {
-        let mut staged: HashMap<DocId, Option<Arc<Doc>>> = HashMap::with_capacity(pages.len());
+    pub(crate) fn fold(&mut self, from: Option<Node>, pages: &[DocChange]) -> Map<DocId, Option<Arc<Doc>>> {
+        let mut staged: Map<DocId, Option<Arc<Doc>>> = Map::default();
         for change in pages {
             let id = self.truth.doc_id(&change.doc);
             let name = self.truth.docs[id].name;

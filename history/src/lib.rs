@@ -9,6 +9,7 @@ mod checker;
 mod connection;
 mod doc;
 mod event;
+mod fold;
 mod judge;
 mod report;
 mod space;

@@ -2,12 +2,13 @@
 
 use crate::doc::Doc;
 use crate::event::{Fate, Installation, Tag};
+use crate::fold::Map;
 use crate::report::{Breach, Out};
 use crate::trace::{Who, short, short_writer};
 use crate::truth::{Covers, Effect, Node, Record, Role, Truth};
 use crate::workload;
 use bytes::Bytes;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use tidegate_protocol::{
@@ -45,11 +46,11 @@ pub(crate) struct Replica {
     /// Pages of a catch-up that is not complete, each with its cursor.
     pub(crate) staged: Vec<(Bytes, Vec<DocChange>)>,
     pub(crate) own: Vec<Own>,
-    pub(crate) by_tag: HashMap<Tag, usize>,
+    pub(crate) by_tag: Map<Tag, usize>,
     /// Those of `own` that may have to be shown over the confirmed state.
     pub(crate) open: Vec<usize>,
     /// The highest mid acked to each client.
-    pub(crate) acked: HashMap<ClientId, Mid>,
+    pub(crate) acked: Map<ClientId, Mid>,
     /// The client that it bears, as far as it can be known.
     pub(crate) client: Option<ClientId>,
     /// A loss that it has been told of and has not reported yet: from which mid.
@@ -117,22 +118,22 @@ pub(crate) struct Space {
     pub(crate) number: usize,
     pub(crate) name: SpaceId,
     pub(crate) truth: Truth,
-    pub(crate) mutations: HashMap<(Writer, Mid), Mutation>,
+    pub(crate) mutations: Map<(Writer, Mid), Mutation>,
     /// The writer of each replica's clients.
-    pub(crate) clients: HashMap<(usize, ClientId), Writer>,
-    pub(crate) sent_max: HashMap<Writer, Mid>,
-    pub(crate) tags: HashMap<Tag, Applied>,
+    pub(crate) clients: Map<(usize, ClientId), Writer>,
+    pub(crate) sent_max: Map<Writer, Mid>,
+    pub(crate) tags: Map<Tag, Applied>,
     pub(crate) replicas: Vec<Replica>,
-    pub(crate) by_installation: HashMap<Installation, usize>,
+    pub(crate) by_installation: Map<Installation, usize>,
     /// The furthest commit that was acked to anybody.
     pub(crate) acked: Option<Node>,
     /// Acks of commits that are not known yet.
-    pub(crate) acks_ahead: HashMap<Node, (Writer, Mid)>,
+    pub(crate) acks_ahead: Map<Node, (Writer, Mid)>,
     pub(crate) cuts: usize,
     /// The event at which records last grew too old.
     pub(crate) aged: Option<usize>,
     pub(crate) rest: Option<Position>,
-    pub(crate) waiting: HashMap<usize, BTreeMap<u64, Vec<Move>>>,
+    pub(crate) waiting: Map<usize, BTreeMap<u64, Vec<Move>>>,
     /// Breaches that are none if this place was lost, which only the end can tell.
     pub(crate) doubts: Vec<(Node, Breach, Option<Position>, String)>,
     /// Somebody held a state that others can be compared with.
@@ -145,18 +146,18 @@ impl Space {
             number,
             name,
             truth: Truth::default(),
-            mutations: HashMap::new(),
-            clients: HashMap::new(),
-            sent_max: HashMap::new(),
-            tags: HashMap::new(),
+            mutations: Map::default(),
+            clients: Map::default(),
+            sent_max: Map::default(),
+            tags: Map::default(),
             replicas: Vec::new(),
-            by_installation: HashMap::new(),
+            by_installation: Map::default(),
             acked: None,
-            acks_ahead: HashMap::new(),
+            acks_ahead: Map::default(),
             cuts: 0,
             aged: None,
             rest: None,
-            waiting: HashMap::new(),
+            waiting: Map::default(),
             doubts: Vec::new(),
             anchored: false,
         }
@@ -172,9 +173,9 @@ impl Space {
                 held: None,
                 staged: Vec::new(),
                 own: Vec::new(),
-                by_tag: HashMap::new(),
+                by_tag: Map::default(),
                 open: Vec::new(),
-                acked: HashMap::new(),
+                acked: Map::default(),
                 client: None,
                 owes: None,
             });

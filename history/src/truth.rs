@@ -3,8 +3,9 @@
 
 use crate::doc::{Doc, name_sum};
 use crate::event::Tag;
+use crate::fold::Map;
 use crate::workload;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tidegate_protocol::{Collection, Commit, DocChange, DocPath, Epoch, Mid, Position, Seq, Writer};
 
@@ -122,11 +123,11 @@ pub(crate) struct Stretch {
     pub(crate) commits: Vec<Record>,
     /// Beyond a gap, where subscribers tell the truth.
     pub(crate) pending: BTreeMap<u64, Record>,
-    docs: HashMap<DocId, Versions<Option<Arc<Doc>>>>,
-    sums: HashMap<usize, Versions<u64>>,
-    pub(crate) writers: HashMap<Writer, Versions<Mid>>,
+    docs: Map<DocId, Versions<Option<Arc<Doc>>>>,
+    sums: Map<usize, Versions<u64>>,
+    pub(crate) writers: Map<Writer, Versions<Mid>>,
     /// The highest `last_mid` told of a writer, and the lowest seq for which it was.
-    pub(crate) told: HashMap<Writer, (u64, Mid)>,
+    pub(crate) told: Map<Writer, (u64, Mid)>,
 }
 
 impl Stretch {
@@ -139,10 +140,10 @@ impl Stretch {
             base_sum: 0,
             commits: Vec::new(),
             pending: BTreeMap::new(),
-            docs: HashMap::new(),
-            sums: HashMap::new(),
-            writers: HashMap::new(),
-            told: HashMap::new(),
+            docs: Map::default(),
+            sums: Map::default(),
+            writers: Map::default(),
+            told: Map::default(),
         }
     }
 
@@ -155,10 +156,10 @@ impl Stretch {
 #[derive(Debug)]
 pub(crate) struct Truth {
     pub(crate) stretches: Vec<Stretch>,
-    by_name: HashMap<Epoch, usize>,
+    by_name: Map<Epoch, usize>,
     pub(crate) docs: Vec<DocInfo>,
-    doc_ids: HashMap<DocPath, DocId>,
-    collections: HashMap<Box<str>, usize>,
+    doc_ids: Map<DocPath, DocId>,
+    collections: Map<Box<str>, usize>,
     /// Where the next commit goes.
     pub(crate) tip: Node,
 }
@@ -169,10 +170,10 @@ impl Default for Truth {
         root.base = Some(0);
         Self {
             stretches: vec![root],
-            by_name: HashMap::from([(Epoch(0), 0)]),
+            by_name: Map::from_iter([(Epoch(0), 0)]),
             docs: Vec::new(),
-            doc_ids: HashMap::new(),
-            collections: HashMap::new(),
+            doc_ids: Map::default(),
+            collections: Map::default(),
             tip: START,
         }
     }
@@ -208,7 +209,7 @@ impl Truth {
 
     /// The stretch begins at `seq` with these documents, whatever was before.
     pub(crate) fn anchor(&mut self, epoch: usize, seq: u64, docs: &[(DocPath, Arc<Doc>)]) {
-        let mut sums: HashMap<usize, u64> = HashMap::new();
+        let mut sums: Map<usize, u64> = Map::default();
         let mut states = Vec::new();
         for (path, doc) in docs {
             let sum = sums.entry(self.collection(path.collection())).or_default();
