@@ -1,80 +1,85 @@
 //! One order, no gap, no repeat, no tear.
 
 use crate::support::*;
-use std::collections::BTreeSet;
+use tidegate_history::{Event, Installation, Tag, workload};
 use tidegate_protocol::form::Form;
 use tidegate_protocol::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_writers_and_fifty_subscribers_agree_on_one_order_without_gap_or_repeat() {
-    const WRITERS: u64 = 50;
+    const WRITERS: u32 = 50;
     const EACH: u64 = 20;
+    const ALL: u64 = WRITERS as u64 * EACH;
     let gateway = Gateway::start().await;
+    let judge = Judge::new();
+    // Every fifth reads the text form; half of them come while the writing is on, the first before.
+    let read = async |n: u32| {
+        let form = if n.is_multiple_of(5) { Form::Json } else { Form::Msgpack };
+        let user = format!("reader{n}");
+        let mut peer = gateway.peer_in(&user, form).await;
+        judge.follow(&mut peer, n, &user);
+        peer
+    };
+    let mut first = (read(0).await, Replica::default());
+    first.0.follow("s", &mut first.1, None).await;
     let mut tasks = tokio::task::JoinSet::new();
-    for n in 0..50 {
-        // Every fifth reads the text form; half of them come while the writing is on.
-        let form = if n % 5 == 0 { Form::Json } else { Form::Msgpack };
-        let mut peer = gateway.peer_in(&format!("reader{n}"), form).await;
+    for n in 1..50 {
+        let mut peer = read(n).await;
         tasks.spawn(async move {
-            tokio::time::sleep(std::time::Duration::from_millis(n % 2 * 10 * n)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(u64::from(n % 2 * 10 * n))).await;
             let mut replica = Replica::default();
             peer.follow("s", &mut replica, None).await;
-            peer.reach(&mut replica, WRITERS * EACH).await;
-            (replica.seen, replica.docs)
+            peer.reach(&mut replica, ALL).await;
+            (n, replica)
         });
     }
+    tasks.spawn(async move {
+        first.0.reach(&mut first.1, ALL).await;
+        (0, first.1)
+    });
     let mut writing = tokio::task::JoinSet::new();
     for w in 0..WRITERS {
-        let mut peer = gateway.peer(&format!("writer{w}")).await;
+        let user = format!("writer{w}");
+        let mut peer = gateway.peer(&user).await;
+        judge.follow(&mut peer, 100 + w, &user);
         writing.spawn(async move {
-            let mut writer = WriterState::new("s", w + 1, peer.now);
-            let mut nobody = Replica::default();
+            let mut writer = WriterState::new("s", u64::from(w) + 1, peer.now);
             for i in 0..EACH {
-                // Two documents in one mutation: a tear would show one without the other.
-                let ops = vec![
-                    set(&format!("d/{}", i % 7), "by", w as i64),
-                    set(&format!("e/{}", i % 7), "by", w as i64),
-                    inc("count/all", "n"),
-                ];
+                // Two documents of one value: a tear would show one without the other.
+                let mut ops = workload::counting(Tag(u64::from(w) * EACH + i)).unwrap();
+                ops.extend(workload::pair(&format!("{}", i % 7), &Value::int(i64::from(w))).unwrap());
                 peer.send(&ClientMessage::Write(writer.write(ops))).await;
             }
-            let mut seqs = Vec::new();
             for _ in 0..EACH {
-                seqs.push(peer.answer(&mut nobody).await.unwrap().position.seq.get());
+                peer.answer(&mut Replica::default()).await.unwrap();
             }
-            assert!(seqs.is_sorted(), "a client's mutations are in its order");
-            seqs
         });
     }
-    let mut acked = BTreeSet::new();
-    while let Some(seqs) = writing.join_next().await {
-        acked.extend(seqs.unwrap());
+    while let Some(written) = writing.join_next().await {
+        written.unwrap();
     }
-    assert_eq!(
-        acked,
-        (1..=WRITERS * EACH).collect(),
-        "every mutation has a seq of its own, without a gap"
-    );
-    let mut longest: Vec<(u64, Writer, u64)> = Vec::new();
-    let mut all = Vec::new();
+    let space = &"s".parse().unwrap();
+    let (mut rested, queued) = (false, 0);
     while let Some(reader) = tasks.join_next().await {
-        let (seen, docs) = reader.unwrap();
-        assert_eq!(
-            docs["count/all"][&"n".parse::<FieldPath>().unwrap()],
-            Value::int((WRITERS * EACH) as i64)
-        );
-        for i in 0..7 {
-            assert_eq!(docs[&format!("d/{i}")], docs[&format!("e/{i}")], "torn");
+        let (n, replica) = reader.unwrap();
+        let (position, docs) = (replica.at, &replica.by_path());
+        assert_eq!(replica.int(workload::COUNTER, workload::COUNT), Some(ALL as i64));
+        if !std::mem::replace(&mut rested, true) {
+            judge.observe(Event::Rest { space, position, docs });
         }
-        if seen.len() > longest.len() {
-            longest.clone_from(&seen);
-        }
-        all.push(seen);
+        let (installation, position) = (Installation(n), Some(position));
+        judge.observe(Event::AtRest {
+            installation,
+            space,
+            position,
+            docs,
+            queued,
+        });
     }
-    assert_eq!(all.len(), 50);
-    for seen in all {
-        assert!(longest.ends_with(&seen), "all see the same order");
-    }
+    let counts = judge.verdict();
+    assert_eq!((counts.commits, counts.acks, counts.foreign_commits), (ALL, ALL, 0));
+    assert_eq!((counts.at_rest, counts.unverified), (50, 0));
+    assert!(counts.changes >= ALL && counts.resets >= 50);
     gateway.stop().await;
 }
 

@@ -5,6 +5,7 @@ use futures_util::{SinkExt, StreamExt};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 use tidegate::auth::DevAuthoriser;
@@ -15,6 +16,7 @@ use tidegate::store::{
     ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Erase, Erased, LogReply, ReadCut, Retention,
     SpaceState, Store, StoreError, Usage,
 };
+use tidegate_history::{Checker, ConnectionId, Counts, Docs, Event, Installation};
 use tidegate_protocol::form::Form;
 use tidegate_protocol::*;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
@@ -142,12 +144,46 @@ impl Drop for Gateway {
     }
 }
 
+/// Judges what peers and apps see; the gateway's store is silent.
+#[derive(Clone)]
+pub struct Judge(Arc<parking_lot::Mutex<Checker>>);
+
+impl Judge {
+    pub fn new() -> Self {
+        Self(Arc::new(parking_lot::Mutex::new(Checker::outside())))
+    }
+
+    pub fn observe(&self, event: Event<'_>) {
+        self.0.lock().observe(event);
+    }
+
+    /// From here on it is told what a peer sends and receives.
+    pub fn follow(&self, peer: &mut Peer, installation: u32, user: &str) {
+        static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
+        let connection = ConnectionId(CONNECTIONS.fetch_add(1, Ordering::Relaxed));
+        let installation = Installation(installation);
+        self.observe(Event::Connected {
+            connection,
+            installation,
+            user,
+        });
+        peer.judge = Some((self.clone(), connection));
+    }
+
+    /// The counts of a history without a violation.
+    pub fn verdict(self) -> Counts {
+        let checker = std::mem::take(&mut *self.0.lock());
+        checker.finish().verdict().unwrap_or_else(|text| panic!("{text}"))
+    }
+}
+
 /// A connection that speaks the protocol by hand.
 pub struct Peer {
     pub socket: WebSocketStream<TcpStream>,
     pub form: Form,
     pub now: u64,
     next_sub: u64,
+    judge: Option<(Judge, ConnectionId)>,
 }
 
 impl Peer {
@@ -165,10 +201,15 @@ impl Peer {
             form,
             now: 0,
             next_sub: 1,
+            judge: None,
         }
     }
 
     pub async fn send(&mut self, message: &ClientMessage) {
+        if let Some((judge, connection)) = &self.judge {
+            let connection = *connection;
+            judge.observe(Event::Sent { connection, message });
+        }
         self.send_raw(self.form.encode_client(message)).await;
     }
 
@@ -191,12 +232,17 @@ impl Peer {
             let frame = tokio::time::timeout(PATIENCE, self.socket.next())
                 .await
                 .expect("silence");
-            match frame? {
-                Ok(Message::Binary(bytes)) => return Some(self.form.decode_server(&bytes).unwrap()),
-                Ok(Message::Text(text)) => return Some(self.form.decode_server(text.as_bytes()).unwrap()),
+            let message = match frame? {
+                Ok(Message::Binary(bytes)) => self.form.decode_server(&bytes).unwrap(),
+                Ok(Message::Text(text)) => self.form.decode_server(text.as_bytes()).unwrap(),
                 Ok(Message::Close(_)) | Err(_) => return None,
-                Ok(_) => {}
+                Ok(_) => continue,
+            };
+            if let Some((judge, connection)) = &self.judge {
+                let (connection, message) = (*connection, &message);
+                judge.observe(Event::Received { connection, message });
             }
+            return Some(message);
         }
     }
 
@@ -369,6 +415,12 @@ impl Replica {
                 doc.extend(set.iter().cloned());
             }
         }
+    }
+
+    /// The documents by their paths.
+    pub fn by_path(&self) -> Docs {
+        let named = |(name, leaves): (&String, &BTreeMap<FieldPath, Value>)| (name.parse().unwrap(), leaves.clone());
+        self.docs.iter().map(named).collect()
     }
 
     pub fn int(&self, doc: &str, path: &str) -> Option<i64> {
