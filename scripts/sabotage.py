@@ -450,6 +450,13 @@ RULES = {
         FAULTS,
         "full::while_the_disk_is_full_or_fails_reads_go_on_and_afterwards_writes_do",
     ),
+    "files looked over before they are opened": (
+        "gateway/src/store/embedded/disk.rs",
+        "        trees::check(&home.database())?;\n",
+        "",
+        FAULTS,
+        "damaged::whatever_file_is_damaged_or_gone_a_gateway_names_it_does_not_start_and_touches_nothing",
+    ),
 }
 
 

@@ -10,6 +10,7 @@
 
 #[path = "../support/cli.rs"]
 mod cli;
+mod damaged;
 #[path = "../support/disk.rs"]
 mod disk;
 mod full;

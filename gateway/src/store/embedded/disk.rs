@@ -1,7 +1,7 @@
 //! The database on disk: its format marker, its tables, and how its errors are told.
 
 use super::records::{Record, SpaceMeta};
-use super::{Durability, OpenError, journal, keys, migrate};
+use super::{Durability, OpenError, journal, keys, migrate, trees};
 use crate::store::{Lineage, SpaceState, StoreError};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice, Snapshot};
 use std::fs::{self, File, TryLockError};
@@ -76,6 +76,14 @@ impl Table {
         Self::Users,
     ];
 
+    /// An error met in it.
+    pub(super) fn failed(self, error: fjall::Error) -> Failed {
+        Failed {
+            table: Some(self),
+            error,
+        }
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Spaces => "spaces",
@@ -108,10 +116,24 @@ impl Home {
         create_folder(dir).map_err(at(dir))?;
         let lock = lock(dir)?;
         let path = dir.join(DATABASE);
-        let found = check_format(dir, &path)?;
-        if !path.exists() {
-            create(dir, &path)?;
-        }
+        let found = match (format_of(&dir.join(MARKER))?, path.exists()) {
+            (Some(found), true) => found,
+            (Some(_), false) => {
+                return Err(OpenError::Damaged {
+                    path,
+                    why: "it is missing".to_owned(),
+                });
+            }
+            (None, false) => {
+                create(dir, &path)?;
+                FORMAT
+            }
+            // A creation was cut short between its last two steps.
+            (None, true) => match format_of(&dir.join(FRESH_MARKER)) {
+                Ok(Some(found)) => put_format(dir).map(|()| found)?,
+                _ => return Err(OpenError::NotAStore { path: dir.join(MARKER) }),
+            },
+        };
         Ok((
             Self {
                 dir: dir.to_owned(),
@@ -172,6 +194,7 @@ pub(super) struct Disk {
 impl Disk {
     /// Opens the database. `durability` says what its journals may lack after a power cut.
     pub(super) fn open(home: &Home, durability: Durability) -> Result<Self, OpenError> {
+        trees::check(&home.database())?;
         journal::check(&home.database(), durability)?;
         let (db, tables) = open_database(&home.database())?;
         Ok(Self { tables, db })
@@ -297,7 +320,8 @@ fn sync_tree(dir: &Path) -> io::Result<()> {
 }
 
 /// Creates a database beside its place, and moves it there when it is whole: fjall does not open one
-/// whose creation was cut short.
+/// whose creation was cut short. The marker lies ready by then, and is put in place last: so a marker
+/// without a database shows that one was lost, and is not begun anew.
 fn create(dir: &Path, path: &Path) -> Result<(), OpenError> {
     let fresh = dir.join(FRESH);
     match fs::remove_dir_all(&fresh) {
@@ -306,54 +330,77 @@ fn create(dir: &Path, path: &Path) -> Result<(), OpenError> {
     }
     drop(open_database(&fresh)?);
     sync_tree(&fresh).map_err(at(&fresh))?;
+    prepare_format(dir, FORMAT)?;
     fs::rename(&fresh, path)
         .and_then(|()| File::open(dir)?.sync_all())
-        .map_err(at(path))
+        .map_err(at(path))?;
+    put_format(dir)
 }
 
-/// The format that a directory is in, which is written into one without a database.
-fn check_format(dir: &Path, database: &Path) -> Result<u32, OpenError> {
-    let path = dir.join(MARKER);
-    let text = match fs::read_to_string(&path) {
+/// The format that a marker tells; `None` without one.
+fn format_of(path: &Path) -> Result<Option<u32>, OpenError> {
+    let not_ours = || OpenError::NotAStore { path: path.to_owned() };
+    let text = match fs::read_to_string(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound && !database.exists() => {
-            return write_format(dir, FORMAT).map(|()| FORMAT);
-        }
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => {
-            return Err(OpenError::NotAStore { path });
-        }
-        Err(error) => return Err(at(&path)(error)),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::InvalidData => return Err(not_ours()),
+        Err(error) => return Err(at(path)(error)),
     };
     let found = text
         .strip_prefix(MARKER_WORD)
         .and_then(|rest| rest.trim().parse::<u32>().ok());
     match found {
-        Some(found @ 1..=FORMAT) => Ok(found),
+        Some(found @ 1..=FORMAT) => Ok(Some(found)),
         Some(found) if found > FORMAT => Err(OpenError::Newer {
-            path,
+            path: path.to_owned(),
             found,
             known: FORMAT,
         }),
-        _ => Err(OpenError::NotAStore { path }),
+        _ => Err(not_ours()),
     }
 }
 
 /// Writes the marker so that it is whole or not there.
 pub(super) fn write_format(dir: &Path, format: u32) -> Result<(), OpenError> {
-    let path = dir.join(MARKER);
-    let fresh = dir.join(FRESH_MARKER);
+    prepare_format(dir, format)?;
+    put_format(dir)
+}
+
+/// Writes the marker beside its place.
+fn prepare_format(dir: &Path, format: u32) -> Result<(), OpenError> {
+    let path = dir.join(FRESH_MARKER);
     let write = || {
-        let mut file = File::create(&fresh)?;
+        let mut file = File::create(&path)?;
         writeln!(file, "{MARKER_WORD} {format}")?;
-        file.sync_all()?;
-        fs::rename(&fresh, &path)?;
-        File::open(dir)?.sync_all()
+        file.sync_all()
     };
     write().map_err(at(&path))
 }
 
+/// Moves the marker into its place.
+fn put_format(dir: &Path) -> Result<(), OpenError> {
+    let path = dir.join(MARKER);
+    fs::rename(dir.join(FRESH_MARKER), &path)
+        .and_then(|()| File::open(dir)?.sync_all())
+        .map_err(at(&path))
+}
+
+/// What the database answered in place of a record, and the table, where it is known.
+#[derive(Debug)]
+pub(super) struct Failed {
+    table: Option<Table>,
+    error: fjall::Error,
+}
+
+impl From<fjall::Error> for Failed {
+    fn from(error: fjall::Error) -> Self {
+        Self { table: None, error }
+    }
+}
+
 /// A database error in the store's words. One of the disk may pass; one of the content will not.
-pub(super) fn told(error: fjall::Error) -> StoreError {
+pub(super) fn told(failed: impl Into<Failed>) -> StoreError {
+    let Failed { table, error } = failed.into();
     match error {
         fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => {
             StoreError::Unavailable(format!("the disk: {error}"))
@@ -362,7 +409,10 @@ pub(super) fn told(error: fjall::Error) -> StoreError {
             StoreError::Unavailable("a write to disk failed before; the database is opened again".to_owned())
         }
         fjall::Error::Locked | fjall::Error::KeyspaceDeleted => StoreError::Unavailable(error.to_string()),
-        other => StoreError::Damaged(other.to_string()),
+        other => StoreError::Damaged(match table {
+            Some(table) => format!("a block of the table {} is not what was written: {other}", table.name()),
+            None => other.to_string(),
+        }),
     }
 }
 
@@ -409,20 +459,49 @@ pub(super) struct Cut<'a> {
 
 impl Look for Cut<'_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, StoreError> {
-        self.snapshot.get(self.disk.table(table), key).map_err(told)
+        let found = self.snapshot.get(self.disk.table(table), key);
+        found.map_err(|error| told(table.failed(error)))
+    }
+}
+
+/// An entry that a walk over a table has come to.
+pub(super) struct Entry {
+    table: Table,
+    guard: fjall::Guard,
+}
+
+impl Entry {
+    pub(super) fn key(self) -> Result<Slice, Failed> {
+        self.guard.key().map_err(|error| self.table.failed(error))
+    }
+
+    pub(super) fn into_inner(self) -> Result<(Slice, Slice), Failed> {
+        self.guard.into_inner().map_err(|error| self.table.failed(error))
+    }
+
+    /// Bytes of the value.
+    pub(super) fn size(self) -> Result<u32, Failed> {
+        self.guard.size().map_err(|error| self.table.failed(error))
     }
 }
 
 impl Cut<'_> {
     /// The entries from `start` up to, not including, `end`.
-    pub(super) fn range(&self, table: Table, start: Bound<Vec<u8>>, end: Vec<u8>) -> fjall::Iter {
-        self.snapshot
-            .range(self.disk.table(table), (start, Bound::Excluded(end)))
+    pub(super) fn range(
+        &self,
+        table: Table,
+        start: Bound<Vec<u8>>,
+        end: Vec<u8>,
+    ) -> impl DoubleEndedIterator<Item = Entry> + use<> {
+        let range = (start, Bound::Excluded(end));
+        let entries = self.snapshot.range(self.disk.table(table), range);
+        entries.map(move |guard| Entry { table, guard })
     }
 
     /// All entries of a table.
-    pub(super) fn iter(&self, table: Table) -> fjall::Iter {
-        self.snapshot.iter(self.disk.table(table))
+    pub(super) fn iter(&self, table: Table) -> impl DoubleEndedIterator<Item = Entry> + use<> {
+        let entries = self.snapshot.iter(self.disk.table(table));
+        entries.map(move |guard| Entry { table, guard })
     }
 
     /// As `state`, of a space that takes reads.

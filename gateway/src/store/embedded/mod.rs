@@ -22,6 +22,7 @@ mod shared;
 #[cfg(test)]
 mod tests;
 mod totals;
+mod trees;
 mod writer;
 
 use super::{

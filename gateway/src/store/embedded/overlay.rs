@@ -47,7 +47,11 @@ impl<'a> Overlay<'a> {
     pub(super) fn has(&self, table: Table, key: &[u8]) -> Result<bool, StoreError> {
         match self.writes[table as usize].get(key) {
             Some(pending) => Ok(pending.is_some()),
-            None => self.disk.table(table).contains_key(key).map_err(told),
+            None => self
+                .disk
+                .table(table)
+                .contains_key(key)
+                .map_err(|error| told(table.failed(error))),
         }
     }
 
@@ -55,7 +59,10 @@ impl<'a> Overlay<'a> {
     pub(super) fn size_of(&self, table: Table, key: &[u8]) -> Result<Option<u64>, StoreError> {
         match self.writes[table as usize].get(key) {
             Some(pending) => Ok(pending.as_ref().map(|value| value.len() as u64)),
-            None => Ok(self.disk.table(table).size_of(key).map_err(told)?.map(u64::from)),
+            None => {
+                let size = self.disk.table(table).size_of(key);
+                Ok(size.map_err(|error| told(table.failed(error)))?.map(u64::from))
+            }
         }
     }
 
@@ -83,7 +90,11 @@ impl Look for Overlay<'_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, StoreError> {
         match self.writes[table as usize].get(key) {
             Some(pending) => Ok(pending.clone()),
-            None => self.disk.table(table).get(key).map_err(told),
+            None => self
+                .disk
+                .table(table)
+                .get(key)
+                .map_err(|error| told(table.failed(error))),
         }
     }
 }

@@ -104,7 +104,7 @@ fn sound(store: &EmbeddedStore) {
 
 fn rows(store: &EmbeddedStore, table: Table) -> Vec<(Vec<u8>, Vec<u8>)> {
     let all = database(store).cut().range(table, Bound::Included(vec![]), vec![0xff]);
-    let pair = |guard: fjall::Guard| guard.into_inner().map(|(key, value)| (key.to_vec(), value.to_vec()));
+    let pair = |guard: disk::Entry| guard.into_inner().map(|(key, value)| (key.to_vec(), value.to_vec()));
     all.map(|guard| pair(guard).expect("reads")).collect()
 }
 

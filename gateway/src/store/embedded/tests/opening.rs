@@ -138,4 +138,24 @@ fn a_creation_cut_short_is_begun_again() {
     place.open().close();
     assert!(!half.exists());
     place.open().close();
+
+    // The database is in its place, its marker lies ready.
+    let marker = place.dir.path().join("FORMAT");
+    std::fs::rename(&marker, place.dir.path().join("FORMAT.new")).expect("renames");
+    place.open().close();
+    assert!(marker.exists());
+}
+
+#[test]
+fn a_marker_without_a_database_is_no_empty_store() {
+    let place = Place::new();
+    place.open().close();
+    let database = place.dir.path().join("db");
+    std::fs::remove_dir_all(&database).expect("removes");
+    let error = open(place.dir.path(), place.options()).err().expect("refused");
+    assert!(
+        matches!(&error, OpenError::Damaged { path, .. } if *path == database),
+        "{error:?}"
+    );
+    assert!(!database.exists());
 }
