@@ -357,6 +357,20 @@ RULES = {
         CONTRACT,
         "named::a_plan_made_on_another_lineage_is_stale",
     ),
+    "map with something collected below it": (
+        "gateway/src/engine/guard.rs",
+        "path.is_some_and(|path| !stands_at_or_above(doc, path));",
+        "path.is_some_and(|path| around(doc, Some(path)).next().is_none());",
+        LIB,
+        "engine::tests::conflicts::a_map_conflicts_with_the_removal_of_something_below_it_whose_tombstone_is_collected",
+    ),
+    "one damaged document": (
+        "gateway/src/engine/queue.rs",
+        "if group.len() > 1 => return self.one_by_one(space, group, &why).await,",
+        "if group.len() > 1 && why.is_empty() => return self.one_by_one(space, group, &why).await,",
+        LIB,
+        "engine::tests::queue::a_damaged_document_holds_up_nobody_but_those_who_write_to_it",
+    ),
     "log by age": (
         COLLECT,
         "if let Some(to) = due.trim {",

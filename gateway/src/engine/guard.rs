@@ -84,8 +84,9 @@ pub(super) fn conflict(
     let document = || path.is_none() && (foreign(header.born) || foreign(header.last));
     let whole = header.deleted.is_some_and(foreign) || document();
     let absent = || {
-        let nothing_known = path.is_some_and(|path| around(doc, Some(path)).next().is_none());
-        must_exist && base.below_floor && header.last.seq > base.seq && nothing_known
+        // Something else at, above or below it may have been removed, and the removal been collected.
+        let unknown = path.is_some_and(|path| !stands_at_or_above(doc, path));
+        must_exist && base.below_floor && header.last.seq > base.seq && unknown
     };
     (whole || !theirs.is_empty() || absent()).then_some(theirs)
 }

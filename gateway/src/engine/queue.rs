@@ -105,6 +105,7 @@ impl Engine {
         let docs: Vec<DocPath> = docs.into_iter().cloned().collect();
         let cut = match self.store.read(space, &docs).await {
             Ok(cut) => cut,
+            Err(StoreError::Damaged(why)) if group.len() > 1 => return self.one_by_one(space, group, &why).await,
             Err(error) => return self.unknown(space, group, &error).await,
         };
         let planned_on = cut.state.lineage.last_epoch();
@@ -150,6 +151,10 @@ impl Engine {
                 )
                 .await
             }
+            Err(StoreError::Damaged(why)) if planned.len() > 1 => {
+                let group = planned.into_iter().map(|(pending, ..)| pending).collect();
+                self.one_by_one(space, group, &why).await
+            }
             Err(error) => {
                 self.unknown(
                     space,
@@ -159,6 +164,27 @@ impl Engine {
                 .await
             }
         }
+    }
+
+    /// After a call that met something damaged: each by itself, so that what is damaged holds up nobody but
+    /// those who need it, and who comes behind them.
+    async fn one_by_one(&self, space: &SpaceId, group: Vec<Pending>, why: &str) -> VecDeque<Pending> {
+        tracing::warn!(%space, %why, mutations = group.len(), "the mutations of a group are tried one by one");
+        let mut again = VecDeque::new();
+        let mut held: HashSet<Writer> = HashSet::new();
+        for pending in group {
+            let writer = Writer::of(&pending.request.who.user, pending.request.head.client);
+            if held.contains(&writer) {
+                again.push_back(pending);
+                continue;
+            }
+            let failed = Box::pin(self.group(space, vec![pending])).await;
+            if !failed.is_empty() {
+                held.insert(writer);
+                again.extend(failed);
+            }
+        }
+        again
     }
 
     /// Publishes and answers what the store decided.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Everything that has to occur.
-const ALL: [&str; 45] = [
+const ALL: [&str; 46] = [
     "commits",
     "groups of several",
     "catch-up by log",
@@ -44,6 +44,7 @@ const ALL: [&str; 45] = [
     "stale within a group",
     "stale for its time",
     "commit without effect",
+    "refused over a quota",
     "client records forgotten",
     "space erased",
     "cells of a user erased",

@@ -293,7 +293,8 @@ impl Docs {
             .iter()
             .filter(|(at, _)| path.is_none_or(|path| overlap(at, path)))
             .collect();
-        let absent = || path.is_some() && here.is_empty() && base < around.floor && doc.last.0 > base;
+        let covered = |path: &Path| doc.plain().keys().any(|leaf| path.starts_with(leaf));
+        let absent = || path.is_some_and(|path| !covered(path)) && base < around.floor && doc.last.0 > base;
         here.iter().any(|(_, stamp)| foreign(stamp))
             || doc.deleted.as_ref().is_some_and(foreign)
             || (path.is_none() && (foreign(&doc.born) || foreign(&doc.last)))

@@ -84,6 +84,8 @@ pub(crate) struct World {
     pub(crate) seen: Vec<Position>,
     pub(crate) sent: BTreeMap<(u64, u64), Sent>,
     pub(crate) clock: u64,
+    /// Documents that the space may have.
+    pub(crate) most_docs: Option<u64>,
     /// The clock by which the group was committed that is judged.
     pub(crate) committed_ms: u64,
     pub(crate) ids: u64,
@@ -106,6 +108,7 @@ impl World {
             seen: vec![Position::START],
             sent: BTreeMap::new(),
             clock: 1_000_000,
+            most_docs: seed.is_multiple_of(2).then_some(5),
             committed_ms: 0,
             ids: 0,
             lives: 0,

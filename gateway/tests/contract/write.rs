@@ -7,7 +7,7 @@ use crate::world::{Past, Result, Sent, World, end_of, held, user};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tidegate::auth::{DevAuthoriser, Identity};
-use tidegate::engine::{Plan, Planner, Refusal, Report, WriteBody, WriteRequest};
+use tidegate::engine::{Plan, Planner, Quota, Refusal, Report, WriteBody, WriteRequest};
 use tidegate::store::{Action, Outcome, Prepared, SpaceState, planned_index};
 use tidegate_protocol::{
     ClientId, Code, ConflictUnit, DocPath, Epoch, Limits, Mid, MutationKey, Policy, Position, Seq, WriteHead, Writer,
@@ -128,7 +128,11 @@ impl World {
         self.clock = self.clock + self.dice.bits() % 50 - if self.dice.percent(10) { 40 } else { 0 };
         let clock = self.clock;
         let (rules, limits, space) = (DevAuthoriser, Limits::default(), self.space.clone());
-        let mut planner = Planner::new(&rules, &limits, &space, docs, cut, clock);
+        let quota = Quota {
+            space_docs: self.most_docs,
+            ..Quota::default()
+        };
+        let mut planner = Planner::new(&rules, &limits, &space, docs, cut, clock).within(quota, 0);
         let mut items: Vec<Prepared> = vec![];
         let mut reports: Vec<Report> = vec![];
         for sent in &group {
@@ -184,9 +188,19 @@ impl World {
                 _ => {}
             }
             let applied = matches!(outcome, Outcome::Applied { .. } | Outcome::Refused { .. });
+            let disturbed = interloper || !as_planned;
             as_planned &= applied;
             let seqs: Vec<Option<Seq>> = outcomes.iter().map(seq_of).collect();
-            self.check(&sent, expected, outcome, &items[index], &reports[index], &state, &seqs);
+            self.check(
+                &sent,
+                expected,
+                outcome,
+                &items[index],
+                &reports[index],
+                &state,
+                &seqs,
+                disturbed,
+            );
         }
         again
     }
@@ -235,7 +249,13 @@ impl World {
         report: &Report,
         state: &SpaceState,
         seqs: &[Option<Seq>],
+        disturbed: bool,
     ) {
+        let docs = self.truth.docs.plain().len() as u64;
+        let over = |after: usize, most: Option<u64>| {
+            let after = after as u64;
+            after > docs && most.is_some_and(|most| after > most)
+        };
         match (expected, outcome) {
             (Expect::Unknown, Outcome::ClientUnknown) => self.cover.hit("unknown client"),
             (Expect::Erased, Outcome::ClientUnknown) => self.cover.hit("mutation of an erased client"),
@@ -277,6 +297,11 @@ impl World {
                 }
                 let judged = self.judge(sent, state, *at);
                 assert_eq!(judged.refused, None, "applied");
+                let after = self.truth.docs.plain().len();
+                assert!(
+                    disturbed || !over(after, self.most_docs),
+                    "more documents than there may be"
+                );
                 self.note(&judged, sent, state, report, seqs);
                 self.ids += 1;
                 self.truth.history.push(Past {
@@ -292,6 +317,15 @@ impl World {
                 let Action::Refuse { code, .. } = &item.action else {
                     panic!("{item:?}")
                 };
+                if *code == Code::TooLarge {
+                    let before = self.truth.docs.clone();
+                    let judged = self.judge(sent, state, self.clock);
+                    let after = std::mem::replace(&mut self.truth.docs, before).plain().len();
+                    assert_eq!(judged.refused, None, "nothing else is wrong");
+                    assert!(disturbed || over(after, self.most_docs), "there is room");
+                    self.cover.hit("refused over a quota");
+                    return self.keep(sent, Some(*code), *position);
+                }
                 let judged = match &sent.mutation {
                     Some(_) => self.judge(sent, state, self.clock),
                     None => Judged {

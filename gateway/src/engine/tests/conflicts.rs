@@ -231,6 +231,29 @@ fn ops_on_the_document_conflict_also_with_a_removal_whose_tombstone_is_collected
 }
 
 #[test]
+fn a_map_conflicts_with_the_removal_of_something_below_it_whose_tombstone_is_collected() {
+    for collected in [false, true] {
+        // Of `a` something else is left, which nobody has touched since.
+        let mut bench = Bench::default();
+        bench.apply(
+            1,
+            body(vec![set("n", &[("a.b", int(1)), ("a.c", int(1)), ("x", int(1))])]),
+        );
+        let base = bench.head();
+        bench.apply(2, body(vec![unset("n", &["a.c"])]));
+        if collected {
+            bench.model.raise_floor(&space(), bench.head().seq);
+        }
+        let ours = |path: &str| existing(set("n", &[(path, map(&[("b", int(2)), ("c", int(2))]))]));
+        let (code, _) = bench.refuse(3, based(base, Some(Policy::Reject), vec![ours("a")]));
+        assert_eq!(code, Code::Conflict);
+        // Where a leaf stands, nothing below it can have gone since.
+        let leaf = existing(set("n", &[("x", int(2)), ("a.b", int(2))]));
+        bench.apply(3, based(base, Some(Policy::Reject), vec![leaf]));
+    }
+}
+
+#[test]
 fn a_large_leaf_that_many_units_meet_is_logged_once() {
     let large = Value::str(&"x".repeat(100_000));
     let (mut bench, base) = contested(vec![set("n", &[("c", large.clone())])]);

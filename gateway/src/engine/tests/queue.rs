@@ -59,6 +59,9 @@ impl Store for Faulty {
     }
 
     async fn read(&self, space: &SpaceId, docs: &[DocPath]) -> Result<ReadCut, StoreError> {
+        if docs.contains(&doc("damaged")) {
+            return Err(StoreError::Damaged("a test".into()));
+        }
         self.model.read(space, docs).await
     }
 
@@ -598,5 +601,43 @@ async fn a_clock_that_was_once_far_ahead_makes_no_client_old() {
     let cut = rig.store.model.read(&space(), &[doc("n")]).await.expect("answers");
     let at = Value::timestamp(tidegate_protocol::Timestamp::from_ms(AHEAD));
     assert_eq!(cut.docs[0].cells[&field("at")].value, Some(at));
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_document_holds_up_nobody_but_those_who_write_to_it() {
+    let mut rig = Rig::new([], EngineConfig::default());
+    let write = |name: &str| vec![set(name, &[("x", int(1))])];
+    rig.submit(1, 1, write("n"));
+    rig.submit(2, 1, write("n"));
+    rig.submit(1, 2, write("damaged"));
+    rig.submit(2, 2, write("damaged"));
+    rig.submit(1, 3, write("m"));
+    rig.submit(2, 3, write("m"));
+    rig.submit(3, 1, write("m"));
+    let mut acked = BTreeMap::<u64, Vec<u64>>::new();
+    let mut refused = BTreeMap::<u64, Vec<Code>>::new();
+    for _ in 0..7 {
+        loop {
+            match rig.event().await {
+                Event::Published(_) => {}
+                Event::Answered(client, WriteReply::Ack(ack)) => {
+                    acked.entry(client).or_default().push(ack.mid.get());
+                    break;
+                }
+                Event::Answered(client, WriteReply::Reject(reject)) => {
+                    refused.entry(client).or_default().push(reject.code);
+                    break;
+                }
+            }
+        }
+    }
+    assert_eq!(acked, BTreeMap::from([(1, vec![1]), (2, vec![1]), (3, vec![1])]));
+    let both = vec![Code::Unavailable, Code::OutOfOrder];
+    assert_eq!(refused, BTreeMap::from([(1, both.clone()), (2, both)]));
+    // Order is kept: what came behind is applied once what was damaged is settled.
+    rig.submit(1, 2, write("o"));
+    rig.submit(1, 3, write("m"));
+    assert_eq!((rig.acked().await, rig.acked().await), (4, 5));
     rig.end().await;
 }
