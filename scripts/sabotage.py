@@ -466,7 +466,7 @@ RULES = {
     ),
     "files looked over before they are opened": (
         "gateway/src/store/embedded/disk.rs",
-        "        trees::check(&home.database())?;\n",
+        "        trees::check(&home.database(), found == FORMAT)?;\n",
         "",
         FAULTS,
         "damaged::whatever_file_is_damaged_or_gone_a_gateway_names_it_does_not_start_and_touches_nothing",

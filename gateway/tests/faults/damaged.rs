@@ -46,7 +46,7 @@ async fn data(folder: &Path) -> (PathBuf, u64) {
 }
 
 /// What a gateway says that must not start.
-fn refusal(data: &Path) -> String {
+fn refusal(data: &Path, title: &str) -> String {
     let mut command = cli::tidegate(&["serve", "--dev", "--listen", "127.0.0.1:0", "--data-dir"]);
     let child = command
         .arg(data)
@@ -58,7 +58,7 @@ fn refusal(data: &Path) -> String {
     let mut greeting = String::new();
     let out = process.0.stdout.take().unwrap();
     BufReader::new(out).read_line(&mut greeting).unwrap();
-    assert_eq!(greeting, "", "it serves");
+    assert_eq!(greeting, "", "{title}: it serves");
     let mut said = String::new();
     process.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!(process.0.wait().unwrap().code(), Some(1), "{said}");
@@ -68,7 +68,7 @@ fn refusal(data: &Path) -> String {
 /// It must not start, say all of this, and touch nothing.
 fn refused(data: &Path, title: &str, names: &[&str]) {
     let before = fingerprint(data);
-    let said = refusal(data);
+    let said = refusal(data, title);
     assert!(
         names.iter().all(|name| said.contains(name)),
         "{title}: {names:?}: {said}"

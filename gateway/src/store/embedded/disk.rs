@@ -192,9 +192,11 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// Opens the database. `durability` says what its journals may lack after a power cut.
-    pub(super) fn open(home: &Home, durability: Durability) -> Result<Self, OpenError> {
-        trees::check(&home.database())?;
+    /// Opens the database, `found` in that format. `durability` says what its journals may lack after a
+    /// power cut.
+    pub(super) fn open(home: &Home, found: u32, durability: Durability) -> Result<Self, OpenError> {
+        // Tables that came with a later format are created now.
+        trees::check(&home.database(), found == FORMAT)?;
         journal::check(&home.database(), durability)?;
         let (db, tables) = open_database(&home.database())?;
         Ok(Self { tables, db })

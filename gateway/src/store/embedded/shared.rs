@@ -4,7 +4,7 @@
 //! as before: nothing of the failed write is visible in them. To open it again the writer needs it to
 //! itself, so reads begun meanwhile wait for a moment.
 
-use super::disk::{Disk, Home};
+use super::disk::{Disk, FORMAT, Home};
 use super::{Durability, OpenError, journal};
 use crate::store::StoreError;
 use parking_lot::{Condvar, Mutex};
@@ -41,7 +41,7 @@ impl Shared {
     }
 
     fn at((home, found): (Home, u32), durability: Durability) -> Result<Self, OpenError> {
-        let disk = Disk::open(&home, durability)?;
+        let disk = Disk::open(&home, found, durability)?;
         home.migrate(&disk, found)?;
         Ok(Self {
             disk: Mutex::new(Some(Arc::new(disk))),
@@ -97,7 +97,7 @@ impl Shared {
         let copies = journal::copy(&self.home.database()).map_err(|error| unopened(&error))?;
         self.close()?;
         copies.put().map_err(|error| unopened(&error))?;
-        let disk = Disk::open(&self.home, self.durability).map_err(|error| unopened(&error))?;
+        let disk = Disk::open(&self.home, FORMAT, self.durability).map_err(|error| unopened(&error))?;
         *self.disk.lock() = Some(Arc::new(disk));
         self.opened.notify_all();
         Ok(())

@@ -10,6 +10,8 @@
 //! blocks: a header with checksums, and bytes.
 
 use super::OpenError;
+use super::disk::Table;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::FileExt as _;
@@ -20,20 +22,46 @@ use xxhash_rust::xxh3::xxh3_128;
 const MARKER: [u8; 4] = *b"FJL\x03";
 /// The tree of the trees' names and settings; those of the tables follow it.
 const NAMES: u64 = 0;
-/// The last of the tables' that were created with the database; later ones are when it is opened.
-const LAST: u64 = 9;
+/// The last of the tables' trees that every database has had from the start.
+const FIRST_TABLES: u64 = 9;
 const HEADER: usize = 33;
 const BLOCK: [u8; 4] = *b"LSM\x03";
 
-/// Checks the files of a database that is not open. Changes nothing.
-pub(super) fn check(database: &Path) -> Result<(), OpenError> {
+/// Checks the files of a database that is not open. Changes nothing. One that is `complete` has all tables
+/// of this version.
+pub(super) fn check(database: &Path, complete: bool) -> Result<(), OpenError> {
     let marker = database.join("version");
     if !read(&marker)?.starts_with(&MARKER) {
         return Err(damaged(&marker, "it is not the marker of a database"));
     }
     there(&database.join("lock"))?;
     let trees = database.join("keyspaces");
-    for id in NAMES..=LAST {
+    there(&trees)?;
+    let mut ids: BTreeSet<u64> = (NAMES..=FIRST_TABLES).collect();
+    if complete {
+        let at = |source| OpenError::Io {
+            path: trees.clone(),
+            source,
+        };
+        for entry in fs::read_dir(&trees).map_err(at)? {
+            // The database passes over what is no number.
+            ids.extend(
+                entry
+                    .map_err(at)?
+                    .file_name()
+                    .to_str()
+                    .and_then(|name| name.parse::<u64>().ok()),
+            );
+        }
+        // The numbers of later tables may have gaps.
+        let missing = (Table::ALL.len() + 1).saturating_sub(ids.len());
+        ids.extend(
+            (FIRST_TABLES + 1..)
+                .filter(|id| !trees.join(id.to_string()).exists())
+                .take(missing),
+        );
+    }
+    for id in ids {
         let tree = trees.join(id.to_string());
         there(&tree)?;
         check_tree(&tree, id == NAMES)?;
