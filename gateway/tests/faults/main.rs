@@ -14,6 +14,7 @@ mod damaged;
 #[path = "../support/disk.rs"]
 mod disk;
 mod full;
+mod killed;
 #[allow(dead_code, reason = "this binary uses a part of it")]
 #[path = "../e2e/support.rs"]
 mod support;
