@@ -19,6 +19,7 @@ impl Space {
     pub(crate) fn asks(&mut self, out: &mut Out, replica: usize, sub: &Sub) {
         self.must_report(out, replica);
         let of = &mut self.replicas[replica];
+        of.observed = true;
         if sub.client.is_some() {
             of.client = sub.client;
         }
@@ -282,7 +283,9 @@ impl Space {
         let of = &mut self.replicas[replica];
         let index = of.own.len();
         of.by_tag.insert(tag, index);
-        of.open.push(index);
+        if counts {
+            of.open.push(index);
+        }
         of.own.push(Own {
             tag,
             counts,
@@ -388,67 +391,96 @@ impl Space {
             }
         }
         self.stands_at(out, replica, position);
-        let covers = self.replicas[replica]
-            .held
-            .as_ref()
-            .map_or(Covers::All, |held| held.covers.clone());
-        let at = position.map_or(Some(START), |position| self.truth.resolve(position));
-        let Some(at) = at.filter(|at| self.truth.knows(*at)) else {
+        let covers = self.covered(replica);
+        let place = position.map_or(Some(START), |position| self.place(out, position));
+        let Some(at) = place else {
             out.counts().unverified += 1;
             return;
         };
-        let counter = self
-            .truth
-            .known_doc(workload::COUNTER)
-            .filter(|_| covers_counter(&covers));
-        let confirmed = counter.map_or(0, |id| count_in(self.truth.doc_at(at, id)));
-        let (mut certain, mut perhaps) = (0, 0);
+        let known = self.truth.knows(at);
+        let (mut open, mut perhaps) = (Vec::new(), 0);
         let aged = self.aged;
         let of = &mut self.replicas[replica];
+        let staged = !of.staged.is_empty();
         let (truth, tags) = (&self.truth, &self.tags);
-        of.open.retain(|open| {
-            let own = &of.own[*open];
-            if !own.counts {
-                return false;
-            }
+        of.open.retain(|index| {
+            let own = &of.own[*index];
             let applied = tags.get(&own.tag);
-            let is_in = applied.is_some_and(|applied| applied.at.iter().any(|node| truth.leads_to(*node, at)));
-            let copied = applied.is_some_and(|applied| applied.copied);
             let acked = own.fate == Some(Fate::Acked);
-            if copied || acked && (position.is_none() || aged.is_some_and(|aged| own.event < aged)) {
+            if applied.is_some_and(|applied| applied.copied)
+                || acked && (position.is_none() || aged.is_some_and(|aged| own.event < aged))
+            {
                 perhaps += 1;
-            } else if is_in {
-                // Acked and confirmed: it has left the overlay for good, unless it is lost and reported.
-                return !acked;
+            } else if acked && known && applied.is_some_and(|applied| applied.is_in(truth, at)) {
+                // It has left the overlay for good, unless it is lost and reported.
+                return false;
             } else if !own.covered {
-                certain += 1;
+                open.push(own.tag);
             }
             true
         });
+        let what = What::View {
+            count,
+            open,
+            perhaps,
+            staged,
+        };
+        self.step(
+            out,
+            Move {
+                who,
+                from: at,
+                to: at,
+                covers,
+                what,
+            },
+        );
+    }
+
+    /// Whether a view shows the count that is confirmed there, and of the open mutations each that is not in it.
+    pub(crate) fn judge_view(
+        &self,
+        out: &mut Out,
+        (who, at, covers): (Who, Node, &Covers),
+        count: i64,
+        open: &[Tag],
+        (perhaps, staged): (i64, bool),
+    ) {
+        let counter = self
+            .truth
+            .known_doc(workload::COUNTER)
+            .filter(|_| covers_counter(covers));
+        let confirmed = counter.map_or(0, |id| count_in(self.truth.doc_at(at, id)));
+        let is_in = |tag: &&Tag| self.tags.get(tag).is_some_and(|applied| applied.is_in(&self.truth, at));
+        let certain = (open.len() - open.iter().filter(is_in).count()).cast_signed() as i64;
         out.counts().views += 1;
         out.counts().overlaid_views += u64::from(certain > 0);
         out.counts().loose_views += u64::from(perhaps > 0);
         let expected = confirmed + certain;
         if count < expected || count > expected + perhaps {
-            let breach = match self.replicas[replica].staged.is_empty() {
-                false => Breach::StagedShown,
-                true if count < expected => Breach::NotCounted,
-                true => Breach::CountedTwice,
+            let breach = match staged {
+                true => Breach::StagedShown,
+                false if count < expected => Breach::NotCounted,
+                false => Breach::CountedTwice,
             };
             let text = format!("{who} shows {count}, should show {confirmed} confirmed and {certain} of its own");
-            self.breach(out, breach, position, text);
+            self.breach(out, breach, Some(self.truth.position(at)), text);
         }
     }
 
-    /// Whether a client is where what it was sent makes it.
+    fn covered(&self, replica: usize) -> Covers {
+        let held = self.replicas[replica].held.as_ref();
+        held.map_or(Covers::All, |held| held.covers.clone())
+    }
+
+    /// Whether a client is where what it was sent makes it. Of one whose connections nobody observes, what it says
+    /// is believed.
     fn stands_at(&mut self, out: &mut Out, replica: usize, position: Option<Position>) {
-        let held = self.replicas[replica].held.as_ref().map(|held| held.position);
-        if held != position {
-            let text = format!(
-                "{} says it is there, and was brought to {}",
-                self.who(replica),
-                short(held)
-            );
+        let of = &self.replicas[replica];
+        let held = of.held.as_ref().map(|held| held.position);
+        if of.observed && held != position {
+            let is = short(held);
+            let text = format!("{} says it is there, and was brought to {is}", self.who(replica));
             self.breach(out, Breach::Misplaced, position, text);
         }
     }
@@ -469,10 +501,7 @@ impl Space {
         named: Option<Breach>,
     ) {
         let who = self.who(replica);
-        let covers = self.replicas[replica]
-            .held
-            .as_ref()
-            .map_or(Covers::All, |held| held.covers.clone());
+        let covers = self.covered(replica);
         let Some(at) = position.map_or(Some(START), |position| self.truth.resolve(position)) else {
             out.counts().unverified += 1;
             return;

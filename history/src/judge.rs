@@ -7,6 +7,7 @@ use crate::report::{Breach, Out};
 use crate::space::{Move, Space, What};
 use crate::trace::{Who, short, short_writer};
 use crate::truth::{Covers, DocId, Node, Record, START, sum_of as doc_sum};
+use crate::workload;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tidegate_protocol::{Commit, DocChange, DocPath, Mid, Position, Writer};
@@ -34,7 +35,10 @@ impl Space {
             covers,
             what,
         } = step;
-        let whole = matches!(what, What::Reset(_) | What::State(_) | What::LastMid(..));
+        let whole = matches!(
+            what,
+            What::Reset(_) | What::State(_) | What::LastMid(..) | What::View { .. }
+        );
         if !self.truth.knows(to) || !whole && !self.truth.knows(from) {
             out.counts().unverified += 1;
             return;
@@ -56,6 +60,12 @@ impl Space {
             What::Delta(pages) => self.judge_pages(out, who, Some(from), to, &covers, &pages),
             What::Reset(pages) => self.judge_pages(out, who, None, to, &covers, &pages),
             What::LastMid(writer, last_mid) => self.judge_last_mid(out, who, to, writer, last_mid),
+            What::View {
+                count,
+                open,
+                perhaps,
+                staged,
+            } => self.judge_view(out, (who, to, &covers), count, &open, (perhaps, staged)),
             What::State(docs) => {
                 self.judge_state(out, who, to, &covers, &docs, None);
             }
@@ -372,6 +382,11 @@ impl Space {
             .filter_map(|(id, doc)| Some((self.truth.docs[id].path.clone(), doc?)))
             .collect();
         self.truth.anchor(at.epoch, at.seq, &docs);
+        for (path, _) in &docs {
+            if let Some(tag) = workload::tag_doc(path) {
+                self.tags.entry(tag).or_default().at.push(at);
+            }
+        }
         self.anchored = true;
         self.settle(out, at.epoch);
     }

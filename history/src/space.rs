@@ -43,11 +43,13 @@ pub(crate) struct Answer {
 pub(crate) struct Replica {
     pub(crate) installation: Installation,
     pub(crate) held: Option<Held>,
+    /// Whether it has subscribed on a connection that is observed.
+    pub(crate) observed: bool,
     /// Pages of a catch-up that is not complete, each with its cursor.
     pub(crate) staged: Vec<(Bytes, Vec<DocChange>)>,
     pub(crate) own: Vec<Own>,
     pub(crate) by_tag: Map<Tag, usize>,
-    /// Those of `own` that may have to be shown over the confirmed state.
+    /// The counting ones of `own` that may have to be shown over the confirmed state.
     pub(crate) open: Vec<usize>,
     /// The highest mid acked to each client.
     pub(crate) acked: Map<ClientId, Mid>,
@@ -88,6 +90,13 @@ pub(crate) struct Applied {
     pub(crate) copied: bool,
 }
 
+impl Applied {
+    /// Whether the state there holds it.
+    pub(crate) fn is_in(&self, truth: &Truth, at: Node) -> bool {
+        self.at.iter().any(|node| truth.leads_to(*node, at))
+    }
+}
+
 /// A step of a subscriber, to be judged once the true history is known up to its end.
 #[derive(Debug)]
 pub(crate) struct Move {
@@ -109,6 +118,14 @@ pub(crate) enum What {
     Reset(Vec<DocChange>),
     /// What `last_mid` said.
     LastMid(Writer, Option<Mid>),
+    /// What a local view counts, of the mutations that it may hold over the confirmed state, and of those of which
+    /// nobody can say.
+    View {
+        count: i64,
+        open: Vec<Tag>,
+        perhaps: i64,
+        staged: bool,
+    },
     /// What documents are there.
     State(crate::event::Docs),
 }
@@ -171,6 +188,7 @@ impl Space {
             self.replicas.push(Replica {
                 installation,
                 held: None,
+                observed: false,
                 staged: Vec::new(),
                 own: Vec::new(),
                 by_tag: Map::default(),
