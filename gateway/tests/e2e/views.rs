@@ -1,10 +1,9 @@
 //! What an app sees through the client library, over connections that break.
 
 use crate::support::*;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 use tidegate_client::{Client, Doc, Options, WriteError, fields};
+use tidegate_history::{Docs, Event, Fate, Installation, Tag, workload};
 use tidegate_protocol::ValueRef;
 
 fn client(addr: std::net::SocketAddr, user: &str) -> Client {
@@ -21,87 +20,150 @@ fn number(doc: &Doc) -> i64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_inc_is_never_counted_twice_in_a_local_view_also_when_connections_break() {
-    const CLIENTS: i64 = 6;
-    const EACH: i64 = 60;
+    const CLIENTS: u32 = 6;
+    const EACH: u64 = 40;
+    const ALL: u64 = CLIENTS as u64 * EACH;
     let gateway = Gateway::start().await;
     let cutter = Cutter::message_by_message(gateway.addr).await;
-    let issued = Arc::new(AtomicI64::new(0));
+    let judge = Judge::new();
+    // Somebody who is never cut off knows the true history, by which local views are judged.
+    let mut watcher = gateway.peer("watcher").await;
+    judge.follow(&mut watcher, CLIENTS, "watcher");
+    let mut truth = Replica::default();
+    watcher.follow("s", &mut truth, None).await;
     let mut tasks = tokio::task::JoinSet::new();
     for c in 0..CLIENTS {
-        let (addr, issued) = (cutter.addr, issued.clone());
+        let (addr, judge) = (cutter.addr, judge.clone());
         tasks.spawn(async move {
+            let installation = Installation(c);
             let client = client(addr, &format!("user{c}"));
-            let space = client.space("s").unwrap();
-            space.current().await.unwrap();
-            let doc = space.doc("count/all").unwrap();
-            let mut live = space.live();
-            let (mut own, mut last, mut samples) = (0, 0, 0);
-            let mut sample = |view: &Doc, own: i64| {
-                // The order matters: what is seen now was issued before the counter is read.
-                let seen = number(view);
-                let most = issued.load(Ordering::SeqCst);
-                assert!(seen <= most, "client {c} sees {seen} of {most} ever issued");
-                assert!(seen >= own, "client {c} sees {seen}, and has issued {own} itself");
-                assert!(
-                    seen >= last,
-                    "client {c} sees {seen} after {last}: something was taken back"
-                );
-                last = seen;
-                samples += 1;
-            };
-            let mut pending = Vec::new();
-            while own < EACH {
-                issued.fetch_add(1, Ordering::SeqCst);
-                pending.push(doc.inc("n", 1));
-                own += 1;
-                sample(&doc.view(), own);
-                let pause = tokio::time::sleep(Duration::from_millis(5 + (own * 7 + c * 3).cast_unsigned() % 20));
-                tokio::pin!(pause);
+            // As an app in the foreground does: however often connections broke, the next comes at once.
+            let awake = async {
                 loop {
-                    tokio::select! {
-                        () = &mut pause => break,
-                        update = live.next() => {
-                            update.unwrap();
-                            sample(&doc.view(), own);
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    client.wake_up();
+                }
+            };
+            let work = async {
+                let space = client.space("s").unwrap();
+                space.current().await.unwrap();
+                let name = space.name();
+                let counter = space.doc(workload::COUNTER).unwrap();
+                let mut live = space.live();
+                let sample = || {
+                    let (position, count) = (space.position(), number(&counter.view()));
+                    // Else the view may be that of either.
+                    if space.position() == position {
+                        let event = Event::Shown {
+                            installation,
+                            space: name,
+                            position,
+                            count,
+                            pairs: &[],
+                        };
+                        judge.observe(event);
+                    }
+                    count.cast_unsigned()
+                };
+                let mut pending = Vec::new();
+                for n in 0..EACH {
+                    let tag = Tag(u64::from(c) * EACH + n);
+                    let counting = space.mutation().inc(workload::COUNTER, workload::COUNT, 1);
+                    let sent = counting
+                        .set(&*format!("{}/{}", workload::TAGS, tag.0), fields! { "x" => 1 })
+                        .send();
+                    pending.push((tag, sent));
+                    judge.observe(Event::Issued {
+                        installation,
+                        space: name,
+                        tag,
+                        counts: true,
+                    });
+                    sample();
+                    let pause = tokio::time::sleep(Duration::from_millis(5 + (n * 7 + u64::from(c) * 3) % 20));
+                    tokio::pin!(pause);
+                    loop {
+                        tokio::select! {
+                            () = &mut pause => break,
+                            update = live.next() => {
+                                update.unwrap();
+                                sample();
+                            }
                         }
                     }
                 }
-            }
-            // Until everybody's have arrived.
-            while number(&doc.view()) < CLIENTS * EACH {
-                live.next().await.unwrap();
-                sample(&doc.view(), own);
-            }
-            for settled in pending {
-                settled.await.unwrap();
-                sample(&doc.view(), own);
-            }
-            assert_eq!(number(&doc.view()), CLIENTS * EACH);
-            assert!(!doc.view().pending());
+                // Until everybody's have arrived.
+                while sample() < ALL {
+                    live.next().await.unwrap();
+                }
+                for (tag, sent) in pending {
+                    sent.await.unwrap();
+                    let fate = Fate::Acked;
+                    judge.observe(Event::Settled {
+                        installation,
+                        space: name,
+                        tag,
+                        fate,
+                    });
+                    sample();
+                }
+                assert!(!counter.view().pending());
+                let docs = space
+                    .docs()
+                    .into_iter()
+                    .map(|doc| (doc.path().clone(), doc.leaves().unwrap().clone()));
+                (
+                    installation,
+                    space.position(),
+                    docs.collect::<Docs>(),
+                    space.queue().len(),
+                )
+            };
+            let end = tokio::select! {
+                end = tokio::time::timeout(3 * PATIENCE, work) => end.expect("no end"),
+                () = awake => unreachable!(),
+            };
             client.close().await;
-            samples
+            end
         });
     }
     let mut cuts = 0;
-    let mut samples = 0;
-    loop {
+    let mut ends = Vec::new();
+    while ends.len() < CLIENTS as usize {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(60 + cuts * 37 % 90)) => {
-                cutter.cut();
-                cuts += 1;
-                assert!(cuts < 400, "no end");
+                // Enough is enough: each cut has the gateway say again what did not arrive.
+                if cuts < 40 {
+                    cutter.cut();
+                    cuts += 1;
+                }
             }
-            done = tasks.join_next() => match done {
-                Some(count) => samples += count.unwrap(),
-                None => break,
-            }
+            Some(done) = tasks.join_next() => ends.push(done.unwrap()),
         }
     }
-    println!("{samples} samples, {cuts} times all connections cut");
-    assert!(samples > CLIENTS * EACH * 2 && cuts >= 5);
-    let mut replica = Replica::default();
-    gateway.peer("fresh").await.follow("s", &mut replica, None).await;
-    assert_eq!(replica.int("count/all", "n"), Some(CLIENTS * EACH));
+    watcher.reach(&mut truth, ALL).await;
+    let space = &"s".parse().unwrap();
+    let (position, docs) = (truth.at, &truth.by_path());
+    judge.observe(Event::Rest { space, position, docs });
+    for (installation, position, docs, queued) in &ends {
+        let (installation, position, queued) = (*installation, *position, *queued);
+        judge.observe(Event::AtRest {
+            installation,
+            space,
+            position,
+            docs,
+            queued,
+        });
+    }
+    let counts = judge.verdict();
+    println!("{} views, {cuts} times all connections cut", counts.views);
+    assert_eq!(
+        (counts.commits, counts.fates, counts.at_rest),
+        (ALL, ALL, CLIENTS.into())
+    );
+    assert_eq!(counts.unverified, 0);
+    assert!(counts.views > ALL * 2 && counts.overlaid_views > ALL && cuts >= 5);
+    gateway.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
