@@ -205,6 +205,29 @@ fn a_path_longer_than_a_socket_may_have_works_too() {
 }
 
 #[test]
+fn a_restore_that_was_killed_leaves_no_store_and_can_be_done_again() {
+    let gateway = Gateway::start();
+    fill(&gateway);
+    let (file, fresh) = (gateway.folder().join("file"), gateway.folder().join("fresh"));
+    done(&gateway.data(), &["backup", plain(&file)]);
+    let bytes = fs::read(&file).expect("there");
+    let command = tidegate(&["restore", "-", "--data-dir", plain(&fresh)])
+        .stdin(Stdio::piped())
+        .spawn();
+    let mut restoring = Process(command.expect("it starts"));
+    let mut input = restoring.0.stdin.take().expect("piped");
+    // More than what waits on the way: some of it has been written to the new database.
+    input.write_all(&bytes[..bytes.len() - 1]).expect("written");
+    assert!(fresh.join("db.new").exists());
+    restoring.0.kill().expect("killed");
+    restoring.0.wait().expect("it ends");
+    let error = refused(&fresh, &["check"]);
+    assert!(error.contains("no store in"), "{error}");
+    done(&fresh, &["restore", plain(&file)]);
+    done(&fresh, &["check"]);
+}
+
+#[test]
 fn a_users_data_and_then_the_space_are_erased_with_a_gateway_running_and_without() {
     let mut gateway = Gateway::start();
     let data = gateway.data();
