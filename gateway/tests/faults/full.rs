@@ -150,7 +150,7 @@ async fn fill(reserve: u64) {
         assert!(writing.acked < 1_000, "it is full at some time");
     };
     println!("full after {} writes", writing.acked);
-    for _ in 0..20 {
+    for _ in 0..4 {
         assert_unavailable(&writing.send(&refused).await.expect_err("it is full"));
         writing.check(&served.whole().await);
         pause().await;

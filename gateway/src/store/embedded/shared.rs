@@ -21,12 +21,18 @@ const LAST_READS: Duration = Duration::from_secs(5);
 
 /// The database, and how to get at it.
 pub(super) struct Shared {
-    /// `None` while it is opened again, and after that has failed.
-    disk: Mutex<Option<Arc<Disk>>>,
+    state: Mutex<State>,
     opened: Condvar,
     durability: Durability,
     // Last: the directory is free only when the database is closed.
     home: Home,
+}
+
+struct State {
+    /// `None` while it is opened again, and after that has failed.
+    disk: Option<Arc<Disk>>,
+    /// Whether it is being opened, so that it is worth waiting.
+    opening: bool,
 }
 
 impl Shared {
@@ -44,7 +50,10 @@ impl Shared {
         let disk = Disk::open(&home, found, durability)?;
         home.migrate(&disk, found)?;
         Ok(Self {
-            disk: Mutex::new(Some(Arc::new(disk))),
+            state: Mutex::new(State {
+                disk: Some(Arc::new(disk)),
+                opening: false,
+            }),
             opened: Condvar::new(),
             durability,
             home,
@@ -54,19 +63,20 @@ impl Shared {
     /// The database, for a read or a batch. Not to be kept: opening it again waits for the last handle.
     /// May block for some seconds.
     pub(super) fn disk(&self) -> Result<Arc<Disk>, StoreError> {
-        let mut disk = self.disk.lock();
-        self.opened.wait_while_for(&mut disk, |disk| disk.is_none(), READ_WAITS);
-        disk.clone().ok_or_else(closed)
+        let mut state = self.state.lock();
+        self.opened
+            .wait_while_for(&mut state, |state| state.opening, READ_WAITS);
+        state.disk.clone().ok_or_else(closed)
     }
 
     /// Whether the database is wanted to be opened again: a long read then ends.
     pub(super) fn is_closing(&self) -> bool {
-        self.disk.lock().is_none()
+        self.state.lock().opening
     }
 
     /// Whether the database takes writes, as far as it knows.
     pub(super) fn takes_writes(&self) -> Result<(), StoreError> {
-        let disk = self.disk.lock().clone();
+        let disk = self.state.lock().disk.clone();
         disk.ok_or_else(closed)?.takes_writes()
     }
 
@@ -96,19 +106,26 @@ impl Shared {
         // Before the database that still answers reads is given up: the disk must take writes again.
         let copies = journal::copy(&self.home.database()).map_err(|error| unopened(&error))?;
         self.close()?;
-        copies.put().map_err(|error| unopened(&error))?;
-        let disk = Disk::open(&self.home, FORMAT, self.durability).map_err(|error| unopened(&error))?;
-        *self.disk.lock() = Some(Arc::new(disk));
+        let put = copies.put().map_err(|error| unopened(&error));
+        let opened =
+            put.and_then(|()| Disk::open(&self.home, FORMAT, self.durability).map_err(|error| unopened(&error)));
+        let mut state = self.state.lock();
+        state.opening = false;
         self.opened.notify_all();
+        state.disk = Some(Arc::new(opened?));
         Ok(())
     }
 
     /// Closes the database as soon as no read uses it.
     #[expect(clippy::disallowed_methods, reason = "the writer's own thread")]
     fn close(&self) -> Result<(), StoreError> {
-        let Some(mut disk) = self.disk.lock().take() else {
-            return Ok(());
+        let taken = {
+            let mut state = self.state.lock();
+            state.opening = true;
+            state.disk.take()
         };
+        // It is closed already where opening it failed before.
+        let Some(mut disk) = taken else { return Ok(()) };
         let begun = Instant::now();
         loop {
             disk = match Arc::try_unwrap(disk) {
@@ -116,7 +133,10 @@ impl Shared {
                 Err(shared) => shared,
             };
             if begun.elapsed() > LAST_READS {
-                *self.disk.lock() = Some(disk);
+                *self.state.lock() = State {
+                    disk: Some(disk),
+                    opening: false,
+                };
                 self.opened.notify_all();
                 return Err(StoreError::Unavailable(
                     "a read still uses the database that is to be opened again".to_owned(),
