@@ -22,6 +22,7 @@ COMMIT = "gateway/src/store/embedded/commit.rs"
 CHANGES = "gateway/src/store/embedded/changes.rs"
 COLLECT = "gateway/src/store/embedded/collect.rs"
 EVALUATE = "gateway/src/engine/evaluate.rs"
+BROKEN = ["-p", "tidegate-history", "--test", "broken"]
 CONTRACT = ["-p", "tidegate", "--test", "contract"]
 FAULTS = ["-p", "tidegate", "--test", "faults"]
 
@@ -470,6 +471,34 @@ RULES = {
         "",
         FAULTS,
         "damaged::whatever_file_is_damaged_or_gone_a_gateway_names_it_does_not_start_and_touches_nothing",
+    ),
+    "checker: the order in real time": (
+        "history/src/space.rs",
+        "            if self.truth.leads_to(here, after) {",
+        "            if false {",
+        BROKEN,
+        "store::the_order_in_real_time_reads_and_bases_bind_a_mutation",
+    ),
+    "checker: nothing left out": (
+        "history/src/judge.rs",
+        "        if from == to {\n            return None;\n        }\n        let missed",
+        "        if from.seq <= to.seq {\n            return None;\n        }\n        let missed",
+        BROKEN,
+        "stream::a_dropped_change_is_a_gap",
+    ),
+    "checker: the state at the end of a catch-up": (
+        "history/src/judge.rs",
+        "        if sum == self.truth.sum_at(to, covers) {",
+        "        if sum == sum {",
+        BROKEN,
+        "catch_up::",
+    ),
+    "checker: each own mutation in a view, once": (
+        "history/src/app.rs",
+        "        if count < expected || count > expected + perhaps {",
+        "        if count < 0 {",
+        BROKEN,
+        "views::",
     ),
 }
 
