@@ -11,11 +11,14 @@ use crate::sync::overlay::{LocalDoc, Overlay};
 use crate::sync::queue::{Identity, Mutation, MutationId, QUEUED, Queue};
 use crate::sync::replica::Replica;
 use crate::sync::{Entropy, Now};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tidegate_protocol::{ClientId, Code, Collection, DocPath, Limits, Mid, Op, Policy, Position, SpaceId, Write};
 
 /// Bytes of mutations that may wait in a space. Over it, a mutation is refused `too_large`.
 const QUEUED_BYTES: usize = 64 << 20;
+
+/// Ended epochs remembered.
+const ENDED: usize = 64;
 
 /// A mutation as an app asks for it.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -58,6 +61,9 @@ pub struct Space {
     /// What the gateway says to any before it is passed over: its `from` names the position that the
     /// confirmed state has to stand at when it begins.
     sent: Option<Sent>,
+    /// Epochs that the confirmed state has gone through since its last catch-up by pages, each up to its end: an
+    /// ack of one may still come. At most [`ENDED`]; an older one's ack is settled by the next catch-up.
+    ended: VecDeque<Position>,
     /// Whether the confirmed state follows the gateway.
     live: bool,
     denied: Option<Code>,
@@ -93,6 +99,7 @@ impl Space {
             overlay,
             wanted: None,
             sent: None,
+            ended: VecDeque::new(),
             live: false,
             denied: None,
             not_before: None,

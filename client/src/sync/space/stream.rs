@@ -1,6 +1,6 @@
 //! The gateway's side of a space: subscriptions, the stream, answers, and what is done about loss.
 
-use super::{Sent, Space};
+use super::{ENDED, Sent, Space};
 use crate::sync::event::{Acked, Loss, LostMutation, NewIdReason, Refusal, SpaceEvent, WatchItem, WriteError};
 use crate::sync::queue::{Mutation, MutationId, SealWith};
 use crate::sync::replica::Violation;
@@ -144,6 +144,9 @@ impl Space {
         }
         let before = self.replica.position();
         let (mode, items) = self.replica.current(position)?;
+        if mode != Mode::Log {
+            self.ended.clear();
+        }
         self.standing_changed = true;
         let Some(sent) = &mut self.sent else { return Ok(()) };
         let first = !std::mem::replace(&mut sent.answered, true);
@@ -263,6 +266,12 @@ impl Space {
         let old = self.replica.position();
         self.replica.epoch(position)?;
         self.standing_changed = true;
+        if let Some(old) = old {
+            self.ended.push_back(Position::new(old.epoch, position.seq));
+            if self.ended.len() > ENDED {
+                self.ended.pop_front();
+            }
+        }
         self.events.push(SpaceEvent::Epoch(position));
         let of_old: Vec<_> = self
             .queue
@@ -318,7 +327,13 @@ impl Space {
             return;
         };
         let Some(id) = answered.id else { return };
-        self.queue.accept(id, ack.position, now.wall_ms);
+        let gone_through = |ended: &&Position| ended.epoch == ack.position.epoch && ack.position.seq <= ended.seq;
+        let position = match (self.ended.iter().find(gone_through), self.replica.position()) {
+            // Of an epoch that ended since: it counts as the present one's.
+            (Some(_), Some(present)) => Position::new(present.epoch, ack.position.seq),
+            _ => ack.position,
+        };
+        self.queue.accept(id, position, now.wall_ms);
         self.touch(id);
         self.confirm_position();
         if self.queue.get(id).is_some_and(|m| !m.overlaid) {
