@@ -254,7 +254,7 @@ impl Engine {
             (pending.unknown > 0 && kept.refused.is_none()).then_some(kept.position)
         };
         let missed = repeats.iter().filter_map(missed).min_by_key(|position| position.seq);
-        self.publish_all(space, &lineage, commits, missed).await;
+        self.publish_all(space, &lineage, commits, missed, !repeats.is_empty()).await;
         answers.into_iter().for_each(|(pending, answer)| pending.give(answer));
         self.repeat(space, repeats).await;
         again
@@ -269,6 +269,7 @@ impl Engine {
         lineage: &Lineage,
         mut commits: Vec<LogEntry>,
         missed: Option<Position>,
+        repeats: bool,
     ) {
         if let Some(first) = missed {
             let before = Seq::new(first.seq.get().saturating_sub(1)).unwrap_or(Seq::ZERO);
@@ -287,7 +288,8 @@ impl Engine {
                 Ok(LogReply::Trimmed | LogReply::Reset(_)) | Err(_) => {}
             }
         }
-        if !commits.is_empty() {
+        // Of a repeat's epoch the hub may never have heard, and an answer of it would not wait for its change.
+        if !commits.is_empty() || repeats {
             self.publish.publish(space, lineage, &commits);
         }
     }

@@ -109,6 +109,7 @@ impl Inner {
             self.stash(commits);
             return Found::Repeat;
         }
+        let before = self.position;
         if !self.adopt(lineage) {
             return Found::Lost;
         }
@@ -116,7 +117,6 @@ impl Inner {
             // News of an epoch before the present one: never applied, the log has what is valid of it.
             return Found::Gap;
         }
-        let before = self.position;
         self.stash(commits);
         self.advance();
         if !self.ahead.is_empty() {
@@ -138,10 +138,25 @@ impl Inner {
             return false;
         }
         self.lineage = lineage.clone();
+        self.part();
         // They may be of the epoch before, beyond its end.
         self.ahead.clear();
         self.advance();
         true
+    }
+
+    /// Ends the subscriptions that stand where the lineage does not lead: one that went live ahead of the hub may
+    /// have been brought what is lost now. The others go on.
+    fn part(&mut self) {
+        let lineage = &self.lineage;
+        for group in &mut self.groups {
+            let lost = group.members.extract_if(.., |_, member| !lineage.holds(member.at, member.at.seq));
+            for (_, member) in lost {
+                let (sub, at) = (member.sub, member.at);
+                member.end().behind(sub, at);
+            }
+        }
+        self.groups.retain(|group| !group.members.is_empty());
     }
 
     fn stash(&mut self, commits: &[LogEntry]) {

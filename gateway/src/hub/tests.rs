@@ -252,6 +252,18 @@ fn news_of_a_lost_history_are_never_applied() {
 }
 
 #[test]
+fn a_subscriber_that_was_brought_beyond_the_end_of_its_epoch_catches_up_anew() {
+    let mut rig = Rig::at(at(1, 3), &[(1, 0)]);
+    let (ahead, live) = rig.join(at(1, 4), &[(1, 0)], None);
+    let (with, _) = rig.join(at(1, 3), &[(1, 0)], None);
+    assert!(live, "ahead of the hub");
+    rig.publish(&[(1, 0), (2, 3)], &commits(4..=5));
+    assert_eq!(rig.seen(ahead), ".", "its 4 is lost, and 5 does not follow it");
+    assert_eq!(*rig.tapes[ahead].1.lock(), [at(1, 4)]);
+    assert_eq!(rig.seen(with), ". E2@3 4 5");
+}
+
+#[test]
 fn an_answer_waits_for_its_change_and_out_of_view_for_a_progress_that_covers_it() {
     let mut rig = Rig::at(at(1, 0), &[(1, 0)]);
     let (all, _) = rig.join(at(1, 0), &[(1, 0)], None);

@@ -50,7 +50,7 @@ impl CatchUp {
         let mut pause = Duration::from_millis(50);
         let mut from = self.start();
         loop {
-            match self.attempt(&from).await {
+            match self.attempt(&mut from).await {
                 Ok(Step::Live(lease)) => return lease,
                 Ok(Step::Again(next)) => from = next,
                 Err(error) => {
@@ -87,10 +87,10 @@ impl CatchUp {
         }
     }
 
-    async fn attempt(&self, from: &From) -> Result<Step, StoreError> {
+    async fn attempt(&self, from: &mut From) -> Result<Step, StoreError> {
         let lease = self.node.hub.lease(&self.what.space).await?;
         match from {
-            From::At(position) => match self.by_log(lease, *position).await? {
+            From::At(position) => match self.by_log(lease, position).await? {
                 Logged::Live(lease) => Ok(Step::Live(lease)),
                 Logged::Elsewhere(lease, position) => self.by_scan(lease, Some(position), None).await,
                 Logged::Lost => Ok(Step::Again(From::Nothing)),
@@ -140,9 +140,9 @@ impl CatchUp {
         self.node.metrics.resets.with_label_values(&[label]).inc();
     }
 
-    /// Exact commits, if they are few and the log has them.
-    async fn by_log(&self, mut lease: Lease, from: Position) -> Result<Logged, StoreError> {
-        let mut at = from;
+    /// Exact commits, if they are few and the log has them. `at` moves with what has been sent, so that another
+    /// attempt does not send it again.
+    async fn by_log(&self, mut lease: Lease, at: &mut Position) -> Result<Logged, StoreError> {
         let mut begun = false;
         loop {
             let page = self.node.config.limits.page_bytes;
@@ -150,7 +150,7 @@ impl CatchUp {
             let reply = self
                 .node
                 .store
-                .log(&self.what.space, at, LOG_COMMITS, page, self.what.writer)
+                .log(&self.what.space, *at, LOG_COMMITS, page, self.what.writer)
                 .await?;
             let (commits, state, last_mid) = match reply {
                 LogReply::Commits {
@@ -158,7 +158,7 @@ impl CatchUp {
                     state,
                     last_mid,
                 } => (commits, state, last_mid),
-                LogReply::Trimmed => return Ok(Logged::Elsewhere(lease, at)),
+                LogReply::Trimmed => return Ok(Logged::Elsewhere(lease, *at)),
                 LogReply::Reset(reason) => {
                     self.count_reset(reason);
                     return Ok(Logged::Lost);
@@ -166,18 +166,18 @@ impl CatchUp {
             };
             if !begun {
                 if state.head.seq.get().saturating_sub(at.seq.get()) > LOG_MODE_COMMITS {
-                    return Ok(Logged::Elsewhere(lease, at));
+                    return Ok(Logged::Elsewhere(lease, *at));
                 }
                 self.begin(&lease, Mode::Log, state.head, false);
                 begun = true;
             }
-            let before = at;
-            at = self.send_commits(&lease, &commits, at, &state);
+            let before = *at;
+            *at = self.send_commits(&lease, &commits, *at, &state);
             if at.seq == state.head.seq && self.go_live(&mut lease, state.head, &state.lineage, last_mid) {
                 return Ok(Logged::Live(lease));
             }
             drop(turn);
-            if at == before {
+            if *at == before {
                 tokio::time::sleep(AGAIN).await;
             }
         }
