@@ -244,8 +244,12 @@ impl Space {
         let before = std::mem::replace(&mut of.held, held.clone());
         of.client = None;
         of.owes = None;
+        // Neither the last ack nor the last `current` need have been stored.
+        of.acked.clear();
+        for own in &mut of.own {
+            own.unsure |= std::mem::take(&mut own.covered);
+        }
         if copied {
-            of.acked.clear();
             return;
         }
         // What is stored is what was delivered, or less.
@@ -253,7 +257,9 @@ impl Space {
             Some(held) => self.truth.resolve(held.position),
             None => Some(START),
         };
+        // Of a purge that was not stored nothing is left.
         if let (Some(is), Some(was)) = (place(&held), place(&before))
+            && before.is_some()
             && !self.truth.leads_to(is, was)
             && !self.was_reset(&held)
         {
@@ -294,6 +300,7 @@ impl Space {
             lost: false,
             sent: None,
             covered: false,
+            unsure: false,
         });
     }
 
@@ -316,6 +323,8 @@ impl Space {
     pub(crate) fn lost(&mut self, out: &mut Out, replica: usize, client: ClientId, (from, through): (Mid, Mid)) {
         let of = &mut self.replicas[replica];
         of.owes = of.owes.filter(|(owed, _)| *owed != client);
+        // It has given that id up: what is still answered to it is no news.
+        of.client = of.client.filter(|present| *present != client);
         for own in &mut of.own {
             own.lost |= own.fate == Some(Fate::Acked)
                 && own
@@ -398,6 +407,7 @@ impl Space {
             return;
         };
         let known = self.truth.knows(at);
+        let hidden = !covers_counter(&covers);
         let (mut open, mut perhaps) = (Vec::new(), 0);
         let aged = self.aged;
         let of = &mut self.replicas[replica];
@@ -407,11 +417,18 @@ impl Space {
             let own = &of.own[*index];
             let applied = tags.get(&own.tag);
             let acked = own.fate == Some(Fate::Acked);
-            if applied.is_some_and(|applied| applied.copied)
-                || acked && (position.is_none() || aged.is_some_and(|aged| own.event < aged))
-            {
+            let is_in = known && applied.is_some_and(|applied| applied.is_in(truth, at));
+            let copied = applied.is_some_and(|applied| applied.copied);
+            // Acked, and its commit is of no history any more: whether that is reported is judged elsewhere.
+            let cut = |node: &Node| truth.record(*node).is_some_and(|record| record.cut);
+            let gone = acked && !is_in && applied.is_some_and(|a| !a.at.is_empty() && a.at.iter().all(cut));
+            let aged = acked && aged.is_some_and(|aged| own.event < aged);
+            // Without the counter in view nothing shows whose commits brought it here, and an edit that needs the
+            // counter shows nothing once the mutation that made it here is confirmed.
+            if copied || hidden || gone || aged || own.unsure || acked && position.is_none() {
                 perhaps += 1;
-            } else if acked && known && applied.is_some_and(|applied| applied.is_in(truth, at)) {
+                return !(hidden && is_in && acked);
+            } else if acked && is_in {
                 // It has left the overlay for good, unless it is lost and reported.
                 return false;
             } else if !own.covered {

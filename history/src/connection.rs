@@ -59,6 +59,9 @@ struct Subscription {
     covers: Covers,
     /// The latest gap: first and last seq that were left out, and the violation.
     missed: Option<(u64, u64, usize)>,
+    /// An ack that came before its change: where, and the violation. It is none if the subscription has fallen
+    /// behind and a catch-up begins next.
+    early: Option<(Node, Position, String)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -118,6 +121,10 @@ impl Connection {
         let replica = space.replica(self.installation);
         space.asks(out, replica, sub);
         let acked = sub.client.and_then(|client| space.replicas[replica].acked.get(&client));
+        // What still comes of one before is passed over: the replica stays at `from` until this one begins.
+        for before in self.subs.iter_mut().filter(|before| before.space == space.number) {
+            before.state = State::Ended;
+        }
         self.subs.push(Subscription {
             id: sub.id,
             space: space.number,
@@ -133,6 +140,7 @@ impl Connection {
             view: ViewId(0),
             covers: Covers::All,
             missed: None,
+            early: None,
         });
     }
 
@@ -189,17 +197,17 @@ impl Connection {
                 sub.current(out, spaces.at(sub.space), connection, mode, *position, *last_mid);
             }
             ServerMessage::Change(change) => {
-                if let Some((sub, space)) = self.numbered(spaces, change.n) {
+                if let Some((sub, space)) = self.numbered(out, spaces, change.n) {
                     sub.change(out, space, connection, change);
                 }
             }
             ServerMessage::Epoch { n, position } => {
-                if let Some((sub, space)) = self.numbered(spaces, *n) {
+                if let Some((sub, space)) = self.numbered(out, spaces, *n) {
                     sub.epoch(out, space, connection, *position);
                 }
             }
             ServerMessage::Progress { n, seq } => {
-                if let Some((sub, space)) = self.numbered(spaces, *n) {
+                if let Some((sub, space)) = self.numbered(out, spaces, *n) {
                     sub.progress(out, space, connection, *seq);
                 }
             }
@@ -226,10 +234,18 @@ impl Connection {
     }
 
     /// The subscription that a number stands for; none if it has ended.
-    fn numbered<'a>(&'a mut self, spaces: &'a mut Spaces, n: u32) -> Option<(&'a mut Subscription, &'a mut Space)> {
+    fn numbered<'a>(
+        &'a mut self,
+        out: &mut Out,
+        spaces: &'a mut Spaces,
+        n: u32,
+    ) -> Option<(&'a mut Subscription, &'a mut Space)> {
         let sub = &mut self.subs[*self.by_n.get(&n)?];
         (sub.state != State::Ended).then(|| {
             let space = spaces.at(sub.space);
+            if let Some((node, position, text)) = sub.early.take() {
+                space.breach_unless_lost(out, node, Breach::AckBeforeChange, Some(position), text);
+            }
             (sub, space)
         })
     }
@@ -253,6 +269,7 @@ impl Connection {
         }
         self.by_n.insert(begin.n, index);
         let sub = &mut self.subs[index];
+        sub.early = None;
         let known = covers.entry(begin.view).or_insert_with(|| sub.filter.clone());
         sub.covers = known.clone();
         sub.view = begin.view;
@@ -282,7 +299,8 @@ impl Connection {
             return;
         };
         let following = |sub: &&Subscription| sub.space == space.number && sub.state == State::Following;
-        let live = self.subs.iter().find(following).and_then(|sub| sub.at);
+        let index = self.subs.iter().position(|sub| following(&sub));
+        let live = index.and_then(|index| self.subs[index].at);
         let replica = space.replica(self.installation);
         let named = (flight.client, flight.writer, flight.mid);
         if !space.acked(out, replica, named, ack.position) {
@@ -297,7 +315,9 @@ impl Connection {
             && space.truth.leads_to(at, node)
         {
             let text = format!("connection {} stands at {}", self.id.0, short(Some(live)));
-            space.breach_unless_lost(out, node, Breach::AckBeforeChange, Some(ack.position), text);
+            if let Some(sub) = index.map(|index| &mut self.subs[index]) {
+                sub.early.get_or_insert((node, ack.position, text));
+            }
         }
     }
 

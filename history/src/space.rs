@@ -80,6 +80,8 @@ pub(crate) struct Own {
     pub(crate) sent: Option<(ClientId, Mid)>,
     /// A `last_mid` says that it is in the state, or was refused.
     pub(crate) covered: bool,
+    /// It was so before a restart, and that may not have been stored.
+    pub(crate) unsure: bool,
 }
 
 /// A counting mutation's documents in the true history.

@@ -25,7 +25,6 @@ fn nothing_is_found_in_good_histories_and_everything_is_judged() {
         "contested",
         "gets",
         "aged_losses",
-        "loose_views",
         "foreign_commits",
         "unverified",
         "violations",
