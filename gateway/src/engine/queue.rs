@@ -254,7 +254,8 @@ impl Engine {
             (pending.unknown > 0 && kept.refused.is_none()).then_some(kept.position)
         };
         let missed = repeats.iter().filter_map(missed).min_by_key(|position| position.seq);
-        self.publish_all(space, &lineage, commits, missed, !repeats.is_empty()).await;
+        self.publish_all(space, &lineage, commits, missed, !repeats.is_empty())
+            .await;
         answers.into_iter().for_each(|(pending, answer)| pending.give(answer));
         self.repeat(space, repeats).await;
         again

@@ -150,7 +150,9 @@ impl Inner {
     fn part(&mut self) {
         let lineage = &self.lineage;
         for group in &mut self.groups {
-            let lost = group.members.extract_if(.., |_, member| !lineage.holds(member.at, member.at.seq));
+            let lost = group
+                .members
+                .extract_if(.., |_, member| !lineage.holds(member.at, member.at.seq));
             for (_, member) in lost {
                 let (sub, at) = (member.sub, member.at);
                 member.end().behind(sub, at);
