@@ -105,11 +105,11 @@ RULES = {
     ),
     "publish before answer": (
         "gateway/src/engine/queue.rs",
-        "        self.publish_all(space, &lineage, commits, missed).await;\n"
+        "        self.publish_all(space, &lineage, commits, missed, !repeats.is_empty())\n            .await;\n"
         "        answers.into_iter().for_each(|(pending, answer)| pending.give(answer));\n",
         "        answers.into_iter().for_each(|(pending, answer)| pending.give(answer));\n"
         "        tokio::task::yield_now().await;\n"
-        "        self.publish_all(space, &lineage, commits, missed).await;\n",
+        "        self.publish_all(space, &lineage, commits, missed, !repeats.is_empty())\n            .await;\n",
         LIB,
         "engine::tests::queue::a_group_is_committed_in_order_published_in_one_call_and_then_answered",
     ),
