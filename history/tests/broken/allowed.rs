@@ -1,8 +1,9 @@
 //! What is no breach, and what a violation tells.
 
 use crate::spoil::*;
-use crate::world::{E, Kind, judge};
-use tidegate_history::Fate;
+use crate::world::{E, Kind, doc, judge, mid, path, seq};
+use tidegate_history::Breach::*;
+use tidegate_history::{Docs, Fate, plain};
 use tidegate_protocol::*;
 
 #[test]
@@ -53,4 +54,136 @@ fn a_violation_comes_with_both_histories() {
         text.contains("connection 2 <- c 3 of"),
         "what the subscriber saw: {text}"
     );
+}
+
+/// A subscription by somebody else, from a position or nowhere, caught up in this mode.
+fn subscribes(
+    from: Option<(Position, ViewId)>,
+    (mode, view): (Mode, ViewId),
+    pages: Vec<DocChange>,
+    end: Position,
+) -> Vec<E> {
+    let (id, connection) = (80, 80);
+    let from = from.map(|(position, view)| ResumeFrom {
+        position,
+        view,
+        cursor: None,
+    });
+    let sub = Sub {
+        id,
+        space: crate::world::space(),
+        client: None,
+        from,
+        filter: None,
+    };
+    let begin = Begin {
+        id,
+        n: 8,
+        mode,
+        view,
+        epoch: end.epoch,
+        resumed: false,
+    };
+    let cursor = bytes::Bytes::from_static(b"x");
+    let page = ServerMessage::Page {
+        id,
+        docs: pages,
+        cursor,
+    };
+    let current = ServerMessage::Current {
+        id,
+        position: end,
+        last_mid: None,
+    };
+    vec![
+        E::Connected(connection, 8),
+        E::Sent(connection, ClientMessage::Sub(sub)),
+        E::Received(connection, ServerMessage::Begin(begin)),
+        E::Received(connection, page),
+        E::Received(connection, current),
+    ]
+}
+
+#[test]
+fn an_erased_space_begins_anew_and_every_position_resets() {
+    let mut events = rich().events;
+    let standing = Some((Position::new(Epoch(1 << 48 | 0xe), seq(16)), ViewId(1)));
+    events.push(E::Replaced(8, standing));
+    let new = Epoch(0x77 << 48);
+    events.push(E::Erased(new, seq(16)));
+    let set = vec![(path("x"), Value::int(1))];
+    let docs = vec![DocChange {
+        doc: doc("notes/n9"),
+        kind: DocChangeKind::Whole(set),
+    }];
+    let commit = Commit {
+        seq: seq(17),
+        at: 1_000,
+        writer: Writer(4),
+        mid: mid(1),
+        docs: docs.clone(),
+    };
+    events.push(E::Commit(new, commit));
+    let end = Position::new(new, seq(17));
+    for (mode, expected) in [(Mode::Reset, &[][..]), (Mode::Delta, &[NotReset])] {
+        let mut events = events.clone();
+        events.extend(subscribes(standing, (mode, ViewId(1)), docs.clone(), end));
+        let held: Docs = [(doc("notes/n9"), [(path("x"), Value::int(1))].into())].into();
+        events.push(E::Rest(end, held.clone()));
+        events.push(E::AtRest(8, Some(end), held, 0));
+        is(&events, expected);
+    }
+    // What was there before is a ghost.
+    let mut left = docs;
+    left.push(DocChange {
+        doc: doc("notes/n1"),
+        kind: DocChangeKind::Whole(vec![]),
+    });
+    events.extend(subscribes(standing, (Mode::Reset, ViewId(1)), left, end));
+    is(&events, &[Ghost]);
+}
+
+#[test]
+fn rules_may_narrow_a_view_and_take_all_of_it_away() {
+    let world = rich();
+    let (end, view) = (world.head(), ViewId(44));
+    let all: Vec<DocChange> = world.docs().iter().map(whole).collect();
+    let pairs: Vec<DocChange> = all
+        .iter()
+        .filter(|change| change.doc.collection() == "pairs")
+        .cloned()
+        .collect();
+    let mut events = world.events;
+    events.push(E::Covers(view, vec![Collection::parse("pairs").unwrap()]));
+    let seen = |pages: &[DocChange]| {
+        let mut events = events.clone();
+        events.extend(subscribes(None, (Mode::Reset, view), pages.to_vec(), end));
+        events
+    };
+    is(&seen(&pairs), &[]);
+    is(&seen(&all), &[Ghost]);
+    is(&seen(&[]), &[WrongState]);
+    // Then it is denied, and forgets.
+    let mut events = seen(&pairs);
+    let denied = ServerMessage::Denied {
+        id: 80,
+        code: Code::Forbidden,
+        purge: true,
+    };
+    events.push(E::Received(80, denied));
+    events.push(E::Held(8, None, Docs::new()));
+    is(&events, &[]);
+    *events.last_mut().unwrap() = E::Held(8, Some(end), plain(&pairs));
+    is(&events, &[Misplaced, WrongState]);
+}
+
+fn whole((doc, leaves): (&DocPath, &std::collections::BTreeMap<FieldPath, Value>)) -> DocChange {
+    let leaves = leaves
+        .iter()
+        .map(|(path, value)| (path.clone(), value.clone()))
+        .collect();
+    DocChange {
+        doc: doc.clone(),
+        kind: DocChangeKind::Whole(leaves),
+    }
 }

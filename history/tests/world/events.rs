@@ -8,6 +8,8 @@ use tidegate_protocol::*;
 pub enum E {
     Epoch(Epoch, Position),
     FellBack(Position),
+    Erased(Epoch, Seq),
+    Covers(ViewId, Vec<Collection>),
     Commit(Epoch, Commit),
     Aged,
     Connected(u64, u32),
@@ -44,6 +46,14 @@ pub fn observe(checker: &mut Checker, event: &E) {
             after: *after,
         }),
         E::FellBack(head) => checker.observe(Event::FellBack { space, head: *head }),
+        E::Erased(epoch, start) => {
+            let (epoch, start) = (*epoch, *start);
+            checker.observe(Event::Erased { space, epoch, start });
+        }
+        E::Covers(view, collections) => checker.observe(Event::Covers {
+            view: *view,
+            collections: Some(collections),
+        }),
         E::Commit(epoch, commit) => checker.observe(Event::Commit {
             space,
             epoch: *epoch,
