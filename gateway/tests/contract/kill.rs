@@ -387,6 +387,10 @@ pub(crate) async fn verify(dir: &Path, acked: &Acked, ballast: usize, dice: &mut
     while Arc::strong_count(&store) > 1 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+    Arc::into_inner(store).expect("nobody else holds it").close();
+    let mut wrong = Vec::new();
+    let checked = embedded::check(dir, &mut |violation| wrong.push(violation));
+    assert_eq!(wrong, [], "every invariant holds of what was left: {checked:?}");
 }
 
 /// A seq with the epoch that it belongs to, as far as that is still known.
