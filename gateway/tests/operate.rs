@@ -193,6 +193,20 @@ fn the_control_socket_is_its_owners_and_goes_with_the_gateway() {
 }
 
 #[test]
+fn a_gateway_that_can_have_no_control_socket_serves_without() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    // In its place is what cannot be replaced.
+    fs::create_dir_all(data.join("control.sock/full")).expect("created");
+    let gateway = Gateway::on(&data);
+    gateway.run(&["set", "demo", "notes/n1", "a=1"]);
+    let error = refused(&data, &["backup", plain(&folder.path().join("file"))]);
+    assert!(error.contains("control socket"), "{error}");
+    let log = fs::read_to_string(data.with_extension("log")).expect("a log");
+    assert!(log.contains("no control socket"), "{log}");
+}
+
+#[test]
 fn a_path_longer_than_a_socket_may_have_works_too() {
     let folder = tempfile::tempdir().expect("a folder");
     let data = folder.path().join("x".repeat(120)).join("data");

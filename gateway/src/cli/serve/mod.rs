@@ -59,8 +59,13 @@ async fn run(args: &ServeArgs, plan: &Plan) -> Result<(), Failure> {
         .map_err(|e| format!("cannot open the store: {e}"))?
         .map_err(|e| e.to_string())?;
     let store = Arc::new(store);
+    // Not every file system has sockets; the gateway serves without.
     let control = Control::bind(&plan.data_dir)
-        .map_err(|e| format!("{}: cannot listen on the control socket: {e}", plan.data_dir.display()))?;
+        .inspect_err(|error| {
+            let dir = plan.data_dir.display();
+            tracing::warn!(%dir, %error, "no control socket: backup and erase need the gateway stopped");
+        })
+        .ok();
 
     let stop = CancellationToken::new();
     let parts = Parts {
@@ -81,7 +86,9 @@ async fn run(args: &ServeArgs, plan: &Plan) -> Result<(), Failure> {
     background.spawn(collect(store.clone(), env.clone()));
     background.spawn(stop_when_told(told()?, stop.clone()));
     let mut operators = JoinSet::new();
-    operators.spawn(control.run(store.clone(), env, stop.clone()));
+    if let Some(control) = control {
+        operators.spawn(control.run(store.clone(), env, stop.clone()));
+    }
 
     let mut out = io::stdout();
     out.write_all(words::up(plan, address, &call).as_bytes())?;
