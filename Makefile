@@ -11,11 +11,12 @@ SEEDS ?= 500
 KILLS ?= 50
 CASES ?= 20000
 ROUNDS ?= 10
+SIM_SEEDS ?= 1000000
 
 STEP = @printf '\n==> %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help needs data test lint fmt tidy deny bench soak sabotage
+.PHONY: help needs data test lint fmt tidy deny bench sim soak sabotage
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,7 +71,12 @@ bench: ## Run the benchmarks, and print what they found as ratios (docs/PERFORMA
 	$(STEP) 'times the baseline'
 	@scripts/bench_ratios.py
 
-soak: data ## Run the contract suite with SEEDS seeds, the wire's properties with CASES cases, and the sabotage
+sim: ## Tell the story of a simulated history: make sim SEED=n
+	@cargo run --quiet --locked -p sim --example replay -- $(SEED)
+
+soak: data ## Run the contract suite with SEEDS seeds, SIM_SEEDS simulated histories, the wire's properties with CASES cases, and the sabotage
+	$(STEP) 'the simulator, $(SIM_SEEDS) seeds'
+	TIDEGATE_SIM_SEEDS=$(SIM_SEEDS) cargo test --release --locked -p sim --test seeds -- --nocapture
 	$(STEP) 'the contract suite, $(SEEDS) seeds, $(KILLS) kills'
 	TIDEGATE_CONTRACT_SEEDS=$(SEEDS) TIDEGATE_CONTRACT_KILLS=$(KILLS) cargo test --release --locked -p tidegate --test contract -- --nocapture
 	$(STEP) 'the wire, $(CASES) cases a property'

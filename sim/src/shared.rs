@@ -1,0 +1,241 @@
+//! What everything in a history shares: the plan and its randomness, the agenda of what happens when, the
+//! connections, the trace.
+
+use crate::coverage::Coverage;
+use crate::net::Link;
+use crate::plan::Plan;
+use crate::rng::Rng;
+use parking_lot::Mutex;
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+use tidegate::env::Env;
+use tidegate::store::{Lineage, LogEntry};
+use tidegate_history::Checker;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// The wall clock when a history begins, ms since 1970.
+const EPOCH_MS: u64 = 1_700_000_000_000;
+
+/// What is due at some time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Event {
+    /// The next step of the workload.
+    Step,
+    /// What was sent on a connection arrives at the gateway.
+    ToServer(usize),
+    /// … at the client.
+    ToClient(usize),
+    /// The gateway finds a connection gone.
+    ServerSees(usize),
+    /// The client finds a connection gone.
+    ClientSees(usize),
+    /// An attempt to connect ends.
+    Connect { install: usize, attempt: u64 },
+    /// A client looks at its deadlines.
+    Timer(usize),
+    /// A client starts again after a crash.
+    Boot(usize),
+    /// A node starts again.
+    NodeUp(usize),
+    /// A publication reaches another node.
+    Bus(usize),
+    /// Looks whether all has come to rest.
+    Rest,
+}
+
+struct Entry {
+    at: u64,
+    /// Chosen at random: what is due at the same time happens in any order.
+    tie: u64,
+    event: Event,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+impl Eq for Entry {}
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+/// The earliest is the greatest.
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.at, other.tie).cmp(&(self.at, self.tie))
+    }
+}
+
+/// A publication on its way to another node.
+pub(crate) struct Published {
+    pub(crate) to: usize,
+    pub(crate) space: usize,
+    pub(crate) lineage: Lineage,
+    pub(crate) commits: Vec<LogEntry>,
+}
+
+/// A digest of everything that happened, and on demand the story.
+#[derive(Default)]
+pub(crate) struct Trace {
+    digest: u64,
+    pub(crate) lines: Option<Vec<String>>,
+}
+
+impl Trace {
+    pub(crate) fn mix(&mut self, n: u64) {
+        self.digest = (self.digest.rotate_left(5) ^ n).wrapping_mul(0x517c_c1b7_2722_0a95);
+    }
+
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
+        let mut chunks = bytes.chunks_exact(8);
+        for chunk in &mut chunks {
+            let mut word = [0; 8];
+            word.copy_from_slice(chunk);
+            self.mix(u64::from_le_bytes(word));
+        }
+        chunks.remainder().iter().for_each(|byte| self.mix(u64::from(*byte)));
+        self.mix(bytes.len() as u64);
+    }
+
+    pub(crate) fn digest(&self) -> u64 {
+        self.digest
+    }
+}
+
+/// What is changed under the lock. It is never held while product code runs.
+pub(crate) struct Core {
+    pub(crate) rng: Rng,
+    pub(crate) plan: Plan,
+    pub(crate) cover: Coverage,
+    pub(crate) trace: Trace,
+    pub(crate) judge: Checker,
+    /// What was found wrong beside that.
+    pub(crate) failures: Vec<String>,
+    pub(crate) links: Vec<Link>,
+    pub(crate) bus: Vec<Option<Published>>,
+    pub(crate) store_down_until: u64,
+    /// By how much the wall clocks of all are ahead of the time that has passed.
+    pub(crate) months: u64,
+    /// By how much each node's is beside that.
+    pub(crate) node_skew: Vec<i64>,
+    agenda: BinaryHeap<Entry>,
+    /// Until when the scheduler sleeps.
+    sleeps_until: u64,
+}
+
+/// See [`Core`].
+pub(crate) struct Shared {
+    pub(crate) core: Mutex<Core>,
+    /// Something is due earlier than the scheduler knew when it went to sleep.
+    earlier: Notify,
+    start: Instant,
+}
+
+impl Shared {
+    pub(crate) fn new(rng: Rng, plan: Plan, tells: bool) -> Arc<Self> {
+        Arc::new(Self {
+            core: Mutex::new(Core {
+                rng,
+                cover: Coverage::default(),
+                trace: Trace {
+                    digest: 0,
+                    lines: tells.then(Vec::new),
+                },
+                judge: Checker::new(),
+                failures: Vec::new(),
+                links: Vec::new(),
+                bus: Vec::new(),
+                store_down_until: 0,
+                months: 0,
+                node_skew: vec![0; plan.nodes],
+                agenda: BinaryHeap::new(),
+                sleeps_until: 0,
+                plan,
+            }),
+            earlier: Notify::new(),
+            start: Instant::now(),
+        })
+    }
+
+    /// ms since the history began.
+    pub(crate) fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// ms since 1970, as everybody's clock would show it if it were right.
+    pub(crate) fn wall(&self, core: &Core) -> u64 {
+        EPOCH_MS + self.now() + core.months
+    }
+
+    /// Puts something on the agenda.
+    pub(crate) fn at(&self, core: &mut Core, at: u64, event: Event) {
+        let tie = core.rng.next();
+        core.agenda.push(Entry { at, tie, event });
+        if at < core.sleeps_until {
+            core.sleeps_until = 0;
+            self.earlier.notify_one();
+        }
+    }
+
+    /// The next thing that is due; the time passes until then. While it passes, the fleet runs.
+    pub(crate) async fn next(&self) -> Option<Event> {
+        loop {
+            let (at, yields) = {
+                let mut core = self.core.lock();
+                let at = core.agenda.peek()?.at;
+                core.sleeps_until = at;
+                // What is due at once happens before, after or amidst what the fleet has to do now.
+                (at, core.rng.below(3))
+            };
+            if at > self.now() {
+                tokio::select! {
+                    biased;
+                    () = self.earlier.notified() => continue,
+                    () = tokio::time::sleep_until(self.start + std::time::Duration::from_millis(at)) => {}
+                }
+            } else {
+                for _ in 0..yields {
+                    tokio::task::yield_now().await;
+                }
+            }
+            let mut core = self.core.lock();
+            core.sleeps_until = 0;
+            return core.agenda.pop().map(|entry| entry.event);
+        }
+    }
+}
+
+impl Core {
+    /// Something is wrong.
+    pub(crate) fn fail(&mut self, what: String) {
+        self.failures.push(what);
+    }
+
+    /// Adds to the story, if somebody reads it.
+    pub(crate) fn say(&mut self, now: u64, line: impl FnOnce() -> String) {
+        if let Some(lines) = &mut self.trace.lines {
+            lines.push(format!("{:>7}.{:03} s  {}", now / 1_000, now % 1_000, line()));
+        }
+    }
+}
+
+/// A node's clock and randomness.
+pub(crate) struct NodeEnv {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) node: usize,
+}
+
+impl Env for NodeEnv {
+    fn now_ms(&self) -> u64 {
+        let core = self.shared.core.lock();
+        self.shared.wall(&core).saturating_add_signed(core.node_skew[self.node])
+    }
+
+    fn random(&self) -> u64 {
+        self.shared.core.lock().rng.next()
+    }
+}
