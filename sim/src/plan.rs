@@ -88,7 +88,8 @@ impl Plan {
         faults(rng, 200, 6, Act::Stall);
         faults(rng, 350, 8, Act::CrashClient);
         // What is restored has to be kept first.
-        if rng.chance(150) {
+        let copies = rng.chance(150);
+        if copies {
             faults(rng, 1_000, 6, Act::Snapshot);
             faults(rng, 600, 3, Act::Clone);
             faults(rng, 600, 3, Act::RollBack);
@@ -106,8 +107,9 @@ impl Plan {
         // A loss that nobody hears of for longer than records are kept shows in nothing: not both.
         if rng.chance(350) {
             faults(rng, 1_000, 5, Act::Failover);
-        } else {
-            faults(rng, 150, 2, Act::Months);
+        } else if !copies {
+            // Nor with copies: once records have aged, a clone's first mutation is a new client's.
+            faults(rng, 180, 2, Act::Months);
         }
         let often = |rng: &mut Rng, rate, most| if rng.chance(rate) { rng.between(1, most) } else { 0 };
         let long = rng.chance(20);

@@ -1,6 +1,6 @@
 //! Thousands of histories, each of its own seed, on every core.
 //!
-//! `TIDEGATE_SIM_SEEDS` says how many (20,000), `TIDEGATE_SIM_FIRST` from which on (0). A failure names the
+//! `TIDEGATE_SIM_SEEDS` says how many (3,000), `TIDEGATE_SIM_FIRST` from which on (0). A failure names the
 //! lowest seed that was found wrong; `make sim SEED=n` tells its story.
 
 use sim::{Coverage, Simulator};
@@ -16,7 +16,7 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn every_promise_holds_in_every_history() {
     let first = number("TIDEGATE_SIM_FIRST").unwrap_or(0);
-    let seeds = number("TIDEGATE_SIM_SEEDS").unwrap_or(20_000);
+    let seeds = number("TIDEGATE_SIM_SEEDS").unwrap_or(3_000);
     let next = AtomicU64::new(0);
     let found = AtomicBool::new(false);
     let coverage = Mutex::new(Coverage::default());
