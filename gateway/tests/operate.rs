@@ -329,7 +329,12 @@ fn nothing_that_is_said_to_the_control_socket_harms_the_gateway() {
             socket
         })
         .collect();
-    done(&data, &["backup", plain(&gateway.folder().join("file"))]);
+    // The backup above, of which a line was read, may still be ending.
+    until("the next one's turn", || {
+        on(&data, &["backup", "--force", plain(&gateway.folder().join("file"))])
+            .status
+            .success()
+    });
     for mut socket in waiting {
         socket.set_read_timeout(Some(cli::PATIENCE)).expect("set");
         let mut line = String::new();
