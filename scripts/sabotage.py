@@ -18,6 +18,7 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 E2E = ["-p", "tidegate", "--test", "e2e"]
 LIB = ["-p", "tidegate", "--lib"]
+SIM = ["-p", "sim", "--test", "seeds"]
 COMMIT = "gateway/src/store/embedded/commit.rs"
 CHANGES = "gateway/src/store/embedded/changes.rs"
 COLLECT = "gateway/src/store/embedded/collect.rs"
@@ -499,6 +500,48 @@ RULES = {
         "        if count < 0 {",
         BROKEN,
         "views::",
+    ),
+    "sim: lineage": (
+        "gateway/src/store/lineage.rs",
+        'self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)',
+        '{ let _ = self.end_of(position.epoch, head); position.seq <= head }',
+        SIM,
+        "every_promise_holds_in_every_history",
+    ),
+    "sim: mid check": (
+        "gateway/src/store/model.rs",
+        '                if item.mid <= client.last {',
+        '                if item.mid <= client.last && false {',
+        SIM,
+        "every_promise_holds_in_every_history",
+    ),
+    "sim: born": (
+        "gateway/src/store/model.rs",
+        'after.filter(|after| header.born.seq <= *after) else {',
+        'after else {',
+        SIM,
+        "every_promise_holds_in_every_history",
+    ),
+    "sim: floor": (
+        "gateway/src/store/model.rs",
+        '        if self.floor > after.unwrap_or(begin.seq) {',
+        '        if false && self.floor > after.unwrap_or(begin.seq) {',
+        SIM,
+        "every_promise_holds_in_every_history",
+    ),
+    "sim: subscribe before read": (
+        "gateway/src/hub/space.rs",
+        'let Some(missed) = self.since(at) else { return false };',
+        'let missed = Vec::new();',
+        SIM,
+        "every_promise_holds_in_every_history",
+    ),
+    "sim: overlay": (
+        "client/src/sync/space/stream.rs",
+        '        if self.queue.set_overlaid(id, false) {\n            self.touch(id);',
+        '        if false {\n            self.touch(id);',
+        SIM,
+        "every_promise_holds_in_every_history",
     ),
 }
 
