@@ -142,6 +142,13 @@ RULES = {
         ["-p", "tidegate", "--test", "e2e"],
         "views::an_inc_is_never_counted_twice_in_a_local_view_also_when_connections_break",
     ),
+    "commits of forgotten epochs are not handed out": (
+        "gateway/src/store/embedded/read.rs",
+        "if trimmed || !state.lineage.names_all_after(after) {",
+        "if trimmed {",
+        ["-p", "tidegate", "--test", "contract"],
+        "named::commits_of_a_forgotten_epoch_are_not_handed_out_one_by_one",
+    ),
     "overlay ends at current": (
         "client/src/sync/space/stream.rs",
         "            if mid <= reached {",

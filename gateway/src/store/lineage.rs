@@ -39,6 +39,12 @@ impl Lineage {
         position.seq == Seq::ZERO || self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)
     }
 
+    /// Whether every commit after a position is of an epoch that is still named. Those at or below the floor may
+    /// be forgotten; whoever was cut off among such commits would stand at a position without a name.
+    pub fn names_all_after(&self, at: Position) -> bool {
+        self.0.iter().any(|entry| entry.epoch == at.epoch) || self.0.first().is_none_or(|first| first.start <= at.seq)
+    }
+
     /// The epoch that starts exactly at `at`, after `at`'s own. A position without an epoch of its own is at 0.
     pub fn next_epoch(&self, at: Position) -> Option<Position> {
         let index = self

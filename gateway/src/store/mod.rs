@@ -563,7 +563,7 @@ pub enum LogReply {
         /// Last mid of the writer asked for, at that moment.
         last_mid: Option<Mid>,
     },
-    /// The log no longer reaches back that far: use `changes`.
+    /// The log no longer reaches back that far, or has commits of epochs that the lineage has forgotten: use `changes`.
     Trimmed,
     /// The position is none of this space's history.
     Reset(ResetReason),

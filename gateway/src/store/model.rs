@@ -471,7 +471,8 @@ impl Space {
         if !self.lineage.holds(after, self.head) {
             return LogReply::Reset(ResetReason::Lost);
         }
-        if (self.log.len() as u64) < self.head.get() - after.seq.get() {
+        let trimmed = (self.log.len() as u64) < self.head.get() - after.seq.get();
+        if trimmed || !self.lineage.names_all_after(after) {
             return LogReply::Trimmed;
         }
         let mut commits: Vec<LogEntry> = vec![];

@@ -93,15 +93,13 @@ impl World {
         replica.at = if seq == state.head.seq {
             state.head
         } else {
-            Position::new(epoch.unwrap_or_default(), seq)
+            Position::new(epoch.expect("the epoch of a commit that is handed out has a name"), seq)
         };
-        // Also where the log still has commits of an epoch that the lineage has forgotten: they have no epoch's
-        // name, and who is cut off among them starts over.
-        replica.bare = !state
+        replica.bare = state
             .lineage
             .0
             .iter()
-            .any(|entry| entry.epoch == replica.at.epoch && entry.start < seq);
+            .any(|entry| entry.epoch == replica.at.epoch && entry.start == seq);
         replica.commit = past.id;
         self.saw(replica.at);
         if replica.view.collections.is_some() {

@@ -15,8 +15,7 @@ pub(crate) struct Replica {
     pub(crate) at: Position,
     /// The suite's own name of the commit at that position, 0 at the start.
     pub(crate) commit: u64,
-    /// Nothing was committed in the position's epoch up to it, or the epoch is forgotten: a restore may lose
-    /// the epoch and no commit.
+    /// Nothing was committed in the position's epoch up to it: a restore may lose the epoch and no commit.
     pub(crate) bare: bool,
     pub(crate) docs: Plain,
     pub(crate) scan: Option<Scan>,

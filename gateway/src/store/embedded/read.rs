@@ -98,7 +98,8 @@ pub(super) fn log(
     if !state.lineage.holds(after, state.head.seq) {
         return Ok(LogReply::Reset(ResetReason::Lost));
     }
-    if after.seq < state.head.seq && after.seq.next() < meta.log_first {
+    let trimmed = after.seq < state.head.seq && after.seq.next() < meta.log_first;
+    if trimmed || !state.lineage.names_all_after(after) {
         return Ok(LogReply::Trimmed);
     }
     let mut commits: Vec<LogEntry> = Vec::new();
