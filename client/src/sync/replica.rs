@@ -225,7 +225,11 @@ impl Replica {
         if standing.position.seq > position.seq {
             return Err(Violation("a new epoch that starts before what was delivered"));
         }
-        standing.position = position;
+        let before = std::mem::replace(&mut standing.position, position).epoch;
+        // One that begins while a catch-up by log is under way, after all that it was to cross.
+        if let Some(catch_up) = self.catch_up.as_mut().filter(|catch_up| catch_up.epoch == before) {
+            catch_up.epoch = position.epoch;
+        }
         Ok(())
     }
 
