@@ -147,7 +147,7 @@ RULES = {
         "if trimmed || !state.lineage.names_all_after(after) {",
         "if trimmed {",
         ["-p", "tidegate", "--test", "contract"],
-        "named::commits_of_a_forgotten_epoch_are_not_handed_out_one_by_one",
+        "named::lineages::commits_of_a_forgotten_epoch_are_not_handed_out_one_by_one",
     ),
     "overlay ends at current": (
         "client/src/sync/space/stream.rs",
