@@ -349,7 +349,7 @@ pub(crate) async fn verify(dir: &Path, acked: &Acked, ballast: usize, dice: &mut
             come_back(&*store, name, &state, &commits, (n, docs_then), &docs).await;
         }
         if floor > 0 {
-            for after in [1, floor - 1, dice.bits() % floor] {
+            for after in [1.min(floor - 1), floor - 1, dice.bits() % floor] {
                 let after = position(&state, after);
                 let reply = store.changes(&space(name), request(Some(after), 0)).await;
                 let reset = matches!(reply, Ok(ChangesReply::Reset(_)));
