@@ -310,7 +310,7 @@ fn create_folder(dir: &Path) -> io::Result<()> {
 }
 
 /// Makes a tree of files survive a power cut, names and contents.
-fn sync_tree(dir: &Path) -> io::Result<()> {
+pub(super) fn sync_tree(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         match path.is_dir() {

@@ -372,7 +372,7 @@ impl Building {
     fn finish(mut self, format: u32) -> Result<(), OpenError> {
         self.open = None;
         let path = self.dir.join(disk::DATABASE);
-        sync_tree(&self.fresh())
+        disk::sync_tree(&self.fresh())
             .and_then(|()| fs::rename(self.fresh(), &path))
             .and_then(|()| File::open(&self.dir)?.sync_all())
             .map_err(at(&path))?;
@@ -450,18 +450,6 @@ fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-/// Makes every file below a directory, and its name, survive a power cut.
-fn sync_tree(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        match path.is_dir() {
-            true => sync_tree(&path)?,
-            false => File::open(&path)?.sync_all()?,
-        }
-    }
-    File::open(dir)?.sync_all()
 }
 
 /// A lineage with a new epoch from the head on.
