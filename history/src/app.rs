@@ -412,7 +412,13 @@ impl Space {
         let aged = self.aged;
         let of = &mut self.replicas[replica];
         let staged = !of.staged.is_empty();
-        let (truth, tags) = (&self.truth, &self.tags);
+        let (truth, tags, clients, mutations) = (&self.truth, &self.tags, &self.clients, &self.mutations);
+        // Whether the state holds the very commit that the ack names.
+        let is_ack_in = |own: &Own| {
+            let (client, mid) = own.sent?;
+            let answer = mutations.get(&(*clients.get(&(replica, client))?, mid))?.answer?;
+            Some(truth.leads_to(truth.resolve(answer.what.ok()?)?, at))
+        };
         of.open.retain(|index| {
             let own = &of.own[*index];
             let applied = tags.get(&own.tag);
@@ -424,10 +430,11 @@ impl Space {
             let gone = acked && !is_in && applied.is_some_and(|a| !a.at.is_empty() && a.at.iter().all(cut));
             let aged = acked && aged.is_some_and(|aged| own.event < aged);
             // Without the counter in view nothing shows whose commits brought it here, and an edit that needs the
-            // counter shows nothing once the mutation that made it here is confirmed.
+            // counter shows nothing once the mutation that made it here is confirmed. Nor does it show that a commit
+            // that is here was lost and is acked as another one, further on: only the ack's position ends that overlay.
             if copied || hidden || gone || aged || own.unsure || acked && position.is_none() {
                 perhaps += 1;
-                return !(hidden && is_in && acked);
+                return !(hidden && acked && is_ack_in(own) == Some(true));
             } else if acked && is_in {
                 // It has left the overlay for good, unless it is lost and reported.
                 return false;
