@@ -20,6 +20,7 @@ impl Space {
         self.must_report(out, replica);
         let of = &mut self.replicas[replica];
         of.observed = true;
+        of.log_to = None;
         if sub.client.is_some() {
             of.client = sub.client;
         }
@@ -412,9 +413,13 @@ impl Space {
         let aged = self.aged;
         let of = &mut self.replicas[replica];
         let staged = !of.staged.is_empty();
+        let crosses = of.log_to.is_some_and(|to| position.is_some_and(|at| at.epoch != to));
         let (truth, tags, clients, mutations) = (&self.truth, &self.tags, &self.clients, &self.mutations);
-        // Whether the state holds the very commit that the ack names.
+        // Whether the state is known to hold the very commit that the ack names.
         let is_ack_in = |own: &Own| {
+            if crosses {
+                return None;
+            }
             let (client, mid) = own.sent?;
             let answer = mutations.get(&(*clients.get(&(replica, client))?, mid))?.answer?;
             Some(truth.leads_to(truth.resolve(answer.what.ok()?)?, at))

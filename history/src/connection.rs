@@ -395,6 +395,7 @@ impl Subscription {
         } else {
             replica.staged.clear();
         }
+        replica.log_to = (begin.mode == Mode::Log).then_some(begin.epoch);
         self.state = State::CatchUp(begin.mode);
         self.missed = None;
         match (begin.mode, from) {
@@ -429,11 +430,13 @@ impl Subscription {
         self.state = State::Following;
         let from = self.at.replace(position);
         let first = !std::mem::replace(&mut self.answered, true);
-        let pages: Vec<DocChange> = std::mem::take(&mut space.replicas[self.replica].staged)
+        let replica = &mut space.replicas[self.replica];
+        replica.log_to = None;
+        let pages: Vec<DocChange> = std::mem::take(&mut replica.staged)
             .into_iter()
             .flat_map(|(_, docs)| docs)
             .collect();
-        let before = space.replicas[self.replica].held.replace(Held {
+        let before = replica.held.replace(Held {
             position,
             view: self.view,
             covers: self.covers.clone(),
@@ -650,6 +653,11 @@ impl Subscription {
                     what,
                 },
             );
+        }
+        let log_to = &mut space.replicas[self.replica].log_to;
+        // One that begins during a catch-up by log, after all that it was to cross.
+        if *log_to == Some(at.epoch) {
+            *log_to = Some(position.epoch);
         }
         self.advance(space, position);
     }

@@ -47,6 +47,8 @@ pub(crate) struct Replica {
     pub(crate) observed: bool,
     /// Pages of a catch-up that is not complete, each with its cursor.
     pub(crate) staged: Vec<(Bytes, Vec<DocChange>)>,
+    /// The epoch of the head that a catch-up by log leads to. Until it is reached acks confirm nothing.
+    pub(crate) log_to: Option<Epoch>,
     pub(crate) own: Vec<Own>,
     pub(crate) by_tag: Map<Tag, usize>,
     /// The counting ones of `own` that may have to be shown over the confirmed state.
@@ -192,6 +194,7 @@ impl Space {
                 held: None,
                 observed: false,
                 staged: Vec::new(),
+                log_to: None,
                 own: Vec::new(),
                 by_tag: Map::default(),
                 open: Vec::new(),
