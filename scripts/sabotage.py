@@ -76,6 +76,13 @@ RULES = {
         E2E,
         "resume::a_client_long_gone_gets_what_changed_and_not_what_exists",
     ),
+    "the head of a page": (
+        CHANGES,
+        "if lost(cursor.head) {",
+        "if lost(Position::new(cursor.head.epoch, cursor.begin)) {",
+        LIB,
+        "store::embedded::tests::backup::a_scan_ends_where_a_restore_cut_history_off_below_a_page_of_it",
+    ),
     "structure-rule tombstones": (
         "gateway/src/engine/scratch.rs",
         "            self.cells.insert(path, None);",
@@ -531,8 +538,8 @@ RULES = {
     ),
     "sim: floor": (
         "gateway/src/store/model.rs",
-        '        if self.floor > after.unwrap_or(begin.seq) {',
-        '        if false && self.floor > after.unwrap_or(begin.seq) {',
+        '        if self.floor > after.unwrap_or(begin) {',
+        '        if false && self.floor > after.unwrap_or(begin) {',
         SIM,
         "every_promise_holds_in_every_history",
     ),

@@ -238,12 +238,13 @@ impl CatchUp {
                 ChangesReply::Done { docs, state, last_mid } => {
                     // Should the connection break before `current`, the scan goes on from the head.
                     let last = docs.last().map(|doc| doc.doc.clone());
-                    let begin = cursor.as_ref().map_or(state.head, |cursor| cursor.begin);
+                    let begin = cursor.as_ref().map_or(state.head.seq, |cursor| cursor.begin);
                     let end = last.map(|doc| Cursor {
                         after,
-                        at: state.head,
+                        at: state.head.seq,
                         doc,
                         begin,
+                        head: state.head,
                         view: self.what.view.id,
                     });
                     (docs, end, state.head, Some((state, last_mid)))
@@ -282,7 +283,7 @@ impl CatchUp {
             let left = head
                 .seq
                 .get()
-                .saturating_sub(next.as_ref().map_or(0, |cursor| cursor.at.seq.get()));
+                .saturating_sub(next.as_ref().map_or(0, |cursor| cursor.at.get()));
             if left >= behind {
                 budget = (budget * 2).min(config.limits.page_bytes * BUDGET_GROWTH);
             }

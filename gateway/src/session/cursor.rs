@@ -8,9 +8,10 @@ use tidegate_protocol::{DocPath, Epoch, Position, Seq, ViewId};
 #[derive(Serialize, Deserialize)]
 struct Wire {
     after: Option<(u64, u64)>,
-    at: (u64, u64),
+    at: u64,
     doc: String,
-    begin: (u64, u64),
+    begin: u64,
+    head: (u64, u64),
     view: u64,
 }
 
@@ -26,9 +27,10 @@ fn position((epoch, seq): (u64, u64)) -> Option<Position> {
 pub(super) fn encode(cursor: &Cursor) -> Bytes {
     let wire = Wire {
         after: cursor.after.map(pair),
-        at: pair(cursor.at),
+        at: cursor.at.get(),
         doc: cursor.doc.to_string(),
-        begin: pair(cursor.begin),
+        begin: cursor.begin.get(),
+        head: pair(cursor.head),
         view: cursor.view.0,
     };
     rmp_serde::to_vec(&wire).map_or_else(|_| Bytes::new(), Bytes::from)
@@ -42,9 +44,10 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Cursor> {
             Some(after) => Some(position(after)?),
             None => None,
         },
-        at: position(wire.at)?,
+        at: Seq::new(wire.at)?,
         doc: DocPath::parse(&wire.doc).ok()?,
-        begin: position(wire.begin)?,
+        begin: Seq::new(wire.begin)?,
+        head: position(wire.head)?,
         view: ViewId(wire.view),
     })
 }
@@ -58,9 +61,10 @@ mod tests {
         let seq = |n| Seq::new(n).unwrap();
         let cursor = Cursor {
             after: Some(Position::new(Epoch(7), seq(3))),
-            at: Position::new(Epoch(9), seq(5)),
+            at: seq(5),
             doc: DocPath::parse("a/b").unwrap(),
-            begin: Position::new(Epoch(9), seq(6)),
+            begin: seq(6),
+            head: Position::new(Epoch(9), seq(8)),
             view: ViewId(1),
         };
         assert_eq!(decode(&encode(&cursor)), Some(cursor));

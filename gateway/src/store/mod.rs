@@ -603,12 +603,15 @@ pub struct ChangesRequest {
 pub struct Cursor {
     /// As in the request that began the scan.
     pub after: Option<Position>,
-    /// The epoch, and the seq of the last document visited.
-    pub at: Position,
+    /// The seq that last touched the last document visited.
+    pub at: Seq,
     /// The last document visited.
     pub doc: DocPath,
-    /// The head when the scan began.
-    pub begin: Position,
+    /// The seq of the head when the scan began.
+    pub begin: Seq,
+    /// The head when the page was read. Where a failover has cut history off below it, documents that had moved ahead
+    /// of the cursor are behind it again, so the scan cannot go on.
+    pub head: Position,
     /// The view.
     pub view: ViewId,
 }
@@ -652,7 +655,7 @@ pub enum ChangesReply {
         /// Last mid of the writer asked for; `None` without a record.
         last_mid: Option<Mid>,
     },
-    /// `after`, the cursor or the head at begin is not valid: start over without them.
+    /// `after` or the cursor is not valid: start over without them.
     Reset(ResetReason),
 }
 

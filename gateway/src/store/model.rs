@@ -494,7 +494,7 @@ impl Space {
     fn changes(&self, request: &ChangesRequest) -> ChangesReply {
         let lost = |position: Position| !self.lineage.holds(position, self.head);
         let after = request.after.map(|after| after.seq);
-        let begin = request.cursor.as_ref().map_or(self.head(), |cursor| cursor.begin);
+        let begin = request.cursor.as_ref().map_or(self.head, |cursor| cursor.begin);
         if request.after.is_some_and(lost) {
             return ChangesReply::Reset(ResetReason::Lost);
         }
@@ -502,11 +502,11 @@ impl Space {
             if cursor.after != request.after || cursor.view != request.view.id {
                 return ChangesReply::Reset(ResetReason::ForeignCursor);
             }
-            if lost(cursor.at) || lost(cursor.begin) {
+            if lost(cursor.head) {
                 return ChangesReply::Reset(ResetReason::Lost);
             }
         }
-        if self.floor > after.unwrap_or(begin.seq) {
+        if self.floor > after.unwrap_or(begin) {
             return ChangesReply::Reset(ResetReason::BelowFloor);
         }
         // Everything that was touched after the position, in order of the seq that last touched it.
@@ -521,20 +521,21 @@ impl Space {
         }
         touched.sort_by_key(|(seq, path, _)| (*seq, *path));
         if let Some(cursor) = &request.cursor {
-            touched.retain(|(seq, path, _)| (*seq, *path) > (cursor.at.seq, &cursor.doc));
+            touched.retain(|(seq, path, _)| (*seq, *path) > (cursor.at, &cursor.doc));
         }
         let mut docs: Vec<DocChange> = vec![];
         let mut spent = 0;
         let mut last = None;
         for (seq, path, doc) in touched {
-            if let Some(kind) = what_changed(doc, after, begin.seq) {
+            if let Some(kind) = what_changed(doc, after, begin) {
                 let size = size_of(path, &kind);
                 if let Some((at, doc)) = last.filter(|_| !docs.is_empty() && spent + size > request.budget) {
                     let cursor = Cursor {
                         after: request.after,
-                        at: Position::new(self.lineage.last_epoch(), at),
+                        at,
                         doc,
                         begin,
+                        head: self.head(),
                         view: request.view.id,
                     };
                     return ChangesReply::Page {

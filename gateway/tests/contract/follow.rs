@@ -247,7 +247,7 @@ impl World {
         let scan = replica.scan.as_ref().expect("a scan is under way");
         match (reason, scan.after, &scan.cursor) {
             (ResetReason::BelowFloor, Some(after), _) => assert!(after.seq.get() < self.floor(), "{after} is above it"),
-            (ResetReason::BelowFloor, None, Some(cursor)) => assert!(cursor.begin.seq.get() < self.floor()),
+            (ResetReason::BelowFloor, None, Some(cursor)) => assert!(cursor.begin.get() < self.floor()),
             (ResetReason::BelowFloor, None, None) => panic!("the head is never below the floor"),
             (ResetReason::Lost, _, None) => self.lost(replica, reason),
             // The cursor's own positions may be what is lost.

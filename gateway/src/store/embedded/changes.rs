@@ -22,10 +22,10 @@ pub(super) fn changes(cut: &Cut<'_>, space: &SpaceId, request: &ChangesRequest) 
     if let Some(reason) = invalid(request, &state) {
         return Ok(ChangesReply::Reset(reason));
     }
-    let begin = request.cursor.as_ref().map_or(state.head, |cursor| cursor.begin);
+    let begin = request.cursor.as_ref().map_or(state.head.seq, |cursor| cursor.begin);
     let after = request.after.map(|after| after.seq);
     let start = match (&request.cursor, after) {
-        (Some(cursor), _) => Bound::Excluded(keys::idx(space, cursor.at.seq, &cursor.doc)),
+        (Some(cursor), _) => Bound::Excluded(keys::idx(space, cursor.at, &cursor.doc)),
         (None, Some(after)) => Bound::Included(keys::idx_after(space, after)),
         (None, None) => Bound::Included(keys::space(space)),
     };
@@ -48,7 +48,7 @@ pub(super) fn changes(cut: &Cut<'_>, space: &SpaceId, request: &ChangesRequest) 
             let header = header
                 .filter(|header| header.last.seq == seq)
                 .ok_or_else(|| damaged(Table::Idx, &key))?;
-            if let Some(kind) = page.change(cut, space, &doc, &header, request, begin.seq)? {
+            if let Some(kind) = page.change(cut, space, &doc, &header, request, begin)? {
                 let size = doc.as_str().len() + OVERHEAD + size_of(&kind);
                 if !page.docs.is_empty() && page.spent + size > request.budget {
                     return Ok(page.end(request, &state, begin));
@@ -76,7 +76,7 @@ fn invalid(request: &ChangesRequest, state: &SpaceState) -> Option<ResetReason> 
         if cursor.after != request.after || cursor.view != request.view.id {
             return Some(ResetReason::ForeignCursor);
         }
-        if lost(cursor.at) || lost(cursor.begin) {
+        if lost(cursor.head) {
             return Some(ResetReason::Lost);
         }
     }
@@ -84,7 +84,7 @@ fn invalid(request: &ChangesRequest, state: &SpaceState) -> Option<ResetReason> 
     // above it, and of a reset the staged pages must not be older.
     let trusted = match (request.after, &request.cursor) {
         (Some(after), _) => after.seq,
-        (None, Some(cursor)) => cursor.begin.seq,
+        (None, Some(cursor)) => cursor.begin,
         (None, None) => state.head.seq,
     };
     (trusted < state.floor).then_some(ResetReason::BelowFloor)
@@ -154,14 +154,14 @@ impl Page {
         })
     }
 
-    fn end(self, request: &ChangesRequest, state: &SpaceState, begin: Position) -> ChangesReply {
-        let (seq, doc) = self.last.expect("a page ends after a document");
-        let at = Position::new(state.head.epoch, seq);
+    fn end(self, request: &ChangesRequest, state: &SpaceState, begin: Seq) -> ChangesReply {
+        let (at, doc) = self.last.expect("a page ends after a document");
         let cursor = Cursor {
             after: request.after,
             at,
             doc,
             begin,
+            head: state.head,
             view: request.view.id,
         };
         ChangesReply::Page {

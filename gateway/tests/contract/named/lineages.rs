@@ -24,3 +24,33 @@ fn commits_of_a_forgotten_epoch_are_not_handed_out_one_by_one() {
         }
     });
 }
+
+#[test]
+fn a_scan_ends_where_history_was_cut_off_below_a_page_of_it() {
+    each(|mut bench| async move {
+        for (mid, doc) in [(1, "a/1"), (2, "a/2"), (3, "a/3")] {
+            bench.applied(1, mid, vec![set(doc, &[("x", 1)])]).await;
+        }
+        bench.harness.back_up();
+        let next = |cursor| ChangesRequest {
+            budget: 1,
+            cursor,
+            ..request(None)
+        };
+        let ChangesReply::Page { docs, cursor, .. } = bench.changes(next(None)).await else {
+            panic!("three documents")
+        };
+        assert_eq!(docs[0].doc.as_str(), "a/1");
+        // It moves ahead of the cursor, so the next page goes past where it was, and will be again.
+        bench.applied(1, 4, vec![set("a/2", &[("x", 2)])]).await;
+        let ChangesReply::Page { docs, cursor, .. } = bench.changes(next(Some(cursor))).await else {
+            panic!("two documents left")
+        };
+        assert_eq!(docs[0].doc.as_str(), "a/3");
+        bench.harness.restore();
+        assert_eq!(
+            bench.changes(next(Some(cursor))).await,
+            ChangesReply::Reset(ResetReason::Lost)
+        );
+    });
+}

@@ -4,7 +4,7 @@ use super::super::backup::backup;
 use super::super::check::check;
 use super::super::restore::{BadBackup, RestoreError, restore, verify};
 use super::*;
-use crate::store::LogReply;
+use crate::store::{LogReply, ResetReason};
 use disk::{FORMAT, Table};
 use std::collections::BTreeMap;
 use std::fs;
@@ -56,6 +56,17 @@ fn backed_up(dir: &Path) -> Vec<u8> {
     let done = backup(dir, &mut bytes).expect("backs up");
     assert_eq!(verify(&*bytes).expect("whole"), done);
     assert_eq!(done.bytes, bytes.len() as u64);
+    bytes
+}
+
+/// Of a store that is open: no epoch begins with it.
+async fn backed_up_open(store: &EmbeddedStore) -> Vec<u8> {
+    let (sender, mut receiver) = mpsc::channel(64);
+    store.backup(sender).await.expect("backs up");
+    let mut bytes = Vec::new();
+    while let Some(piece) = receiver.recv().await {
+        bytes.extend_from_slice(&piece);
+    }
     bytes
 }
 
@@ -127,12 +138,7 @@ async fn what_was_acked_after_the_backup_is_lost_history_and_what_came_before_is
     let place = Place::new();
     let store = place.open();
     let before = applied(&store, "s", write_field(1, 1, "c/d", true, 1)).await;
-    let (sender, mut receiver) = mpsc::channel(64);
-    store.backup(sender).await.expect("backs up");
-    let mut bytes = Vec::new();
-    while let Some(piece) = receiver.recv().await {
-        bytes.extend_from_slice(&piece);
-    }
+    let bytes = backed_up_open(&store).await;
     let after = applied(&store, "s", write_field(1, 2, "c/d", false, 2)).await;
     let dir = tempfile::tempdir().expect("a directory");
     let store = restored(&bytes, dir.path(), &place);
@@ -144,6 +150,35 @@ async fn what_was_acked_after_the_backup_is_lost_history_and_what_came_before_is
     let now = state(&store, "s").await;
     assert_eq!(again.seq, after.seq);
     assert!(now.lineage.holds(before, now.head.seq) && !now.lineage.holds(after, now.head.seq));
+}
+
+#[tokio::test]
+async fn a_scan_ends_where_a_restore_cut_history_off_below_a_page_of_it() {
+    let place = Place::new();
+    let store = place.open();
+    for mid in 1..=3 {
+        applied(&store, "s", write_field(1, mid, &format!("c/{mid}"), true, 1)).await;
+    }
+    let bytes = backed_up_open(&store).await;
+    let next = |cursor| ChangesRequest {
+        budget: 1,
+        cursor,
+        ..everything(None)
+    };
+    let ask = async |store: &EmbeddedStore, cursor| store.changes(&space("s"), next(cursor)).await.expect("answers");
+    let ChangesReply::Page { docs, cursor, .. } = ask(&store, None).await else {
+        panic!("three documents")
+    };
+    assert_eq!(docs[0].doc, doc("c/1"));
+    // It moves ahead of the cursor, so the next page goes past where it was, and will be again.
+    applied(&store, "s", write_field(1, 4, "c/2", false, 2)).await;
+    let ChangesReply::Page { docs, cursor, .. } = ask(&store, Some(cursor)).await else {
+        panic!("two documents left")
+    };
+    assert_eq!(docs[0].doc, doc("c/3"));
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = restored(&bytes, dir.path(), &place);
+    assert_eq!(ask(&store, Some(cursor)).await, ChangesReply::Reset(ResetReason::Lost));
 }
 
 /// Commits until told to stop, and counts.
