@@ -79,6 +79,7 @@ impl Space {
             after: self.acked,
             read: held.and_then(|held| self.truth.resolve(held.position)),
             base: write.base,
+            cuts: self.cuts,
             answer: None,
             lost: false,
         };
@@ -132,7 +133,7 @@ impl Space {
             Some(old) if !self.truth.leads_to(old, at) && old.epoch > at.epoch => Some(old),
             _ => Some(at),
         };
-        let (event, cuts) = (out.event(), self.cuts);
+        let event = out.event();
         let Some(mutation) = self.mutations.get_mut(&(writer, mid)) else {
             return true;
         };
@@ -140,7 +141,6 @@ impl Space {
         mutation.answer = Some(Answer {
             what: Ok(position),
             event,
-            cuts,
         });
         if let Some(Ok(before)) = before.map(|before| before.what) {
             out.counts().repeated_acks += 1;
@@ -158,9 +158,9 @@ impl Space {
     /// A refusal that consumes the mid.
     pub(crate) fn refused(&mut self, out: &mut Out, (writer, mid): (Writer, Mid), code: Code) {
         out.counts().refusals += 1;
-        let (event, cuts, what) = (out.event(), self.cuts, Err(code));
+        let (event, what) = (out.event(), Err(code));
         if let Some(mutation) = self.mutations.get_mut(&(writer, mid)) {
-            mutation.answer = Some(Answer { what, event, cuts });
+            mutation.answer = Some(Answer { what, event });
         }
         if let Some(at) = self.find_mid(self.truth.tip, writer, mid) {
             let text = format!("{} mid {mid} is refused, {code}", short_writer(writer));

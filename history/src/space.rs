@@ -25,6 +25,8 @@ pub(crate) struct Mutation {
     /// Where its replica stood then.
     pub(crate) read: Option<Node>,
     pub(crate) base: Option<Position>,
+    /// How often commits had been lost when it was first sent.
+    pub(crate) cuts: usize,
     pub(crate) answer: Option<Answer>,
     /// Its client reported it lost.
     pub(crate) lost: bool,
@@ -34,8 +36,6 @@ pub(crate) struct Mutation {
 pub(crate) struct Answer {
     pub(crate) what: Result<Position, Code>,
     pub(crate) event: usize,
-    /// How often commits had been lost until then.
-    pub(crate) cuts: usize,
 }
 
 /// A local copy of the space.
@@ -435,9 +435,10 @@ impl Space {
                 breaches.push((Breach::WriteBeforeBase, base));
             }
         }
+        // Of a refusal by a history that was lost nothing is left, and it may be heard after the loss.
         let refused = mutation
             .answer
-            .filter(|answer| answer.what.is_err() && answer.cuts == self.cuts);
+            .filter(|answer| answer.what.is_err() && mutation.cuts == self.cuts);
         for (breach, other) in breaches {
             let other = short(Some(self.truth.position(other)));
             self.breach(out, breach, position, format!("{} comes before {other}", who()));
