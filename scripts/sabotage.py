@@ -3,17 +3,25 @@
 
 A test that cannot fail proves nothing. Each entry below names a rule, the code that keeps it, and the
 test that must notice when it is gone. The product itself has no switches for this: the rule is cut out
-of a copy of the tree.
+of a copy of the tree, in target/sabotage. Every test is seen to pass first, with nothing cut; what does
+not build, or runs no test, is an error and not a cut that was noticed.
 
-    scripts/sabotage.py --check     only: each piece of code to cut is there, exactly once
-    scripts/sabotage.py [NAME ...]  cut, build, test; all of them if none is named
+    scripts/sabotage.py --check               only: each piece of code to cut is there, exactly once
+    scripts/sabotage.py [--jobs N] [NAME ...] cut, build, test; all of them if none is named
+
+N copies work at a time, each on its share of the cores; as many as there are cores, unless said
+otherwise. What begins with "sim:" the simulator must find within TIDEGATE_SIM_SEEDS seeds (20,000).
 """
 
+import argparse
+import concurrent.futures
+import os
 import pathlib
-import shutil
+import queue
+import re
 import subprocess
 import sys
-import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 E2E = ["-p", "tidegate", "--test", "e2e"]
@@ -26,6 +34,7 @@ EVALUATE = "gateway/src/engine/evaluate.rs"
 BROKEN = ["-p", "tidegate-history", "--test", "broken"]
 CONTRACT = ["-p", "tidegate", "--test", "contract"]
 FAULTS = ["-p", "tidegate", "--test", "faults"]
+SCENARIOS = ["-p", "tidegate-client", "--test", "scenarios"]
 
 # name: (file, code, what to put in its place, cargo arguments, test)
 RULES = {
@@ -487,6 +496,13 @@ RULES = {
         FAULTS,
         "damaged::whatever_file_is_damaged_or_gone_a_gateway_names_it_does_not_start_and_touches_nothing",
     ),
+    "an epoch that begins during a catch-up by log": (
+        "client/src/sync/replica.rs",
+        "            catch_up.epoch = position.epoch;",
+        "            let _ = catch_up;",
+        SCENARIOS,
+        "the_machine_does_what_every_scenario_says",
+    ),
     "checker: the order in real time": (
         "history/src/space.rs",
         "            if self.truth.leads_to(here, after) {",
@@ -550,6 +566,17 @@ RULES = {
         SIM,
         "every_promise_holds_in_every_history",
     ),
+    "sim: last-page atomicity": (
+        "gateway/src/store/model.rs",
+        "        Ok(self.with(space, |space| space.changes(&request)))",
+        "        let page = self.with(space, |space| space.changes(&request));\n"
+        "        let ChangesReply::Done { docs, last_mid, .. } = page else { return Ok(page) };\n"
+        "        tokio::task::yield_now().await;\n"
+        "        let state = self.with(space, Space::state);\n"
+        "        Ok(ChangesReply::Done { docs, state, last_mid })",
+        SIM,
+        "every_promise_holds_in_every_history",
+    ),
     "sim: overlay": (
         "client/src/sync/space/stream.rs",
         '        if self.queue.set_overlaid(id, false) {\n            self.touch(id);',
@@ -560,66 +587,144 @@ RULES = {
 }
 
 
-def cut(tree, name):
-    """Cuts a rule out of the tree; returns how to put it back."""
-    path, code, instead, _, _ = RULES[name]
+def synced(tree):
+    """Makes a copy of the tree what the tree is, and touches only what differs, so that builds are incremental."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    files = {file for file in listed.decode().split("\0") if file and (ROOT / file).is_file()}
+    for old in tree.rglob("*") if tree.exists() else []:
+        if old.is_file() and str(old.relative_to(tree)) not in files:
+            old.unlink()
+    for file in files:
+        source, copy = ROOT / file, tree / file
+        if not copy.exists() or copy.read_bytes() != source.read_bytes():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(source.read_bytes())
+            copy.chmod(source.stat().st_mode)
+    return tree
+
+
+def passes(tree, package, test_name):
+    """Builds and runs a test; returns whether it passes, and the seed, number of seeds and breach it tells of."""
+    exact = [] if test_name.endswith("::") else ["--exact"]
+    environment = {**os.environ, "CARGO_TARGET_DIR": f"{tree}-target"}
+    environment.setdefault("TIDEGATE_SIM_SEEDS", "20000")
+
+    def cargo(*arguments):
+        command = ["cargo", "test", "--quiet", "--locked", *package, *arguments]
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, errors="replace")
+        return done.returncode, done.stdout + done.stderr
+
+    code, output = cargo("--no-run")
+    if code != 0:
+        raise Failed(f"it does not build\n{output}")
+    code, output = cargo("--", test_name, *exact)
+    ran = [int(n) for n in re.findall(r"^running (\d+) tests?$", output, re.M)]
+    if not any(ran):
+        raise Failed(f"there is no test {test_name}\n{output}")
+    if code != 0 and "test result: FAILED" not in output:
+        raise Failed(f"{test_name} neither passed nor failed\n{output}")
+    found = re.search(r"seed (\d+), after (\d+) seeds: (.*)", output)
+    return code == 0, found and found.groups()
+
+
+class Failed(Exception):
+    """The sabotage itself cannot go on."""
+
+
+def intact(tree, package, test_name):
+    """Sees a test pass with nothing cut."""
+    if not passes(tree, package, test_name)[0]:
+        raise Failed(f"{test_name} fails before anything is cut")
+
+
+def noticed(tree, name):
+    """Cuts a rule out, and returns a row of the table: whether it was noticed, seconds, seeds, breach."""
+    path, code, instead, package, test_name = RULES[name]
     file = tree / path
     text = file.read_text()
-    if text.count(code) != 1:
-        sys.exit(f"sabotage: {name}: the code to cut is {text.count(code)} times in {path}; mend scripts/sabotage.py")
     file.write_text(text.replace(code, instead))
-    return lambda: file.write_text(text)
+    start = time.monotonic()
+    try:
+        passed, found = passes(tree, package, test_name)
+    except Failed as failed:
+        raise Failed(f"{name}: {failed}") from None
+    finally:
+        file.write_text(text)
+    _, seeds, breach = found or ("", "", "")
+    # A simulator that fails otherwise than by a seed has found nothing.
+    is_noticed = not passed and (bool(found) or package is not SIM)
+    row = ("noticed" if is_noticed else "NOT NOTICED", name, test_name, time.monotonic() - start, seeds, breach)
+    print(line(row), flush=True)
+    return row
 
 
-def test(tree, name):
-    _, _, _, package, test_name = RULES[name]
-    exact = [] if test_name.endswith("::") else ["--exact"]
-    command = ["cargo", "test", "--quiet", *package, "--", test_name, *exact]
-    done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
-    output = done.stdout + done.stderr
-    if "error: could not compile" in output or "error[E" in output:
-        sys.exit(f"sabotage: {name}: the cut does not compile\n{output}")
-    if " 0 passed; 0 failed" in output and "running 0 tests" in output:
-        sys.exit(f"sabotage: {name}: there is no test {test_name}")
-    return done.returncode == 0
+def line(row):
+    verdict, name, test_name, seconds, seeds, breach = row
+    return f"{verdict:11}  {name:48} {seconds:4.0f} s  {seeds:>6}  {breach[:100] or test_name}"
+
+
+def check():
+    """Each piece of code to cut is there, exactly once."""
+    for name, (path, code, _, _, _) in RULES.items():
+        found = (ROOT / path).read_text().count(code)
+        if found != 1:
+            sys.exit(f"sabotage: {name}: the code to cut is {found} times in {path}; mend scripts/sabotage.py")
+    print(f"sabotage: {len(RULES)} rules can be cut")
 
 
 def main():
-    arguments = sys.argv[1:]
-    if arguments == ["--check"]:
-        for name in RULES:
-            path, code = RULES[name][:2]
-            found = (ROOT / path).read_text().count(code)
-            if found != 1:
-                sys.exit(f"sabotage: {name}: the code to cut is {found} times in {path}; mend scripts/sabotage.py")
-        print(f"sabotage: {len(RULES)} rules can be cut")
+    cores = sorted(os.sched_getaffinity(0))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--jobs", type=int, default=len(cores))
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    arguments = parser.parse_args()
+    check()
+    if arguments.check:
         return
-    names = arguments or list(RULES)
+    names = arguments.names or list(RULES)
     unknown = [name for name in names if name not in RULES]
     if unknown:
         sys.exit(f"sabotage: no rule {unknown}; there are {list(RULES)}")
-    with tempfile.TemporaryDirectory(prefix="tidegate-sabotage-") as folder:
-        tree = pathlib.Path(folder) / "tree"
-        files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-        for file in files.decode().split("\0"):
-            if file and (ROOT / file).is_file():
-                (tree / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / file, tree / file)
-        unnoticed = []
-        for name in names:
-            where = f"{RULES[name][4]} ({RULES[name][0]})"
-            if not test(tree, name):
-                sys.exit(f"sabotage: {name}: {where} fails before anything is cut")
-            put_back = cut(tree, name)
-            passed = test(tree, name)
-            put_back()
-            print(f"{'NOT NOTICED' if passed else 'noticed':12} {name:28} {where}", flush=True)
-            if passed:
-                unnoticed.append(name)
-        if unnoticed:
-            sys.exit(f"sabotage: not noticed: {unnoticed}")
-        print(f"sabotage: each of {len(names)} cuts was noticed by its test")
+
+    jobs = max(1, min(arguments.jobs, len(cores)))
+    trees = queue.SimpleQueue()
+    for job in range(jobs):
+        trees.put((synced(ROOT / "target" / "sabotage" / str(job)), cores[job::jobs]))
+
+    def in_a_tree(work, *what):
+        tree, share = trees.get()
+        try:
+            # Of this thread, and so of all that it starts.
+            os.sched_setaffinity(0, share)
+            return work(tree, *what)
+        finally:
+            trees.put((tree, share))
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+
+        def each(work, tasks):
+            futures = [pool.submit(in_a_tree, work, *task) for task in tasks]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+        tests = {(tuple(RULES[name][3]), RULES[name][4]) for name in names}
+        each(intact, sorted(tests))
+        print(f"sabotage: {len(tests)} tests pass with nothing cut; seconds, seeds until found:", flush=True)
+        rows = each(noticed, [(name,) for name in names])
+
+    print("\nsabotage: all, in order", *map(line, rows), sep="\n")
+    unnoticed = [row[1] for row in rows if row[0] != "noticed"]
+    if unnoticed:
+        sys.exit(f"sabotage: not noticed: {unnoticed}")
+    print(f"sabotage: each of {len(names)} cuts was noticed by its test")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Failed as failed:
+        sys.exit(f"sabotage: {failed}")
