@@ -44,18 +44,23 @@ impl Overlay {
     /// `refresh` would find, at the cost of this mutation alone.
     pub(crate) fn append(&mut self, confirmed: &BTreeMap<DocPath, Leaves>, mutation: &Mutation) -> Vec<DocPath> {
         self.insert(mutation);
-        let docs: BTreeSet<_> = mutation.docs().cloned().collect();
-        let local = |doc: &DocPath| match self.docs.get(doc) {
-            Some(local) => local.leaves.clone(),
-            None => confirmed.get(doc).cloned(),
-        };
-        let mut state: BTreeMap<_, _> = docs.iter().map(|doc| (doc.clone(), local(doc))).collect();
+        let mut state = BTreeMap::new();
+        for doc in mutation.docs() {
+            if !state.contains_key(doc) {
+                let local = match self.docs.remove(doc) {
+                    Some(local) => local.leaves,
+                    None => confirmed.get(doc).cloned(),
+                };
+                state.insert(doc.clone(), local);
+            }
+        }
         evaluate(&mut state, mutation);
+        let docs = state.keys().cloned().collect();
         let pending = state
             .into_iter()
             .map(|(doc, leaves)| (doc, LocalDoc { leaves, pending: true }));
         self.docs.extend(pending);
-        docs.into_iter().collect()
+        docs
     }
 
     /// Forgets a mutation that is neither queued nor overlaid any more. `refresh` has to follow.
@@ -80,21 +85,24 @@ impl Overlay {
         confirmed_dirty: &BTreeSet<DocPath>,
         mutation: impl Fn(MutationId) -> &'a Mutation,
     ) -> Vec<DocPath> {
-        let mut docs = BTreeSet::new();
+        // Each with whether a mutation touches it.
+        let mut docs = BTreeMap::new();
         let mut mutations = BTreeSet::new();
         let mut waiting: Vec<DocPath> = dirty.into_iter().collect();
         while let Some(doc) = waiting.pop() {
-            for id in self.touching.get(&doc).into_iter().flatten() {
+            let touching = self.touching.get(&doc);
+            for id in touching.into_iter().flatten() {
                 if mutations.insert(*id) {
-                    waiting.extend(mutation(*id).docs().filter(|other| !docs.contains(*other)).cloned());
+                    waiting.extend(mutation(*id).docs().filter(|other| !docs.contains_key(*other)).cloned());
                 }
             }
-            docs.insert(doc);
+            docs.insert(doc, touching.is_some());
         }
-        let mut state: BTreeMap<DocPath, Option<Leaves>> = docs
-            .iter()
-            .map(|doc| (doc.clone(), confirmed.get(doc).cloned()))
-            .collect();
+        // What no mutation touches looks as it is confirmed, and is not copied.
+        let mut state: BTreeMap<DocPath, Option<Leaves>> = BTreeMap::new();
+        for (doc, _) in docs.iter().filter(|(_, is_touched)| **is_touched) {
+            state.insert(doc.clone(), confirmed.get(doc).cloned());
+        }
         let mut pending = BTreeSet::new();
         for id in mutations {
             let mutation = mutation(id);
@@ -102,24 +110,26 @@ impl Overlay {
                 evaluate(&mut state, mutation);
             }
             if mutation.answer.is_none() {
-                pending.extend(mutation.docs().cloned());
+                pending.extend(mutation.docs());
             }
         }
         let mut changed = Vec::new();
-        for (doc, leaves) in state {
-            let pending = pending.contains(&doc);
-            let is_touched = self.touching.contains_key(&doc);
-            let new = LocalDoc { leaves, pending };
-            let is_other = match self.docs.get(&doc) {
-                Some(old) => *old != new,
-                // It was shown as confirmed until now.
-                None => confirmed_dirty.contains(&doc) || new.pending || new.leaves.as_ref() != confirmed.get(&doc),
+        for doc in docs.into_keys() {
+            let is_other = match (state.remove(&doc), self.docs.remove(&doc)) {
+                (None, Some(old)) => old.pending || old.leaves.as_ref() != confirmed.get(&doc),
+                (None, None) => confirmed_dirty.contains(&doc),
+                (Some(leaves), old) => {
+                    let pending = pending.contains(&doc);
+                    let new = LocalDoc { leaves, pending };
+                    let is_other = match old {
+                        Some(old) => old != new,
+                        // It was shown as confirmed until now.
+                        None => confirmed_dirty.contains(&doc) || pending || new.leaves.as_ref() != confirmed.get(&doc),
+                    };
+                    self.docs.insert(doc.clone(), new);
+                    is_other
+                }
             };
-            if is_touched {
-                self.docs.insert(doc.clone(), new);
-            } else {
-                self.docs.remove(&doc);
-            }
             if is_other {
                 changed.push(doc);
             }
@@ -131,26 +141,33 @@ impl Overlay {
 /// Applies a mutation to the documents, or leaves them alone where one of its preconditions does not hold:
 /// that is what the gateway will do. `unchanged_since` and conflicts are the gateway's to judge.
 fn evaluate(state: &mut BTreeMap<DocPath, Option<Leaves>>, mutation: &Mutation) {
-    let mut after: BTreeMap<DocPath, Option<Leaves>> = BTreeMap::new();
+    // Whether each document exists, op by op, before anything is changed.
+    let mut exist: BTreeMap<&DocPath, bool> = BTreeMap::new();
     for op in &mutation.ops {
-        let doc = after
-            .entry(op.doc.clone())
-            .or_insert_with(|| state.get(&op.doc).cloned().flatten());
-        let wanted = if matches!(op.kind, OpKind::Create(_)) {
-            Some(false)
-        } else {
-            None
-        };
+        let exists = exist
+            .entry(&op.doc)
+            .or_insert_with(|| state.get(&op.doc).is_some_and(Option::is_some));
+        let wanted = matches!(op.kind, OpKind::Create(_)).then_some(false);
         if [op.exists, wanted]
             .into_iter()
             .flatten()
-            .any(|wanted| wanted != doc.is_some())
+            .any(|wanted| wanted != *exists)
         {
             return;
         }
+        match &op.kind {
+            OpKind::Create(_) | OpKind::Replace(_) => *exists = true,
+            OpKind::Delete => *exists = false,
+            OpKind::Check => {}
+            kind => *exists |= creates(kind),
+        }
+    }
+    for op in &mutation.ops {
+        let doc = state
+            .get_mut(&op.doc)
+            .expect("all documents of a mutation are evaluated");
         apply(doc, &op.kind, mutation.made_at);
     }
-    state.extend(after);
 }
 
 fn apply(doc: &mut Option<Leaves>, kind: &OpKind, now_ms: u64) {

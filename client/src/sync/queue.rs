@@ -103,8 +103,9 @@ impl Mutation {
 
 /// What the queue needs of the connection to assign mids.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct SealWith {
-    pub(crate) writer: Writer,
+pub(crate) struct SealWith<'a> {
+    /// The name that the `welcome` gave.
+    pub(crate) user: &'a str,
     /// The `now` of the `welcome`, ms since 1970.
     pub(crate) welcomed_at: u64,
 }
@@ -318,7 +319,7 @@ impl Queue {
     pub(crate) fn next_write(
         &mut self,
         space: &SpaceId,
-        with: SealWith,
+        with: SealWith<'_>,
         message_bytes: usize,
         entropy: &mut dyn Entropy,
     ) -> Option<Write> {
@@ -350,7 +351,7 @@ impl Queue {
         Some(write)
     }
 
-    fn seal(&mut self, with: SealWith, entropy: &mut dyn Entropy) {
+    fn seal(&mut self, with: SealWith<'_>, entropy: &mut dyn Entropy) {
         let room = UNANSWERED
             .saturating_sub(self.sealed)
             .min(SEALED_AT_A_TIME)
@@ -358,6 +359,7 @@ impl Queue {
         if room == 0 {
             return;
         }
+        let writer = Writer::of(with.user, self.identity.client);
         // What was acked may stand between: a gateway may ack in another order, and then refuse the id.
         let unsent = self
             .mutations
@@ -368,7 +370,7 @@ impl Queue {
             let key = MutationKey(entropy.next_u64());
             mutation.seal = Some(Seal {
                 client: self.identity.client,
-                writer: with.writer,
+                writer,
                 mid,
                 key,
                 prev: self.identity.last_key,

@@ -470,11 +470,11 @@ impl Machine {
 }
 
 /// Whether a write may be queued: within the limits, as the gateway will find. Its size in bytes.
-fn check(write: &Write, limits: &Limits) -> Result<usize, Refusal> {
+fn check(write: Write, limits: &Limits) -> Result<usize, Refusal> {
     if write.ops.len() > limits.ops {
         return Err(Invalid::too_large("ops", limits.ops, write.ops.len()).into());
     }
-    let frame = msgpack::encode_client(&ClientMessage::Write(write.clone()));
+    let frame = msgpack::encode_client(&ClientMessage::Write(write));
     if frame.len() > limits.message_bytes {
         return Err(Invalid::too_large("message bytes", limits.message_bytes, frame.len()).into());
     }

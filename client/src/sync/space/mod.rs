@@ -11,7 +11,8 @@ use crate::sync::overlay::{LocalDoc, Overlay};
 use crate::sync::queue::{Identity, Mutation, MutationId, QUEUED, Queue};
 use crate::sync::replica::Replica;
 use crate::sync::{Entropy, Now};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
+use tidegate_protocol::tree::Leaves;
 use tidegate_protocol::{ClientId, Code, Collection, DocPath, Limits, Mid, Op, Policy, Position, SpaceId, Write};
 
 /// Bytes of mutations that may wait in a space. Over it, a mutation is refused `too_large`.
@@ -157,12 +158,17 @@ impl Space {
         }
     }
 
+    /// A document's leaves in the local view; `None` if it does not exist there.
+    pub fn leaves(&self, doc: &DocPath) -> Option<&Leaves> {
+        match self.overlay.get(doc) {
+            Some(local) => local.leaves.as_ref(),
+            None => self.replica.docs().get(doc),
+        }
+    }
+
     /// Whether a document exists in the local view.
     pub fn exists(&self, doc: &DocPath) -> bool {
-        match self.overlay.get(doc) {
-            Some(local) => local.leaves.is_some(),
-            None => self.replica.docs().contains_key(doc),
-        }
+        self.leaves(doc).is_some()
     }
 
     /// Every document that exists in the local view, by path.
@@ -203,7 +209,7 @@ impl Space {
         &mut self,
         now: Now,
         request: Request,
-        check: impl Fn(&Write) -> Result<usize, Refusal>,
+        check: impl Fn(Write) -> Result<usize, Refusal>,
         limits: &Limits,
     ) -> Result<MutationId, Refusal> {
         let Request {
@@ -233,7 +239,7 @@ impl Space {
         if !upsert {
             fold::guard(&mut ops, |doc| self.exists(doc));
         }
-        let size = check(&self.as_write(&ops, policy, base))?;
+        let size = check(self.as_write(&ops, policy, base))?;
         if self.queue.bytes() + size > QUEUED_BYTES {
             let message = format!("bytes of mutations waiting in a space are limited to {QUEUED_BYTES}");
             return Err(Refusal::new(Code::TooLarge, message));
@@ -283,7 +289,7 @@ impl Space {
         policy: Option<Policy>,
         base: Option<Position>,
         upsert: bool,
-        check: impl Fn(&Write) -> Result<usize, Refusal>,
+        check: impl Fn(Write) -> Result<usize, Refusal>,
         limits: &Limits,
     ) -> Option<MutationId> {
         let last = self.queue.last_unsent()?;
@@ -302,7 +308,7 @@ impl Space {
         }
         let kind = fold::fold(&old.kind, &new.kind, limits)?;
         let ops = vec![Op { kind, ..old.clone() }];
-        let size = check(&self.as_write(&ops, policy, base)).ok()?;
+        let size = check(self.as_write(&ops, policy, base)).ok()?;
         let id = last.id;
         let doc = old.doc.clone();
         self.queue.replace_ops(id, ops, size);
@@ -355,19 +361,22 @@ impl Space {
         if identity.is_none() && standing.is_none() && !clear_docs && docs.is_empty() && mutations.is_empty() {
             return None;
         }
-        Some(SpaceChanges {
+        let mut changes = SpaceChanges {
             identity,
             standing,
             clear_docs,
-            docs: docs
-                .into_iter()
-                .map(|doc| (doc.clone(), self.replica.docs().get(&doc).cloned()))
-                .collect(),
-            queue: mutations
-                .into_iter()
-                .map(|id| (id, self.queue.get(id).cloned()))
-                .collect::<BTreeMap<_, _>>(),
-        })
+            ..SpaceChanges::default()
+        };
+        // One by one: few as a rule, in order, and then cheaper than building a map of them all.
+        for doc in docs {
+            let leaves = self.replica.docs().get(&doc).cloned();
+            changes.docs.insert(doc, leaves);
+        }
+        for id in mutations {
+            // One may have changed twice.
+            changes.queue.entry(id).or_insert_with(|| self.queue.get(id).cloned());
+        }
+        Some(changes)
     }
 
     /// Forgets what changed; for a client without storage.

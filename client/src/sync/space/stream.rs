@@ -7,7 +7,7 @@ use crate::sync::replica::Violation;
 use crate::sync::{Entropy, Now};
 use tidegate_protocol::limits::UNANSWERED;
 use tidegate_protocol::{
-    Ack, Action, Begin, ClientId, Code, Commit, DocChange, Mid, Mode, Position, Reject, Seq, Sub, Write, Writer,
+    Ack, Action, Begin, ClientId, Code, Commit, DocChange, Mid, Mode, Position, Reject, Seq, Sub, Write,
 };
 
 /// How long a gateway keeps a client's record after its last write, ms: an ack older than this proves no loss.
@@ -93,9 +93,8 @@ impl Space {
             return None;
         }
         self.not_before = None;
-        let writer = Writer::of(user, self.queue.identity().client);
-        self.queue
-            .next_write(&self.name, SealWith { writer, welcomed_at }, message_bytes, entropy)
+        let with = SealWith { user, welcomed_at };
+        self.queue.next_write(&self.name, with, message_bytes, entropy)
     }
 
     /// When something becomes due by time alone (monotonic ms).
