@@ -176,10 +176,18 @@ pub fn subtree<'a, T>(
     map: &'a BTreeMap<FieldPath, T>,
     path: &FieldPath,
 ) -> impl Iterator<Item = (&'a FieldPath, &'a T)> + use<'a, T> {
-    let (from, to) = path.below();
+    // What begins with the path's text follows it at once: mostly nothing does, and no bounds are needed.
+    let mut after = map.range::<str, _>((Bound::Excluded(path.as_str()), Bound::Unbounded));
+    let any = after
+        .next()
+        .is_some_and(|(next, _)| next.as_str().starts_with(path.as_str()));
+    let below = any.then(|| path.below()).map(|(from, to)| {
+        let bounds = (Bound::Included(from.as_str()), Bound::Excluded(to.as_str()));
+        map.range::<str, _>(bounds)
+    });
     map.get_key_value(path.as_str())
         .into_iter()
-        .chain(map.range::<str, _>((Bound::Included(from.as_str()), Bound::Excluded(to.as_str()))))
+        .chain(below.into_iter().flatten())
 }
 
 /// The keys of `map` strictly above `path`.

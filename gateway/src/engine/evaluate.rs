@@ -115,7 +115,6 @@ impl<'a> Evaluation<'a> {
     fn failing(&mut self, index: usize, op: &Op) -> Option<(Refusal, ConflictUnit)> {
         let scratch = &self.docs[&op.doc];
         let (alive, before) = (scratch.alive(), scratch.before);
-        let units = tree::units(&op.kind);
         let wants = if matches!(op.kind, OpKind::Create(_)) {
             Some(false)
         } else {
@@ -126,6 +125,7 @@ impl<'a> Evaluation<'a> {
             (Some(true), _) => Some((None, "the document does not exist")),
             (Some(false), _) => Some((None, "the document exists")),
             (None, Some(since)) => {
+                let units = tree::units(&op.kind);
                 let paths = if units.is_empty() {
                     vec![None]
                 } else {

@@ -5,7 +5,7 @@
 //! A node puts the prefix with its own number for the space in front: that is the message.
 
 use super::read::Reader;
-use super::write::{list, text};
+use super::write::{TYPICAL, list, text};
 use crate::error::Invalid;
 use crate::ids::{Mid, Seq, Writer};
 use crate::limits::{DEPTH_MAX, Limits};
@@ -28,7 +28,7 @@ pub(super) const TRUSTED: Limits = Limits {
 
 /// The elements `b` and `d` of a change: who wrote it, and what it did.
 pub fn encode_body(writer: Writer, mid: Mid, docs: &[DocChange]) -> Bytes {
-    let mut out = Vec::new();
+    let mut out = Vec::with_capacity(TYPICAL);
     write::array(&mut out, 2);
     write::uint(&mut out, writer.0);
     write::uint(&mut out, mid.get());
@@ -86,7 +86,7 @@ pub(super) fn read_commit(r: &mut Reader<'_>) -> Result<Commit, Invalid> {
 
 /// Documents in the form of `d`: `[path, {set}, [unset]]` a change, `[path, {set}]` whole, `[path]` deleted.
 pub fn encode_doc_changes(docs: &[DocChange]) -> Vec<u8> {
-    let mut out = Vec::new();
+    let mut out = Vec::with_capacity(TYPICAL);
     doc_changes(&mut out, docs);
     out
 }

@@ -3,7 +3,7 @@
 use super::DecodeError;
 use super::op::{read_ops, write_op};
 use super::read::{Reader, TOP, required};
-use super::write::{Map, position, text};
+use super::write::{Map, TYPICAL, position, text};
 use crate::error::Invalid;
 use crate::ids::{ClientId, Epoch, MutationKey, Position, ViewId};
 use crate::limits::{CAP_BYTES, CAPS, CURSOR_BYTES, FILTER_COLLECTIONS, GET_DOCS, Limits, SDK_BYTES, TOKEN_BYTES};
@@ -284,7 +284,7 @@ fn read_write(r: &mut Reader<'_>, n: usize) -> Result<Write, Invalid> {
 
 /// Writes a client's message.
 pub fn encode_client(message: &ClientMessage) -> Vec<u8> {
-    let mut out = Vec::new();
+    let mut out = Vec::with_capacity(TYPICAL);
     match message {
         ClientMessage::Hello(hello) => {
             let mut map = Map::message(&mut out, "hello");

@@ -2,7 +2,7 @@
 
 use super::change::{TRUSTED, doc_changes, read_commit, read_doc_changes};
 use super::read::{Reader, TOP, required};
-use super::write::{Map, text};
+use super::write::{Map, TYPICAL, text};
 use crate::error::{Code, Invalid};
 use crate::ids::{Epoch, Position, ViewId, Writer};
 use crate::limits::Limits;
@@ -342,7 +342,7 @@ fn read_limits(r: &mut Reader<'_>) -> Result<Limits, Invalid> {
 
 /// Writes a server's message.
 pub fn encode_server(message: &ServerMessage) -> Vec<u8> {
-    let mut out = Vec::new();
+    let mut out = Vec::with_capacity(TYPICAL);
     match message {
         ServerMessage::Welcome(welcome) => write_welcome(&mut out, welcome),
         ServerMessage::Begin(begin) => {

@@ -4,6 +4,9 @@ use crate::ids::Position;
 use crate::name::FieldPath;
 use crate::value::{Value, write};
 
+/// What most messages and changes take at most, bytes.
+pub(super) const TYPICAL: usize = 128;
+
 /// A map of at most 15 entries that is being written.
 pub(super) struct Map<'o> {
     out: &'o mut Vec<u8>,

@@ -123,9 +123,12 @@ impl Value {
     }
 
     fn build(write: impl FnOnce(&mut Vec<u8>)) -> Self {
-        let mut out = Vec::new();
+        let mut out = Vec::with_capacity(16);
         write(&mut out);
-        Self(out.into())
+        match *out {
+            [_] => Self::copied(&out),
+            _ => Self(out.into()),
+        }
     }
 
     /// Nil.
