@@ -94,7 +94,7 @@ impl Space {
         (client, writer, mid): (ClientId, Writer, Mid),
         position: Position,
     ) -> bool {
-        let name = format_args!("{} mid {mid}", short_writer(writer)).to_string();
+        let name = || format!("{} mid {mid}", short_writer(writer));
         let highest = self.replicas[replica].acked.entry(client).or_default();
         *highest = mid.max(*highest);
         let Some(at) = self.place(out, position).filter(|at| *at != START) else {
@@ -102,7 +102,7 @@ impl Space {
                 out,
                 Breach::AckedMissing,
                 Some(position),
-                format!("{name}: there is no such place"),
+                format!("{}: there is no such place", name()),
             );
             return false;
         };
@@ -110,7 +110,7 @@ impl Space {
         match self.truth.record(at).map(|record| (record.writer, record.mid)) {
             Some(there) if there == (writer, mid) => {}
             Some((other, of)) => {
-                let text = format!("{name} is acked there, and it is {} mid {of}", short_writer(other));
+                let text = format!("{} is acked there, and it is {} mid {of}", name(), short_writer(other));
                 self.breach(out, Breach::AckedMissing, Some(position), text);
                 return false;
             }
@@ -119,7 +119,7 @@ impl Space {
                     out,
                     Breach::AckedMissing,
                     Some(position),
-                    format!("{name} is acked and was not applied"),
+                    format!("{} is acked and was not applied", name()),
                 );
                 return false;
             }
@@ -148,7 +148,7 @@ impl Space {
             let apart =
                 |place: &Node| *place != at && (self.truth.leads_to(*place, at) || self.truth.leads_to(at, *place));
             if place.is_some_and(|place| apart(&place)) {
-                let text = format!("{name} is acked a second time, first at {}", short(Some(before)));
+                let text = format!("{} is acked a second time, first at {}", name(), short(Some(before)));
                 self.breach(out, Breach::AppliedTwice, Some(position), text);
             }
         }
@@ -646,7 +646,7 @@ impl Space {
         let mut mutations: Vec<_> = self.mutations.iter().collect();
         mutations.sort_by_key(|(name, _)| **name);
         for ((writer, mid), mutation) in mutations {
-            let who = format!("{} mid {mid}", short_writer(*writer));
+            let who = || format!("{} mid {mid}", short_writer(*writer));
             let Some(answer) = mutation.answer else {
                 let silent = self.replicas[mutation.replica].own.is_empty();
                 if silent && self.rest.is_some() {
@@ -654,7 +654,7 @@ impl Space {
                         out,
                         Breach::Vanished,
                         None,
-                        format!("{who} was sent and never answered"),
+                        format!("{} was sent and never answered", who()),
                     );
                 }
                 continue;
@@ -673,9 +673,9 @@ impl Space {
             }
             let lost = self.truth.record(at).is_some_and(|record| record.cut);
             if !lost {
-                self.breach(out, Breach::AckedMissing, Some(position), format!("{who} is gone"));
+                self.breach(out, Breach::AckedMissing, Some(position), format!("{} is gone", who()));
             } else if out.durable {
-                self.breach(out, Breach::AckedLost, Some(position), who);
+                self.breach(out, Breach::AckedLost, Some(position), who());
             } else if mutation.lost {
             } else if self.aged.is_some_and(|aged| answer.event < aged) {
                 out.counts().aged_losses += 1;
@@ -689,22 +689,22 @@ impl Space {
     fn judge_fates(&self, out: &mut Out, tip: Node) {
         for replica in &self.replicas {
             for own in &replica.own {
-                let name = format!("tag {} of installation {}", own.tag.0, replica.installation.0);
+                let name = || format!("tag {} of installation {}", own.tag.0, replica.installation.0);
                 let applied = self.tags.get(&own.tag).filter(|applied| !applied.copied);
                 let there = applied.and_then(|applied| applied.at.iter().find(|at| self.truth.leads_to(**at, tip)));
                 match own.fate {
                     None => {
-                        self.breach(out, Breach::Vanished, None, format!("{name} has no end"));
+                        self.breach(out, Breach::Vanished, None, format!("{} has no end", name()));
                     }
                     Some(Fate::Refused | Fate::Cancelled) if there.is_some() => {
                         let at = there.map(|at| self.truth.position(*at));
-                        self.breach(out, Breach::RefusedApplied, at, format!("{name}: {:?}", own.fate));
+                        self.breach(out, Breach::RefusedApplied, at, format!("{}: {:?}", name(), own.fate));
                     }
                     // Only by the store's own account is it known to be missing.
                     Some(Fate::Acked)
                         if out.account && own.counts && applied.is_some_and(|applied| applied.at.is_empty()) =>
                     {
-                        self.breach(out, Breach::AckedMissing, None, name);
+                        self.breach(out, Breach::AckedMissing, None, name());
                     }
                     _ => {}
                 }
