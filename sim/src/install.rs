@@ -156,10 +156,11 @@ impl Install {
     }
 
     fn now(&self, shared: &Shared) -> Now {
+        let now = shared.now();
         let core = shared.core.lock();
         Now {
-            mono_ms: shared.now(),
-            wall_ms: shared.wall(&core).saturating_add_signed(self.skew),
+            mono_ms: now,
+            wall_ms: Shared::wall(&core, now).saturating_add_signed(self.skew),
         }
     }
 
@@ -273,11 +274,16 @@ impl Install {
         let now = self.now(&cx.shared);
         let Some(machine) = &mut self.machine else { return };
         let app::Wish { request, counts } = wish;
-        let told = format!("{:?} {:?}", request.policy, request.ops);
+        // What is asked for is gone once it is queued, and told only if somebody listens.
+        let told = cx
+            .shared
+            .tells()
+            .then(|| format!("{:?} {:?}", request.policy, request.ops));
         if let Ok(id) = machine.mutate(now, &cx.spaces[space], request) {
             let waits = |(at, other, ..): &(usize, MutationId, Tag, bool)| (*at, *other) == (space, id);
             let mut core = cx.shared.core.lock();
             core.say(now.mono_ms, || {
+                let told = told.unwrap_or_default();
                 format!("{:?} asks for {tag:?} as {id:?} in {space}: {told}", self.id)
             });
             if self.kept.tags.contains_key(&(space, id)) || self.unkept.iter().any(waits) {
@@ -677,15 +683,18 @@ impl Install {
         let Some(machine) = &self.machine else { return };
         for (index, name) in cx.spaces.iter().enumerate() {
             let Some(space) = machine.space(name) else { continue };
-            let value = |doc, path: &FieldPath| space.view(doc).leaves.and_then(|leaves| leaves.get(path).cloned());
-            let count = match value(&cx.counter, &cx.count).and_then(|value| value.as_number()) {
+            let value = |doc, path: &FieldPath| space.leaves(doc).and_then(|leaves| leaves.get(path));
+            let count = match value(&cx.counter, &cx.count).and_then(Value::as_number) {
                 Some(Number::Int(n)) => n,
                 _ => 0,
             };
             let shown = Shown {
                 position: space.replica().position(),
                 count,
-                pair: (value(&cx.halves.0, &cx.half), value(&cx.halves.1, &cx.half)),
+                pair: (
+                    value(&cx.halves.0, &cx.half).cloned(),
+                    value(&cx.halves.1, &cx.half).cloned(),
+                ),
             };
             // Without a confirmed state what was acked is no longer shown, and edits that need it show nothing.
             if self.is_copied || shown.position.is_none() || self.last_shown[index] == shown && !look {

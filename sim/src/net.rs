@@ -105,7 +105,7 @@ pub(crate) struct Socket {
 impl Shared {
     fn arrival(&self, core: &mut Core, latest: u64, stalled_until: u64) -> u64 {
         let latency = core.plan.latency;
-        (self.now() + core.rng.below(latency + 1))
+        (self.clock() + core.rng.below(latency + 1))
             .max(latest)
             .max(stalled_until)
     }

@@ -74,7 +74,7 @@ impl Bus {
                 commits: commits.to_vec(),
             }));
             let event = Event::Bus(core.bus.len() - 1);
-            self.shared.at(core, self.shared.now() + wait, event);
+            self.shared.at(core, self.shared.clock() + wait, event);
         }
     }
 }

@@ -9,6 +9,8 @@ use parking_lot::Mutex;
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use tidegate::env::Env;
 use tidegate::store::{Lineage, LogEntry};
 use tidegate_history::Checker;
@@ -133,6 +135,8 @@ pub(crate) struct Shared {
     /// Something is due earlier than the scheduler knew when it went to sleep.
     earlier: Notify,
     start: Instant,
+    /// When the event that is being handled was taken.
+    step_at: AtomicU64,
 }
 
 impl Shared {
@@ -158,17 +162,28 @@ impl Shared {
             }),
             earlier: Notify::new(),
             start: Instant::now(),
+            step_at: AtomicU64::new(0),
         })
     }
 
-    /// ms since the history began.
+    /// Whether the story is kept.
+    pub(crate) fn tells(&self) -> bool {
+        self.core.lock().trace.lines.is_some()
+    }
+
+    /// ms since the history began, for the scheduler: no time passes while it handles an event.
     pub(crate) fn now(&self) -> u64 {
+        self.step_at.load(Relaxed)
+    }
+
+    /// ms since the history began, for the fleet's tasks.
+    pub(crate) fn clock(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// ms since 1970, as everybody's clock would show it if it were right.
-    pub(crate) fn wall(&self, core: &Core) -> u64 {
-        EPOCH_MS + self.now() + core.months
+    /// ms since 1970 at `now` ms, as everybody's clock would show it if it were right.
+    pub(crate) fn wall(core: &Core, now: u64) -> u64 {
+        EPOCH_MS + now + core.months
     }
 
     /// Puts something on the agenda.
@@ -191,7 +206,7 @@ impl Shared {
                 // What is due at once happens before, after or amidst what the fleet has to do now.
                 (at, core.rng.below(3))
             };
-            if at > self.now() {
+            if at > self.clock() {
                 tokio::select! {
                     biased;
                     () = self.earlier.notified() => continue,
@@ -204,6 +219,7 @@ impl Shared {
             }
             let mut core = self.core.lock();
             core.sleeps_until = 0;
+            self.step_at.store(self.clock(), Relaxed);
             return core.agenda.pop().map(|entry| entry.event);
         }
     }
@@ -232,7 +248,7 @@ pub(crate) struct NodeEnv {
 impl Env for NodeEnv {
     fn now_ms(&self) -> u64 {
         let core = self.shared.core.lock();
-        self.shared.wall(&core).saturating_add_signed(core.node_skew[self.node])
+        Shared::wall(&core, self.shared.clock()).saturating_add_signed(core.node_skew[self.node])
     }
 
     fn random(&self) -> u64 {

@@ -185,7 +185,7 @@ impl NodeStore {
         };
         self.pause(fate.before).await;
         let mut core = self.shared.core.lock();
-        if core.store_down_until > self.shared.now() {
+        if core.store_down_until > self.shared.clock() {
             return Err(StoreError::Unavailable("down".into()));
         }
         if fate.error {
@@ -224,7 +224,7 @@ impl Store for NodeStore {
         let space = group.space.clone();
         let committed = model.commit(group).await?;
         self.disk
-            .told(&mut self.shared.core.lock(), self.shared.now(), &space, &committed);
+            .told(&mut self.shared.core.lock(), self.shared.clock(), &space, &committed);
         self.answer(fate, committed).await
     }
 

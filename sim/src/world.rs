@@ -11,6 +11,7 @@ use crate::rules::{FILTERS, Right, Rules, views};
 use crate::shared::{Event, Shared};
 use crate::store::Disk;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use tidegate::metrics::Metrics;
 use tidegate::store::{ChangesReply, ChangesRequest, Retention, Store, View};
@@ -466,32 +467,35 @@ impl World {
     async fn look(&mut self) {
         let model = self.disk.model();
         let heads = model.positions(&self.cx.spaces).await.unwrap_or_default();
+        let late = self.healed.is_some_and(|at| self.shared.now() > at + REST_MS);
+        // Words are made only for somebody who reads them.
+        let why = |words: fmt::Arguments<'_>| if late { words.to_string() } else { String::new() };
         let unrest =
             self.installs.iter().find_map(|install| {
                 let Some(machine) = &install.machine else {
-                    return Some(format!("{:?} does not run", install.id));
+                    return Some(why(format_args!("{:?} does not run", install.id)));
                 };
-                if let Some(why) = machine.stopped() {
-                    return Some(format!("{:?} has stopped: {why}", install.id));
+                if let Some(refusal) = machine.stopped() {
+                    return Some(why(format_args!("{:?} has stopped: {refusal}", install.id)));
                 }
                 self.cx.spaces.iter().zip(&heads).find_map(|(name, state)| {
                     let space = machine.space(name)?;
                     let waits = space.queue().iter().count();
                     let at = space.replica().position();
                     (waits > 0 || space.from_cache() || at != Some(state.head)).then(|| {
-                    format!(
+                    why(format_args!(
                         "{:?} in {name}: {waits} mutations wait, from cache: {}, at {at:?} where the head is {}: {:?}",
                         install.id,
                         space.from_cache(),
                         state.head,
                         space.queue().iter().map(|m| (m.id, m.seal, m.answer, m.overlaid)).collect::<Vec<_>>()
-                    )
+                    ))
                 })
                 })
             });
         match unrest {
             None => self.rests = true,
-            Some(why) if self.healed.is_some_and(|at| self.shared.now() > at + REST_MS) => {
+            Some(why) if late => {
                 self.shared.core.lock().fail(format!("it does not come to rest: {why}"));
             }
             Some(_) => {
