@@ -61,8 +61,8 @@ impl Lineage {
         self.end_of(base.epoch, head).map_or(Seq::ZERO, |end| base.seq.min(end))
     }
 
-    /// Appends a new epoch that starts after `head`. Drops entries that no valid position above the
-    /// floor can name: those whose next one starts at or below it, and the oldest over [`MAX_ENTRIES`].
+    /// Appends a new epoch that starts after `head`. Drops entries that no position at or above the floor
+    /// can name: those whose next one starts below it, and the oldest over [`MAX_ENTRIES`].
     pub fn mint(&mut self, epoch: Epoch, incarnation: Vec<u8>, head: Seq, floor: Seq) {
         self.0.push(LineageEntry {
             epoch,
@@ -74,11 +74,7 @@ impl Lineage {
 
     /// Drops what [`Self::mint`] drops, for a floor that has risen. Says whether there was any.
     pub fn forget_below(&mut self, floor: Seq) -> bool {
-        let beyond = self
-            .0
-            .windows(2)
-            .take_while(|pair| pair[1].start <= floor && floor > Seq::ZERO)
-            .count();
+        let beyond = self.0.windows(2).take_while(|pair| pair[1].start < floor).count();
         let surplus = self.0.len().saturating_sub(MAX_ENTRIES);
         self.0.drain(..beyond.max(surplus)).count() > 0
     }
@@ -122,7 +118,12 @@ mod tests {
         let mut lineage = Lineage::default();
         lineage.mint(Epoch(1), vec![], Seq::ZERO, Seq::ZERO);
         lineage.mint(Epoch(2), vec![], seq(10), Seq::ZERO);
-        lineage.mint(Epoch(3), vec![], seq(20), seq(10));
-        assert_eq!(lineage.0.iter().map(|e| e.epoch.0).collect::<Vec<_>>(), [2, 3]);
+        lineage.mint(Epoch(3), vec![], seq(20), seq(11));
+        let names = |lineage: &Lineage| lineage.0.iter().map(|e| e.epoch.0).collect::<Vec<_>>();
+        assert_eq!(names(&lineage), [2, 3]);
+        // Who stands at the floor lacks no tombstone: such a position keeps its name.
+        assert!(!lineage.forget_below(seq(20)));
+        assert!(lineage.forget_below(seq(21)));
+        assert_eq!(names(&lineage), [3]);
     }
 }
