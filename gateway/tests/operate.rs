@@ -254,12 +254,9 @@ fn a_users_data_and_then_the_space_are_erased_with_a_gateway_running_and_without
     watching.wait_for(|so_far| so_far.contains("current"));
 
     let asked = refused(&data, &["erase", "demo", "--user", "alice"]);
-    assert!(
-        asked.contains("nothing was erased") && asked.contains("--yes"),
-        "{asked}"
-    );
+    assert!(asked.contains("nothing was erased"), "{asked}");
     assert!(gateway.run(&["export", "demo"]).contains("alice"));
-    let printed = done(&data, &["erase", "demo", "--user", "alice", "--yes"]);
+    let printed = in_a_shell(command_in(&asked));
     let counts = "alice in the space demo: 1 documents, 2 fields, 3 commits of the log, 0 conflicts, 1 clients";
     assert!(printed.contains(counts), "{printed}");
     assert_eq!(
@@ -287,6 +284,54 @@ fn a_users_data_and_then_the_space_are_erased_with_a_gateway_running_and_without
     let missing = data.with_extension("missing");
     let error = refused(&missing, &["erase", "demo", "--yes"]);
     assert!(error.contains("no store in") && !missing.exists(), "{error}");
+}
+
+/// The command that a message tells to run.
+fn command_in(message: &str) -> &str {
+    let command = message.lines().find_map(|line| line.strip_prefix("  "));
+    command.unwrap_or_else(|| panic!("no command in {message}"))
+}
+
+/// Runs a line as a shell does; it must succeed. Returns what it printed.
+fn in_a_shell(line: &str) -> String {
+    let output = std::process::Command::new("sh").args(["-c", line]).output();
+    let output = output.expect("a shell runs");
+    assert!(output.status.success(), "{line}: {}", said(&output));
+    text(&output.stdout)
+}
+
+#[test]
+fn the_command_that_an_unsure_erase_prints_can_be_pasted_into_a_shell() {
+    let mut gateway = Gateway::start();
+    let user = "-it's $HOME; *";
+    gateway.run(&[&format!("--token={user}"), "set", "demo", "notes/n1", "a=1"]);
+    gateway.stop();
+    let data = gateway.data().with_extension("with 'quotes'");
+    fs::rename(gateway.data(), &data).expect("moved");
+    let asked = refused(&data, &["erase", "demo", &format!("--user={user}")]);
+    let printed = in_a_shell(command_in(&asked));
+    assert!(
+        printed.contains(&format!("user {user} in the space demo: 1 documents")),
+        "{printed}"
+    );
+}
+
+#[test]
+fn an_erasure_whose_asker_hangs_up_goes_on_and_who_asks_again_is_told_of_its_end() {
+    let gateway = Gateway::start();
+    fill(&gateway);
+    let data = gateway.data();
+    let ask = || {
+        let mut socket = UnixStream::connect(data.join("control.sock")).expect("connects");
+        let request = b"{\"command\":\"erase\",\"space\":\"demo\",\"user\":null}\n";
+        socket.write_all(request).expect("written");
+        socket
+    };
+    drop(ask());
+    until("it is gone", || gateway.run(&["export", "demo"]).is_empty());
+    let mut line = String::new();
+    BufReader::new(ask()).read_line(&mut line).expect("an answer");
+    assert!(line.starts_with("{\"ok\":{\"docs\":0,"), "{line}");
 }
 
 /// Says something to a control socket, and returns the first line of the answer.

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tidegate::store::model::{Model, Spaces};
 use tidegate::store::{
-    ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Erase, Erased, LogReply, Outcome, ReadCut,
-    Retention, SpaceState, Store, StoreError, Usage,
+    Begun, ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Erase, Erased, LogReply, Outcome,
+    ReadCut, Retention, SpaceState, Store, StoreError, Usage,
 };
 use tidegate_history::Event as Told;
 use tidegate_protocol::{Epoch, Position, Seq, SpaceId, Writer, msgpack};
@@ -265,9 +265,16 @@ impl Store for NodeStore {
         self.answer(fate, conflicts).await
     }
 
-    async fn erase(&self, space: &SpaceId, whom: Erase, fresh: Epoch, now_ms: u64) -> Result<Erased, StoreError> {
+    async fn erase(
+        &self,
+        space: &SpaceId,
+        whom: Erase,
+        fresh: Epoch,
+        now_ms: u64,
+        begun: Begun<'_>,
+    ) -> Result<Erased, StoreError> {
         let (fate, model) = self.ask().await?;
-        let erased = model.erase(space, whom, fresh, now_ms).await?;
+        let erased = model.erase(space, whom, fresh, now_ms, begun).await?;
         self.answer(fate, erased).await
     }
 

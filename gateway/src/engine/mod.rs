@@ -20,7 +20,7 @@ mod tests;
 
 use crate::auth::{Authoriser, Identity};
 use crate::env::Env;
-use crate::store::{DocState, Lineage, LogEntry, Store, StoreError};
+use crate::store::{DocState, Erase, Erased, Lineage, LogEntry, Store, StoreError};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 pub use plan::{Plan, Planner};
@@ -29,7 +29,8 @@ pub use stats::{Counter, EngineStats, Refusals};
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_protocol::{
-    Ack, At, Code, DocChange, DocChangeKind, DocPath, Invalid, Limits, Op, Policy, Position, Reject, SpaceId, WriteHead,
+    Ack, At, Code, DocChange, DocChangeKind, DocPath, Epoch, Invalid, Limits, Op, Policy, Position, Reject, SpaceId,
+    WriteHead,
 };
 use tokio_util::task::TaskTracker;
 
@@ -81,7 +82,9 @@ pub type Done = Box<dyn FnOnce(WriteReply) + Send>;
 /// Where the engine hands commits on, in order per space, before it answers the mutations: the
 /// local side of the bus.
 pub trait Publish: Send + Sync + 'static {
-    /// Commits of one space that follow each other, and the lineage they belong to.
+    /// Commits of one space that follow each other, and the lineage they belong to. Without commits it is
+    /// news of the lineage: an erasure has begun or ended, or mutations were answered that had been committed
+    /// before.
     fn publish(&self, space: &SpaceId, lineage: &Lineage, commits: &[LogEntry]);
 }
 
@@ -188,6 +191,23 @@ impl Engine {
     /// What it counts.
     pub fn stats(&self) -> &Arc<EngineStats> {
         &self.stats
+    }
+
+    /// Erases a space, or all data of a user in it (see [`Store::erase`]), and returns once it is gone.
+    /// Subscribers are told when it begins, and when the space is open again.
+    pub async fn erase(&self, space: &SpaceId, whom: Erase) -> Result<Erased, StoreError> {
+        let emptied = Mutex::new(Lineage::default());
+        let begun = |lineage: &Lineage| {
+            self.publish.publish(space, lineage, &[]);
+            emptied.lock().clone_from(lineage);
+        };
+        let fresh = Epoch(self.env.random().max(1));
+        let erased = self.store.erase(space, whom, fresh, self.env.now_ms(), &begun).await?;
+        let emptied = emptied.into_inner();
+        if !emptied.0.is_empty() {
+            self.publish.publish(space, &emptied, &[]);
+        }
+        Ok(erased)
     }
 
     /// Documents, whole or deleted (also if they never were), as of one position; refused if they may not

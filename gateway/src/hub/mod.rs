@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{Position, SpaceId};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -85,6 +85,8 @@ struct SpaceHub {
     n: u32,
     inner: Mutex<Inner>,
     opened: tokio::sync::OnceCell<()>,
+    /// Told when the lineage alone is published: an erasure has begun or ended.
+    news: Arc<Notify>,
     _gauge: Gauged,
 }
 
@@ -141,6 +143,7 @@ impl Hub {
                     n: self.last_n.fetch_add(1, Ordering::Relaxed) + 1,
                     inner: Mutex::default(),
                     opened: tokio::sync::OnceCell::new(),
+                    news: Arc::default(),
                     _gauge: Gauged::new(&self.metrics.spaces),
                 })
             });
@@ -166,6 +169,11 @@ impl Hub {
             })
             .await?;
         Ok(lease)
+    }
+
+    /// What is told when a followed space may answer again that did not; a hint.
+    pub fn news(&self, space: &SpaceId) -> Option<Arc<Notify>> {
+        self.spaces.get(space).map(|entry| entry.value().news.clone())
     }
 
     /// Sends an answer to a mutation committed at `at`: after the change, if the connection has a live
@@ -261,22 +269,26 @@ impl Hub {
                 Ok(LogReply::Trimmed | LogReply::Reset(_)) => Fill::Lost,
                 Err(error) => {
                     tracing::warn!(space = %space.space, %error, "the log cannot be read");
-                    Fill::Later
+                    Fill::Unread
                 }
             };
-            if filled == Fill::Lost {
-                // The log does not lead on from here: start over at the head, subscribers catch up by themselves.
+            if filled != Fill::Later {
                 match self
                     .store
                     .positions(std::slice::from_ref(&space.space))
                     .await
                     .and_then(single)
                 {
+                    // The log does not lead on from here: start over at the head, subscribers catch up by
+                    // themselves. A space that is being erased has a lineage, and no log until it is done.
                     Ok(state) => {
                         let mut inner = space.inner.lock();
-                        inner.lose(state);
-                        inner.filling = false;
-                        return;
+                        let unmoved = inner.position() == from;
+                        if filled == Fill::Lost || unmoved && !state.lineage.holds(from, from.seq) {
+                            inner.lose(state);
+                            inner.filling = false;
+                            return;
+                        }
                     }
                     Err(error) => tracing::warn!(space = %space.space, %error, "the head cannot be read"),
                 }
@@ -296,6 +308,8 @@ impl Hub {
 enum Fill {
     /// Nothing: wait.
     Later,
+    /// The log could not be read.
+    Unread,
     /// The log does not lead on from where the space stands.
     Lost,
 }
@@ -316,6 +330,9 @@ impl Publish for LocalPublish {
         let Some(space) = hub.spaces.get(space).map(|entry| entry.value().clone()) else {
             return;
         };
+        if commits.is_empty() {
+            space.news.notify_waiters();
+        }
         let mut inner = space.inner.lock();
         match inner.take_in(lineage, commits) {
             Found::Repeat => {}

@@ -4,9 +4,9 @@
 //! connection is one request, a line of JSON, and its answer: a line of JSON, `{"ok":…}` or
 //! `{"error":"…"}`, and after that of `backup` the backup itself, which ends with its own end.
 
-use crate::env::Env;
+use crate::engine::Engine;
 use crate::store::embedded::{self, EmbeddedStore};
-use crate::store::{Erase, Erased, Store as _, StoreError, UserTag};
+use crate::store::{Erase, Erased, StoreError, UserTag};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
@@ -15,7 +15,7 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_protocol::{Epoch, SpaceId};
+use tidegate_protocol::SpaceId;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -48,8 +48,9 @@ const PIECES: usize = 4;
 pub enum Request {
     /// The whole store as of now; one at a time.
     Backup {},
-    /// Erases a space, or all data of a user in it; one at a time. The answer comes when it is done, and is
-    /// an [`ErasedCounts`].
+    /// Erases a space, or all data of a user in it. The answer comes when it is done, and is an
+    /// [`ErasedCounts`]. What has begun goes on when the asker hangs up; who asks for the same again waits
+    /// for that one.
     Erase {
         /// The space.
         space: String,
@@ -73,31 +74,29 @@ pub struct ErasedCounts {
     pub clients: u64,
 }
 
-/// Erases a space (`user`: a user's data in it), and returns when it is gone.
-pub async fn erase(
-    store: &EmbeddedStore,
-    env: &dyn Env,
-    space: &str,
-    user: Option<&str>,
-) -> Result<ErasedCounts, String> {
+impl From<Erased> for ErasedCounts {
+    fn from(erased: Erased) -> Self {
+        let Erased {
+            docs,
+            cells,
+            commits,
+            conflicts,
+            clients,
+        } = erased;
+        Self {
+            docs,
+            cells,
+            commits,
+            conflicts,
+            clients,
+        }
+    }
+}
+
+/// What to erase: a space, or (`user`) a user's data in it.
+pub fn to_erase(space: &str, user: Option<&str>) -> Result<(SpaceId, Erase), String> {
     let space = SpaceId::parse(space).map_err(|error| error.to_string())?;
-    let whom = user.map_or(Erase::Space, |user| Erase::User(UserTag::of(user)));
-    let fresh = Epoch(env.random().max(1));
-    let erased = store.erase(&space, whom, fresh, env.now_ms()).await;
-    let Erased {
-        docs,
-        cells,
-        commits,
-        conflicts,
-        clients,
-    } = erased.map_err(|error| error.to_string())?;
-    Ok(ErasedCounts {
-        docs,
-        cells,
-        commits,
-        conflicts,
-        clients,
-    })
+    Ok((space, user.map_or(Erase::Space, |user| Erase::User(UserTag::of(user)))))
 }
 
 /// The line that answers.
@@ -160,12 +159,11 @@ impl Control {
     }
 
     /// Answers until `stop`; what is under way then is broken off.
-    pub async fn run(self, store: Arc<EmbeddedStore>, env: Arc<dyn Env>, stop: CancellationToken) {
+    pub async fn run(self, store: Arc<EmbeddedStore>, engine: Arc<Engine>, stop: CancellationToken) {
         let commands = Arc::new(Commands {
             store,
-            env,
+            engine,
             backup: Semaphore::new(1),
-            erase: Semaphore::new(1),
             stop: stop.clone(),
         });
         let room = Arc::new(Semaphore::new(CONNECTIONS));
@@ -207,9 +205,8 @@ impl Drop for Control {
 /// What requests are served with.
 struct Commands {
     store: Arc<EmbeddedStore>,
-    env: Arc<dyn Env>,
+    engine: Arc<Engine>,
     backup: Semaphore,
-    erase: Semaphore,
     stop: CancellationToken,
 }
 
@@ -228,24 +225,22 @@ impl Commands {
                 Ok(_turn) => self.backup(&mut connection).await,
                 Err(_) => refuse(&mut connection, "another backup is under way").await,
             },
-            Ok(Request::Erase { space, user }) => match self.erase.try_acquire() {
-                Ok(_turn) => self.erase(&mut connection, &space, user.as_deref()).await,
-                Err(_) => refuse(&mut connection, "another erasure is under way").await,
+            Ok(Request::Erase { space, user }) => match to_erase(&space, user.as_deref()) {
+                Ok((space, whom)) => self.erase(&mut connection, &space, whom).await,
+                Err(why) => refuse(&mut connection, &why).await,
             },
             Err(why) => refuse(&mut connection, &why).await,
         }
     }
 
-    async fn erase(&self, connection: &mut UnixStream, space: &str, user: Option<&str>) -> io::Result<()> {
+    async fn erase(&self, connection: &mut UnixStream, space: &SpaceId, whom: Erase) -> io::Result<()> {
         // Not the user: a log outlives what is erased.
-        tracing::info!(space, "an erasure begins");
-        let erasing = erase(&self.store, &*self.env, space, user);
+        tracing::info!(%space, "an erasure is asked for");
+        // To its end also if the asker hangs up: subscribers are to be told of it.
+        let erasing = self.engine.erase(space, whom);
         match self.stop.run_until_cancelled(erasing).await {
-            Some(Ok(erased)) => {
-                tracing::info!(space, ?erased, "erased");
-                answer(connection, &Answer::Ok(erased)).await
-            }
-            Some(Err(why)) => refuse(connection, &why).await,
+            Some(Ok(erased)) => answer(connection, &Answer::Ok(ErasedCounts::from(erased))).await,
+            Some(Err(why)) => refuse(connection, &why.to_string()).await,
             None => {
                 refuse(
                     connection,

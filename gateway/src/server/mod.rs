@@ -73,24 +73,61 @@ struct Peer {
     since: Instant,
 }
 
-/// Serves until `stop`, then drains: no new connections, `goaway`, answers flushed, closed.
-///
-/// Errors only if the listener itself cannot be used.
+/// A gateway that is put together, and serves nobody yet.
+pub struct Server {
+    node: Arc<Node>,
+    config: ServerConfig,
+    /// What connections depend on.
+    work: TaskTracker,
+}
+
+/// Puts a gateway together, and runs it (see [`Server::run`]).
 pub async fn run(listener: TcpListener, parts: Parts, config: ServerConfig, stop: CancellationToken) -> io::Result<()> {
+    Server::new(parts, config).run(listener, stop).await
+}
+
+impl Server {
+    /// Puts a gateway together.
+    pub fn new(parts: Parts, config: ServerConfig) -> Self {
+        let work = TaskTracker::new();
+        let node = assemble(parts, &config, &work);
+        Self { node, config, work }
+    }
+
+    /// Its engine, for what does not come over connections.
+    pub fn engine(&self) -> Arc<Engine> {
+        self.node.engine.clone()
+    }
+
+    /// Serves until `stop`, then drains: no new connections, `goaway`, answers flushed, closed.
+    ///
+    /// Errors only if the listener itself cannot be used.
+    pub async fn run(self, listener: TcpListener, stop: CancellationToken) -> io::Result<()> {
+        let Self { node, config, work } = self;
+        serve(listener, node, &config, work, stop).await
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    node: Arc<Node>,
+    config: &ServerConfig,
+    work: TaskTracker,
+    stop: CancellationToken,
+) -> io::Result<()> {
     let local = listener.local_addr()?;
     if config.loopback_only && !local.ip().is_loopback() {
         let why = format!("{local} is not a loopback address; dev mode admits anyone, and only from this machine");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
     }
     // Two trackers: connections end before what they depend on.
-    let (connections, work) = (TaskTracker::new(), TaskTracker::new());
-    let node = assemble(parts, &config, &work);
+    let connections = TaskTracker::new();
     let background = CancellationToken::new();
     work.spawn(node.hub.clone().run(background.clone()));
     work.spawn(node.clone().sweep(background.clone()));
     let app = http::router(node.clone(), config.loopback_only, connections.clone());
 
-    accept(&listener, &config, &app, &connections, &stop).await;
+    accept(&listener, config, &app, &connections, &stop).await;
 
     drop(listener);
     node.draining.cancel();

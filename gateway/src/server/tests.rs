@@ -7,8 +7,8 @@ use crate::outbox::Transport;
 use crate::session::{self, Accepted};
 use crate::store::model::Model;
 use crate::store::{
-    ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Erase, Erased, LogReply, ReadCut, Retention,
-    SpaceState, StoreError, Usage,
+    Begun, ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Erase, Erased, LogReply, ReadCut,
+    Retention, SpaceState, StoreError, Usage,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -155,8 +155,9 @@ impl Store for Faulty {
         whom: Erase,
         fresh: tidegate_protocol::Epoch,
         now_ms: u64,
+        begun: Begun<'_>,
     ) -> Result<Erased, StoreError> {
-        self.store.erase(space, whom, fresh, now_ms).await
+        self.store.erase(space, whom, fresh, now_ms, begun).await
     }
     fn usage(&self) -> Usage {
         self.store.usage()

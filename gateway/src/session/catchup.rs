@@ -50,12 +50,21 @@ impl CatchUp {
         let mut pause = Duration::from_millis(50);
         let mut from = self.start();
         loop {
+            let news = self.node.hub.news(&self.what.space);
+            // Before the attempt: what is told during it counts.
+            let told = news.as_ref().map(|news| news.notified());
             match self.attempt(&mut from).await {
                 Ok(Step::Live(lease)) => return lease,
                 Ok(Step::Again(next)) => from = next,
                 Err(error) => {
                     tracing::warn!(space = %self.what.space, %error, "a catch-up waits for the store");
-                    tokio::time::sleep(pause).await;
+                    let told = async {
+                        match told {
+                            Some(told) => told.await,
+                            None => std::future::pending().await,
+                        }
+                    };
+                    let _ = tokio::time::timeout(pause, told).await;
                     pause = (pause * 2).min(Duration::from_secs(5));
                 }
             }

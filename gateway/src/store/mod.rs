@@ -57,7 +57,10 @@ pub trait Store: Send + Sync + 'static {
     /// Erases a space, or all data of a user in it, and returns once it is gone.
     ///
     /// From its first step on, which is durable, the space answers `Unavailable` to all but `positions`,
-    /// until it is done; cut short, it is taken up again without being asked. `fresh` is a new random name,
+    /// until it is done. `begun` is called after that step, with the lineage then. What has begun goes on
+    /// without its caller, after a failure, and after whatever ended the process; an error means that
+    /// nothing has begun, or that nobody knows. Asked again for the same while it is under way, the call
+    /// waits for that one; asked for another, it waits for its turn. `fresh` is a new random name,
     /// not 0, for the one epoch of the lineage then, which starts at the head: every position resets, and
     /// seqs go on. The log is emptied, the floor rises to the head.
     ///
@@ -67,7 +70,14 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// The record of each erased client becomes a marker that answers `ClientUnknown` for as long as records
     /// are kept. A space that does not exist stays so.
-    async fn erase(&self, space: &SpaceId, whom: Erase, fresh: Epoch, now_ms: u64) -> Result<Erased, StoreError>;
+    async fn erase(
+        &self,
+        space: &SpaceId,
+        whom: Erase,
+        fresh: Epoch,
+        now_ms: u64,
+        begun: Begun<'_>,
+    ) -> Result<Erased, StoreError>;
 
     /// What the documents of all spaces take, as of the last commit that was answered or later. Does not block.
     fn usage(&self) -> Usage;
@@ -180,6 +190,9 @@ pub enum Erase {
 
 /// The writer that a header names in the place of an erased one.
 pub const NOBODY: Writer = Writer(0);
+
+/// Told of the lineage as of the first step of an erasure.
+pub type Begun<'a> = &'a (dyn Fn(&Lineage) + Sync);
 
 /// What an erasure has removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

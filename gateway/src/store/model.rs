@@ -2,9 +2,9 @@
 //! compares every implementation with it; it is no production store, and keeps nothing on disk.
 
 use super::{
-    Action, Cell, ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Cursor, DocState, Effects,
-    Erase, Erased, Header, KEPT_RESULTS, Kept, Lineage, LineageEntry, LogEntry, LogReply, NOBODY, Outcome, Prepared,
-    ReadCut, ResetReason, Retention, SpaceState, Stamp, Store, StoreError, Usage, UserTag, Version,
+    Action, Begun, Cell, ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Cursor, DocState,
+    Effects, Erase, Erased, Header, KEPT_RESULTS, Kept, Lineage, LineageEntry, LogEntry, LogReply, NOBODY, Outcome,
+    Prepared, ReadCut, ResetReason, Retention, SpaceState, Stamp, Store, StoreError, Usage, UserTag, Version,
 };
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -201,7 +201,14 @@ impl Store for Model {
         }))
     }
 
-    async fn erase(&self, space: &SpaceId, whom: Erase, fresh: Epoch, now_ms: u64) -> Result<Erased, StoreError> {
+    async fn erase(
+        &self,
+        space: &SpaceId,
+        whom: Erase,
+        fresh: Epoch,
+        now_ms: u64,
+        begun: Begun<'_>,
+    ) -> Result<Erased, StoreError> {
         let mut state = self.state.lock();
         let Some(space) = state.spaces.get_mut(space).filter(|space| !space.lineage.0.is_empty()) else {
             return Ok(Erased::default());
@@ -212,6 +219,7 @@ impl Store for Model {
             start: space.head,
         }]);
         space.floor = space.head;
+        begun(&space.lineage);
         Ok(space.erase(whom, now_ms))
     }
 

@@ -334,7 +334,7 @@ fn whose_the_writers_of_format_1_are_is_known_once_they_write_again() {
     runtime().block_on(async {
         let store = embedded::open(dir.path(), options()).expect("opens");
         let s = space(SPACES[0]);
-        let erase = |user: &str, epoch| store.erase(&s, Erase::User(UserTag::of(user)), Epoch(epoch), 90_000);
+        let erase = |user: &str, epoch| store.erase(&s, Erase::User(UserTag::of(user)), Epoch(epoch), 90_000, &|_| {});
         let known = erase("alice", 1).await.expect("it answers");
         assert_eq!((known.docs, known.cells, known.clients), (0, 0, 0));
         for mid in 1.. {

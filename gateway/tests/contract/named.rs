@@ -645,7 +645,7 @@ fn erasing_resets_every_position_and_seqs_go_on() {
         };
         let store = bench.harness.store();
         let told = store
-            .erase(&space(), Erase::Space, Epoch(77), 1_000)
+            .erase(&space(), Erase::Space, Epoch(77), 1_000, &|_| {})
             .await
             .expect("it answers");
         let expected = Erased {
@@ -722,7 +722,7 @@ fn of_a_user_erased_nothing_is_left_and_others_lose_their_positions_only() {
         assert_eq!(store.conflicts(&space(), 10).await.expect("it answers").len(), 1);
         let whom = Erase::User(UserTag::of("ann"));
         let told = store
-            .erase(&space(), whom, Epoch(77), bench.now_ms)
+            .erase(&space(), whom, Epoch(77), bench.now_ms, &|_| {})
             .await
             .expect("it answers");
         assert_eq!((told.docs, told.cells, told.conflicts, told.clients), (1, 3, 1, 1));
@@ -782,7 +782,7 @@ fn a_plan_made_on_another_lineage_is_stale() {
             .await;
         let store = bench.harness.store();
         store
-            .erase(&space(), Erase::Space, Epoch(77), 1_000)
+            .erase(&space(), Erase::Space, Epoch(77), 1_000, &|_| {})
             .await
             .expect("it answers");
         drop(store);

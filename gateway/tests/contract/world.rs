@@ -214,7 +214,12 @@ impl World {
         let mut told = vec![];
         for store in &self.stores {
             let store = store.store();
-            told.push(store.erase(&self.space, whom, fresh, now_ms).await.expect("it answers"));
+            told.push(
+                store
+                    .erase(&self.space, whom, fresh, now_ms, &|_| {})
+                    .await
+                    .expect("it answers"),
+            );
         }
         assert!(
             told.iter().all(|erased| *erased == told[0]),

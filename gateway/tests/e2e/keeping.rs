@@ -1,7 +1,11 @@
 //! How much is kept, and for how long: quotas, erasure.
 
 use crate::support::*;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use tidegate::engine::{EngineConfig, Quota};
+use tidegate::hub::HubConfig;
 use tidegate::server::ServerConfig;
 use tidegate::store::{Erase, Retention, Store, UserTag};
 use tidegate_protocol::*;
@@ -109,7 +113,7 @@ async fn what_a_user_wrote_is_gone_from_everybody_once_it_is_erased() {
     let (space, whom) = ("s".parse().expect("valid"), Erase::User(UserTag::of("ann")));
     let erased = gateway
         .store
-        .erase(&space, whom, Epoch(77), ann.now)
+        .erase(&space, whom, Epoch(77), ann.now, &|_| {})
         .await
         .expect("it answers");
     assert_eq!((erased.docs, erased.cells, erased.clients), (1, 2, 1));
@@ -147,4 +151,77 @@ async fn what_a_user_wrote_is_gone_from_everybody_once_it_is_erased() {
     let mut all = Replica::default();
     gateway.peer("eve").await.follow("s", &mut all, None).await;
     assert_eq!(all.docs.keys().collect::<Vec<_>>(), ["c/1", "c/3", "c/4"]);
+}
+
+/// A gateway that looks at heads by itself once an hour.
+fn told_only() -> ServerConfig {
+    let hub = HubConfig {
+        head_check: Duration::from_secs(60 * 60),
+        ..HubConfig::default()
+    };
+    ServerConfig {
+        hub,
+        ..ServerConfig::default()
+    }
+}
+
+#[tokio::test]
+async fn who_is_subscribed_is_told_of_an_erasure_and_need_not_wait_for_a_head_check() {
+    let gateway = Gateway::with(told_only(), Retention::default()).await;
+    let mut ann = gateway.peer("ann").await;
+    let mut from_ann = WriterState::new("s", 1, ann.now);
+    write(&mut ann, &mut from_ann, vec![set("c/1", "ann", 1)])
+        .await
+        .expect("written");
+    let (mut watcher, mut live) = (gateway.peer("eve").await, Replica::default());
+    watcher.follow("s", &mut live, None).await;
+    live.modes.clear();
+    let space = "s".parse().expect("valid");
+    let erased = gateway.engine.erase(&space, Erase::Space).await.expect("it answers");
+    assert_eq!((erased.docs, erased.clients), (1, 1));
+    reset(&mut watcher, &mut live).await;
+    assert!(live.docs.is_empty());
+    // And live again.
+    let mut bob = gateway.peer("bob").await;
+    let mut from_bob = WriterState::new("s", 2, bob.now);
+    write(&mut bob, &mut from_bob, vec![set("c/2", "bob", 2)])
+        .await
+        .expect("written");
+    watcher.reach(&mut live, 2).await;
+    assert_eq!(live.int("c/2", "bob"), Some(2));
+}
+
+#[tokio::test]
+async fn who_waits_for_a_space_that_is_being_erased_is_told_when_it_opens() {
+    let dir = Arc::new(tempfile::TempDir::new().expect("a directory"));
+    let store = open_store(dir.path(), Retention::default());
+    let gate = Gate::new(store.clone());
+    let gateway = Gateway::on(dir, store, gate.clone(), told_only()).await;
+    let mut ann = gateway.peer("ann").await;
+    let mut from_ann = WriterState::new("s", 1, ann.now);
+    write(&mut ann, &mut from_ann, vec![set("c/1", "ann", 1)])
+        .await
+        .expect("written");
+    let (mut watcher, mut live) = (gateway.peer("eve").await, Replica::default());
+    watcher.follow("s", &mut live, None).await;
+    live.modes.clear();
+    gate.closed.store(true, Ordering::Relaxed);
+    let (gone, go) = gate.hold("erase");
+    let space: SpaceId = "s".parse().expect("valid");
+    let opened = async {
+        gone.await.expect("it is gone");
+        // By now a catch-up waits for three seconds and more before it asks again.
+        tokio::time::sleep(Duration::from_millis(3_500)).await;
+        gate.closed.store(false, Ordering::Relaxed);
+        go.send(()).expect("it is waited for");
+        Instant::now()
+    };
+    let (erased, opened, ()) = tokio::join!(
+        gateway.engine.erase(&space, Erase::Space),
+        opened,
+        reset(&mut watcher, &mut live)
+    );
+    assert_eq!(erased.expect("it answers").docs, 1);
+    assert!(opened.elapsed() < Duration::from_secs(2), "{:?}", opened.elapsed());
+    assert!(live.docs.is_empty());
 }

@@ -13,8 +13,8 @@ use tidegate::env::SystemEnv;
 use tidegate::server::{Parts, ServerConfig};
 use tidegate::store::embedded::{self, Durability, EmbeddedOptions, EmbeddedStore};
 use tidegate::store::{
-    ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Erase, Erased, LogReply, ReadCut, Retention,
-    SpaceState, Store, StoreError, Usage,
+    Begun, ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Erase, Erased, LogReply, ReadCut,
+    Retention, SpaceState, Store, StoreError, Usage,
 };
 use tidegate_history::{Checker, ConnectionId, Counts, Docs, Event, Installation};
 use tidegate_protocol::form::Form;
@@ -44,6 +44,7 @@ pub fn open_store(dir: &std::path::Path, retention: Retention) -> Arc<EmbeddedSt
 pub struct Gateway {
     pub addr: SocketAddr,
     pub store: Arc<EmbeddedStore>,
+    pub engine: Arc<tidegate::engine::Engine>,
     pub dir: Arc<TempDir>,
     stop: CancellationToken,
     task: Option<JoinHandle<std::io::Result<()>>>,
@@ -88,14 +89,17 @@ impl Gateway {
             loopback_only: true,
             ..config
         };
+        let server = tidegate::server::Server::new(parts, config);
+        let engine = server.engine();
         #[allow(
             clippy::disallowed_methods,
             reason = "owned by this struct, which awaits or aborts it"
         )]
-        let task = tokio::spawn(tidegate::server::run(listener, parts, config, stop.clone()));
+        let task = tokio::spawn(server.run(listener, stop.clone()));
         Self {
             addr,
             store,
+            engine,
             dir,
             stop,
             task: Some(task),
@@ -514,6 +518,8 @@ pub fn delete(doc: &str) -> Op {
 pub struct Gate {
     store: Arc<dyn Store>,
     armed: std::sync::Mutex<Vec<Hold>>,
+    /// Whether reads for catch-ups are refused, as those of a space that is being erased are.
+    pub closed: std::sync::atomic::AtomicBool,
 }
 
 struct Hold {
@@ -527,6 +533,7 @@ impl Gate {
         Arc::new(Self {
             store,
             armed: std::sync::Mutex::default(),
+            closed: std::sync::atomic::AtomicBool::new(false),
         })
     }
 
@@ -536,6 +543,13 @@ impl Gate {
         let (let_go, go) = tokio::sync::oneshot::channel();
         self.armed.lock().unwrap().push(Hold { call, reached, go });
         (was_reached, let_go)
+    }
+
+    fn open(&self) -> Result<(), StoreError> {
+        match self.closed.load(Ordering::Relaxed) {
+            true => Err(StoreError::Unavailable("closed".into())),
+            false => Ok(()),
+        }
     }
 
     async fn pass(&self, call: &'static str) {
@@ -573,11 +587,13 @@ impl Store for Gate {
         bytes: usize,
         writer: Option<Writer>,
     ) -> Result<LogReply, StoreError> {
+        self.open()?;
         let answer = self.store.log(space, after, limit, bytes, writer).await;
         self.pass("log").await;
         answer
     }
     async fn changes(&self, space: &SpaceId, request: ChangesRequest) -> Result<ChangesReply, StoreError> {
+        self.open()?;
         let answer = self.store.changes(space, request).await;
         self.pass("changes").await;
         answer
@@ -587,8 +603,17 @@ impl Store for Gate {
         self.pass("positions").await;
         answer
     }
-    async fn erase(&self, space: &SpaceId, whom: Erase, fresh: Epoch, now_ms: u64) -> Result<Erased, StoreError> {
-        self.store.erase(space, whom, fresh, now_ms).await
+    async fn erase(
+        &self,
+        space: &SpaceId,
+        whom: Erase,
+        fresh: Epoch,
+        now_ms: u64,
+        begun: Begun<'_>,
+    ) -> Result<Erased, StoreError> {
+        let answer = self.store.erase(space, whom, fresh, now_ms, begun).await;
+        self.pass("erase").await;
+        answer
     }
     fn usage(&self) -> Usage {
         self.store.usage()

@@ -1,12 +1,14 @@
 //! Writes fail, reads go on, and when the disk takes writes again the gateway does, too.
 
 use crate::disk::{Disk, Fault};
-use crate::support::Replica;
+use crate::support::{Replica, set};
 use crate::{SPACE, Served, Writing, assert_unavailable, cli, serve, start};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use tidegate_protocol::{ClientMessage, Get, Seq, ServerMessage};
+use tidegate_protocol::{ClientMessage, Code, Get, Seq, ServerMessage};
 
 /// One document, read without a subscription.
 async fn get(writing: &mut Writing, doc: &str) {
@@ -91,6 +93,59 @@ async fn while_the_disk_is_full_or_fails_reads_go_on_and_afterwards_writes_do() 
     let after = served.whole().await;
     assert_eq!((&before.docs, before.at), (&after.docs, after.at));
     assert_eq!(after.int("count/all", "n"), Some(3 * 41));
+}
+
+#[tokio::test]
+async fn an_erasure_that_meets_a_failing_disk_goes_on_when_that_takes_writes_again() {
+    const MUTATIONS: u64 = 60;
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Disk::new(folder.path());
+    let data = disk.root().join("data");
+    let served = serve(&data, "", |command| disk.attach(command, false));
+    let mut writing = Writing::new(&served).await;
+    for n in 0..MUTATIONS {
+        let ops = (0..300).map(|m| set(&format!("c/{n}-{m}"), "x", 1)).collect();
+        let write = ClientMessage::Write(writing.state.write(ops));
+        writing.insist(&write).await;
+    }
+    let mut control = UnixStream::connect(data.join("control.sock")).unwrap();
+    let request = format!("{{\"command\":\"erase\",\"space\":\"{SPACE}\",\"user\":null}}\n");
+    control.write_all(request.as_bytes()).unwrap();
+    while is_open(&mut writing).await {}
+    disk.fail(Fault::Write);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!is_open(&mut writing).await, "it fails in the middle");
+    assert!(served.metric("tidegate_store_write_failures_total") > 0);
+
+    disk.fail(Fault::Nothing);
+    let healed = Instant::now();
+    while !is_open(&mut writing).await {
+        assert!(healed.elapsed() < cli::PATIENCE, "it goes on");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    println!("open again after {:?}", healed.elapsed());
+    assert_eq!(served.metric("tidegate_store_documents"), 0);
+    let mut answer = String::new();
+    BufReader::new(control).read_line(&mut answer).unwrap();
+    assert!(answer.starts_with("{\"ok\":{\"docs\":"), "{answer}");
+}
+
+/// Whether the space takes reads.
+async fn is_open(writing: &mut Writing) -> bool {
+    let get = Get {
+        id: 1,
+        space: SPACE.parse().unwrap(),
+        docs: vec!["c/none".parse().unwrap()],
+    };
+    writing.peer.send(&ClientMessage::Get(get)).await;
+    match writing.peer.next().await {
+        ServerMessage::Docs { .. } => true,
+        ServerMessage::Error { code, .. } => {
+            assert_eq!(code, Code::Unavailable);
+            false
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]

@@ -5,16 +5,18 @@ mod gateway;
 
 use super::Failure;
 use super::args::{BackupArgs, DataArgs, EraseArgs, RestoreArgs};
-use crate::env::SystemEnv;
+use super::serve::{self, quote};
+use crate::env::{Env as _, SystemEnv};
 use crate::server::control::{self, Done, ErasedCounts, Request};
-use crate::store::Retention;
 use crate::store::embedded::{self, BackedUp, BackupError, Durability, EmbeddedOptions, OpenError, RestoreError};
+use crate::store::{Retention, Store as _};
 use file::{Part, Tee};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
+use tidegate_protocol::Epoch;
 
 /// Checks a stopped store.
 pub(crate) fn check(args: &DataArgs, out: &mut impl Write) -> Result<(), Failure> {
@@ -115,9 +117,13 @@ pub(crate) fn erase(args: &EraseArgs, out: &mut impl Write) -> Result<(), Failur
         Some(user) => format!("everything of the user {user} in the space {space}"),
     };
     if !args.yes {
+        let mut command = format!("{} erase {}", serve::call(), quote(space));
+        if let Some(user) = &args.user {
+            command.push_str(&format!(" --user={}", quote(user)));
+        }
+        command.push_str(&format!(" --data-dir={} --yes", quote(&dir.display().to_string())));
         return Err(format!(
-            "nothing was erased. With --yes this command erases {what}, in {}:\n{}\nIt cannot be undone.",
-            dir.display(),
+            "nothing was erased. This erases {what}:\n{}\nIt cannot be undone. The command that does it is:\n\n  {command}\n",
             match args.user {
                 None => "every document, the log, the conflicts, and what is kept of the clients.",
                 Some(_) => "the fields that the user wrote last, the log, the user's conflicts and clients.",
@@ -150,6 +156,7 @@ pub(crate) fn erase(args: &EraseArgs, out: &mut impl Write) -> Result<(), Failur
 }
 
 fn erase_stopped(dir: &Path, space: &str, user: Option<&str>) -> Result<ErasedCounts, String> {
+    let (space, whom) = control::to_erase(space, user)?;
     let options = EmbeddedOptions {
         durability: Durability::Fsync,
         retention: Retention::default(),
@@ -159,9 +166,10 @@ fn erase_stopped(dir: &Path, space: &str, user: Option<&str>) -> Result<ErasedCo
     let store = embedded::open_existing(dir, options).map_err(|error| opened(&error))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
-    let erased = runtime.block_on(control::erase(&store, &SystemEnv, space, user));
+    let fresh = Epoch(SystemEnv.random().max(1));
+    let erased = runtime.block_on(store.erase(&space, whom, fresh, SystemEnv.now_ms(), &|_| {}));
     store.close();
-    erased
+    erased.map(ErasedCounts::from).map_err(|error| error.to_string())
 }
 
 fn is_dash(path: &Path) -> bool {

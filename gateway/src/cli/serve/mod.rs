@@ -9,7 +9,7 @@ use crate::auth::DevAuthoriser;
 use crate::engine::EngineConfig;
 use crate::env::{Env, SystemEnv};
 use crate::server::control::Control;
-use crate::server::{self, Parts, ServerConfig};
+use crate::server::{Parts, Server, ServerConfig};
 use crate::store::Retention;
 use crate::store::embedded::{self, EmbeddedOptions, EmbeddedStore};
 pub(crate) use plan::DEFAULT_DATA_DIR;
@@ -23,6 +23,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+pub(crate) use words::quote;
 
 /// What the log shows unless `TIDEGATE_LOG` says otherwise: a line a connection, and warnings.
 const LOG: &str = "info";
@@ -83,17 +84,18 @@ async fn run(args: &ServeArgs, plan: &Plan) -> Result<(), Failure> {
     };
     let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| format!("{address}: {e}"))?;
     let mut background = JoinSet::new();
-    background.spawn(collect(store.clone(), env.clone()));
+    background.spawn(collect(store.clone(), env));
     background.spawn(stop_when_told(told()?, stop.clone()));
+    let server = Server::new(parts, config);
     let mut operators = JoinSet::new();
     if let Some(control) = control {
-        operators.spawn(control.run(store.clone(), env, stop.clone()));
+        operators.spawn(control.run(store.clone(), server.engine(), stop.clone()));
     }
 
     let mut out = io::stdout();
     out.write_all(words::up(plan, address, &call).as_bytes())?;
     out.flush()?;
-    let ended = server::run(listener, parts, config, stop.clone()).await;
+    let ended = server.run(listener, stop.clone()).await;
     // Also where the server has ended by itself.
     stop.cancel();
     while operators.join_next().await.is_some() {}
@@ -162,7 +164,7 @@ fn log() -> Result<(), String> {
 }
 
 /// How to call this executable in a shell.
-fn call() -> String {
+pub(crate) fn call() -> String {
     let Ok(exe) = std::env::current_exe() else {
         return "tidegate".into();
     };

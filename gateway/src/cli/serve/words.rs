@@ -22,7 +22,7 @@ pub(crate) fn call(exe: &Path, folder: &Path, found_on_path: Option<&Path>) -> S
 }
 
 /// A word as a shell takes it.
-fn quote(word: &str) -> String {
+pub(crate) fn quote(word: &str) -> String {
     if !word.is_empty()
         && word
             .bytes()

@@ -4,8 +4,8 @@ use super::*;
 use crate::engine::{Engine, EngineConfig, Publish, WriteReply};
 use crate::env::Env;
 use crate::store::{
-    ChangesReply, ChangesRequest, Committed, ConflictRecord, Erase, Erased, Lineage, LogEntry, LogReply, ReadCut,
-    SpaceState, StoreError, Usage,
+    Begun, ChangesReply, ChangesRequest, Committed, ConflictRecord, Erase, Erased, Lineage, LogEntry, LogReply,
+    ReadCut, SpaceState, StoreError, Usage,
 };
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -84,8 +84,15 @@ impl Store for Faulty {
         self.model.positions(spaces).await
     }
 
-    async fn erase(&self, space: &SpaceId, whom: Erase, fresh: Epoch, now_ms: u64) -> Result<Erased, StoreError> {
-        self.model.erase(space, whom, fresh, now_ms).await
+    async fn erase(
+        &self,
+        space: &SpaceId,
+        whom: Erase,
+        fresh: Epoch,
+        now_ms: u64,
+        begun: Begun<'_>,
+    ) -> Result<Erased, StoreError> {
+        self.model.erase(space, whom, fresh, now_ms, begun).await
     }
     fn usage(&self) -> Usage {
         self.model.usage()

@@ -5,15 +5,15 @@
 
 use super::commit::Space;
 use super::disk::{Cut, Disk, Look, Table, damaged, told};
-use super::erase;
+use super::erase::{self, Wanted};
 use super::overlay::Overlay;
 use super::read::spaces_after;
 use super::records::{Client, Erasing, Record};
 use super::{EmbeddedStore, keys};
-use crate::store::{Cell, ConflictRecord, Erase, Erased, Header, SpaceState, StoreError};
+use crate::store::{Cell, ConflictRecord, Erased, Header, SpaceState, StoreError};
 use std::collections::HashMap;
 use std::ops::Bound;
-use tidegate_protocol::{DocPath, Epoch, Seq, SpaceId, Writer};
+use tidegate_protocol::{DocPath, Seq, SpaceId, Writer};
 
 /// Entries that one step deletes at most: a few milliseconds between commits.
 pub(super) const STEP: usize = 512;
@@ -35,14 +35,9 @@ pub(super) enum Task {
         before: u64,
     },
     /// Begins an erasure.
-    BeginErasure {
-        space: SpaceId,
-        whom: Erase,
-        fresh: Epoch,
-        now_ms: u64,
-    },
-    /// Does a step of an erasure.
-    Erase { space: SpaceId, epoch: Epoch },
+    BeginErasure(Wanted),
+    /// Does a step of the erasure under way, if there is one.
+    Erase { space: SpaceId },
     /// Deletes entries of the conflict log that are older than `before`.
     Age { space: SpaceId, before: u64 },
 }
@@ -54,8 +49,8 @@ impl Task {
         | Self::Sweep { space }
         | Self::Trim { space, .. }
         | Self::Forget { space, .. }
-        | Self::BeginErasure { space, .. }
-        | Self::Erase { space, .. }
+        | Self::BeginErasure(Wanted { space, .. })
+        | Self::Erase { space }
         | Self::Age { space, .. }) = self;
         space
     }
@@ -91,8 +86,6 @@ pub struct Collected {
     pub clients: u64,
     /// Entries of conflict logs deleted.
     pub conflicts: u64,
-    /// Erasures, cut short before, brought to their end.
-    pub erasures: u64,
 }
 
 /// Runs a step on the writer's thread; also says whether its write must be synced at once.
@@ -111,14 +104,12 @@ pub(super) fn run(
     let cut = disk.cut();
     let (mut done, mut durable) = (TaskDone::default(), false);
     match task {
-        Task::BeginErasure {
-            whom, fresh, now_ms, ..
-        } => {
-            done.erasing = erase::begin(*whom, *fresh, *now_ms, space, incarnation);
+        Task::BeginErasure(wanted) => {
+            done.erasing = erase::begin(wanted, space, incarnation);
             durable = true;
         }
-        Task::Erase { epoch, .. } => {
-            done.erased = erase::step(name, *epoch, space, &cut, overlay)?;
+        Task::Erase { .. } => {
+            done.erased = erase::step(name, space, &cut, overlay)?;
             done.erasing = space.meta.erasing.clone();
         }
         // Erasure collects it all.
@@ -388,11 +379,6 @@ impl EmbeddedStore {
         ages: Ages,
         done: &mut Collected,
     ) -> Result<(), StoreError> {
-        if let Some(erasing) = &due.erase {
-            self.finish_erasure(space, erasing.epoch).await?;
-            done.erasures += 1;
-            return Ok(());
-        }
         if let Some(to) = due.raise {
             self.task(Task::Raise {
                 space: space.clone(),
@@ -433,6 +419,7 @@ struct Ages {
 }
 
 /// What of a space is to be collected, so that a space at rest costs the writer nothing.
+#[derive(Default)]
 struct Due {
     /// Where the floor is to rise to.
     raise: Option<Seq>,
@@ -443,8 +430,6 @@ struct Due {
     trim: Option<Seq>,
     /// Whether the oldest conflict is too old.
     age: bool,
-    /// The erasure under way: then it is all that is due.
-    erase: Option<Erasing>,
 }
 
 /// The next spaces in the order of their names, and what of them is due.
@@ -460,6 +445,10 @@ fn due_after(cut: &Cut<'_>, last: Option<&SpaceId>, ages: Ages) -> Result<Vec<(S
 
 fn due(cut: &Cut<'_>, space: &SpaceId, ages: Ages) -> Result<Due, StoreError> {
     let (state, meta) = cut.state(space)?;
+    if meta.erasing.is_some() {
+        // Erasure collects it all.
+        return Ok(Due::default());
+    }
     let raise = Some(seq_before(cut, space, &state, ages.tombstones)?).filter(|to| *to > state.floor);
     let floor = raise.unwrap_or(state.floor);
     let dead = cut
@@ -477,7 +466,6 @@ fn due(cut: &Cut<'_>, space: &SpaceId, ages: Ages) -> Result<Due, StoreError> {
     Ok(Due {
         raise,
         sweep: raise.is_some() || dead.is_some(),
-        erase: meta.erasing,
         trim: Some(seq_before(cut, space, &state, ages.log)?).filter(|to| *to >= meta.log_first),
         age,
     })

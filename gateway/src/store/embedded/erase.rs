@@ -2,26 +2,35 @@
 //!
 //! The first step is on disk before the next is begun. It says in the space's record what is being erased,
 //! begins an epoch in an emptied lineage and raises the floor to the head, so that every position resets.
-//! From then on the space takes no reads and no commits, until the last step says that it is done; whatever
-//! ends the process in between, collection goes on with it from the start, and meets only what is left.
+//! From then on the space takes no reads and no commits, until the last step says that it is done. The writer
+//! goes on with it between batches, whoever asked for it; whatever ends the process in between, it is begun
+//! again from the start when the store is opened, and meets only what is left.
 //!
 //! What is erased is gone for every reader at once. The bytes leave the database's files as those are merged.
 
-use super::collect::{STEP, Task, forget_results};
+use super::collect::{STEP, forget_results};
 use super::commit::Space;
 use super::disk::{Cut, Look, Table, damaged, told};
 use super::overlay::Overlay;
 use super::records::{Client, Erasing, Record};
+use super::writer::stopped;
 use super::{EmbeddedStore, keys};
 use crate::store::{
-    Cell, ConflictRecord, Erase, Erased, Header, Lineage, LineageEntry, NOBODY, Stamp, StoreError, Usage, UserTag,
+    Begun, Cell, ConflictRecord, Erase, Erased, Header, Lineage, LineageEntry, NOBODY, Stamp, StoreError, Usage,
+    UserTag,
 };
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Bound;
+use std::time::{Duration, Instant};
 use tidegate_protocol::{DocPath, Epoch, FieldPath, Seq, SpaceId, Writer};
+use tokio::sync::oneshot;
 
 /// Writers whose records and results go in a step.
 const WRITERS: usize = 16;
+/// How long after a step that failed it is tried again; twice as long after each time that fails.
+const FIRST_AGAIN: Duration = Duration::from_millis(100);
+/// At most.
+const LAST_AGAIN: Duration = Duration::from_secs(5);
 
 /// What there is to do, in this order.
 #[derive(Clone, Copy)]
@@ -70,8 +79,8 @@ fn parts(whom: Erase) -> &'static [Part] {
     }
 }
 
-/// Where the erasure of a space has got to. The writer remembers it with the space, so that it is one for
-/// all who drive the erasure on; forgotten, it is the start, where the erasure meets only what is left.
+/// Where the erasure of a space has got to. The writer remembers it with the space; forgotten, it is the
+/// start, where the erasure meets only what is left.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stage {
     part: usize,
@@ -104,7 +113,10 @@ struct Within {
 type Step = (Erased, Option<At>);
 
 /// Begins an erasure, or finds the one under way: then that must come to its end first. `None` without such a space.
-pub(super) fn begin(whom: Erase, fresh: Epoch, now_ms: u64, space: &mut Space, incarnation: &[u8]) -> Option<Erasing> {
+pub(super) fn begin(wanted: &Wanted, space: &mut Space, incarnation: &[u8]) -> Option<Erasing> {
+    let Wanted {
+        whom, fresh, now_ms, ..
+    } = *wanted;
     if space.meta.erasing.is_none() && !space.lineage.0.is_empty() {
         let meta = &mut space.meta;
         meta.erasing = Some(Erasing {
@@ -129,17 +141,14 @@ pub(super) fn begin(whom: Erase, fresh: Epoch, now_ms: u64, space: &mut Space, i
     space.meta.erasing.clone()
 }
 
-/// Does a step of the erasure that began this epoch; nothing, if it is done.
+/// Does a step of the erasure under way.
 pub(super) fn step(
     name: &SpaceId,
-    epoch: Epoch,
     space: &mut Space,
     cut: &Cut<'_>,
     overlay: &mut Overlay<'_>,
 ) -> Result<Erased, StoreError> {
-    let erasing = space.meta.erasing.clone();
-    // Another call may have brought it to its end.
-    let Some(erasing) = erasing.filter(|erasing| erasing.epoch == epoch) else {
+    let Some(erasing) = space.meta.erasing.clone() else {
         return Ok(Erased::default());
     };
     let Stage { part, at } = std::mem::take(&mut space.stage);
@@ -473,6 +482,103 @@ fn names(record: &ConflictRecord, whose: &HashSet<Writer>) -> bool {
     whose.contains(&record.writer) || theirs()
 }
 
+/// The erasures under way. Those of several spaces take turns, a step each.
+#[derive(Default)]
+pub(super) struct UnderWay(VecDeque<Erasure>);
+
+/// One of them.
+struct Erasure {
+    space: SpaceId,
+    /// What the steps since the store was opened have erased.
+    erased: Erased,
+    /// Who waits for its end.
+    asked: Vec<oneshot::Sender<Erased>>,
+    /// When the next step is due.
+    next: Instant,
+    /// How long it is put off if that fails.
+    wait: Duration,
+}
+
+impl UnderWay {
+    /// Takes up what was found on disk.
+    pub(super) fn found(&mut self, spaces: Vec<SpaceId>) {
+        for space in spaces {
+            self.of(space);
+        }
+    }
+
+    /// Tells also this one when the erasure of a space is done.
+    pub(super) fn asked(&mut self, space: SpaceId, by: oneshot::Sender<Erased>) {
+        self.of(space).asked.push(by);
+    }
+
+    fn of(&mut self, space: SpaceId) -> &mut Erasure {
+        let at = self.0.iter().position(|erasure| erasure.space == space);
+        let at = at.unwrap_or_else(|| {
+            self.0.push_back(Erasure {
+                space,
+                erased: Erased::default(),
+                asked: Vec::new(),
+                next: Instant::now(),
+                wait: FIRST_AGAIN,
+            });
+            self.0.len() - 1
+        });
+        &mut self.0[at]
+    }
+
+    /// When the next step is due; `None` if nothing is being erased.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.0.iter().map(|erasure| erasure.next).min()
+    }
+
+    /// Whose turn it is.
+    pub(super) fn due(&self, now: Instant) -> Option<SpaceId> {
+        let due = self.0.iter().find(|erasure| erasure.next <= now);
+        due.map(|erasure| erasure.space.clone())
+    }
+
+    /// Notes what a step has come to, and whether there is more to do.
+    pub(super) fn stepped(&mut self, space: &SpaceId, step: Result<(Erased, bool), StoreError>) {
+        let at = self.0.iter().position(|erasure| erasure.space == *space);
+        let Some(mut erasure) = at.and_then(|at| self.0.remove(at)) else {
+            return;
+        };
+        match step {
+            Ok((erased, more)) => {
+                erasure.erased = erasure.erased.plus(erased);
+                erasure.wait = FIRST_AGAIN;
+                if !more {
+                    tracing::info!(%space, erased = ?erasure.erased, "erased");
+                    // Who asked may have gone.
+                    for asked in erasure.asked {
+                        let _ = asked.send(erasure.erased);
+                    }
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%space, %error, "an erasure is held up");
+                erasure.next = Instant::now() + erasure.wait;
+                erasure.wait = (erasure.wait * 2).min(LAST_AGAIN);
+            }
+        }
+        self.0.push_back(erasure);
+    }
+}
+
+/// What is wanted to be erased.
+#[derive(Clone)]
+pub(super) struct Wanted {
+    pub(super) space: SpaceId,
+    pub(super) whom: Erase,
+    pub(super) fresh: Epoch,
+    pub(super) now_ms: u64,
+}
+
+/// Whose data is being erased now, and the space's lineage. `None` without such a space.
+pub(super) type Under = Option<(Erase, Lineage)>;
+
 impl EmbeddedStore {
     /// Erases (see `Store::erase`); one that is under way comes first.
     pub(super) async fn run_erasure(
@@ -481,34 +587,25 @@ impl EmbeddedStore {
         whom: Erase,
         fresh: Epoch,
         now_ms: u64,
+        begun: Begun<'_>,
     ) -> Result<Erased, StoreError> {
-        let mut all = Erased::default();
+        let space = space.clone();
+        let wanted = Wanted {
+            space,
+            whom,
+            fresh,
+            now_ms,
+        };
         loop {
-            let begun = self
-                .task(Task::BeginErasure {
-                    space: space.clone(),
-                    whom,
-                    fresh,
-                    now_ms,
-                })
-                .await?;
-            let Some(erasing) = begun.erasing else { return Ok(all) };
-            all = all.plus(self.finish_erasure(space, erasing.epoch).await?);
-            if erasing.whom == whom {
-                return Ok(all);
-            }
-        }
-    }
-
-    /// Brings the erasure of a space that began this epoch to its end.
-    pub(super) async fn finish_erasure(&self, space: &SpaceId, epoch: Epoch) -> Result<Erased, StoreError> {
-        let mut all = Erased::default();
-        loop {
-            let space = space.clone();
-            let done = self.task(Task::Erase { space, epoch }).await?;
-            all = all.plus(done.erased);
-            if done.erasing.is_none_or(|erasing| erasing.epoch != epoch) {
-                return Ok(all);
+            let (sender, gone) = oneshot::channel();
+            let under = self.queue()?.erase(wanted.clone(), sender)?;
+            let Some((whose, lineage)) = under.await.map_err(|_| stopped())?? else {
+                return Ok(Erased::default());
+            };
+            begun(&lineage);
+            let erased = gone.await.map_err(|_| stopped())?;
+            if whose == whom {
+                return Ok(erased);
             }
         }
     }

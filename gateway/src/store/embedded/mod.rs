@@ -26,8 +26,8 @@ mod trees;
 mod writer;
 
 use super::{
-    ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Erase, Erased, LogReply, ReadCut, Retention,
-    SpaceState, Store, StoreError, Usage,
+    Begun, ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Erase, Erased, LogReply, ReadCut,
+    Retention, SpaceState, Store, StoreError, Usage,
 };
 use crate::env::Env;
 use crate::metrics::Reading;
@@ -194,13 +194,13 @@ fn open_bounded(dir: &Path, options: EmbeddedOptions, groups: usize, bytes: usiz
     let counters = Arc::<Counters>::default();
     let totals = Arc::<Totals>::default();
     let counted = shared.disk().and_then(|disk| totals.count(&disk.cut()));
-    counted.map_err(|why| OpenError::Damaged {
+    let erasing = counted.map_err(|why| OpenError::Damaged {
         path: dir.to_owned(),
         why: why.to_string(),
     })?;
     let (queue, jobs) = Queue::new(groups, bytes, counters.clone());
     let retention = options.retention.clone();
-    let writer = Writer::new(shared.clone(), options, counters.clone(), totals.clone());
+    let writer = Writer::new(shared.clone(), options, counters.clone(), totals.clone(), erasing);
     let thread = thread::Builder::new()
         .name("store-writer".to_owned())
         .spawn(move || writer.run(&jobs));
@@ -320,8 +320,15 @@ impl Store for EmbeddedStore {
         self.snapshot(move |cut| read::conflicts(cut, &space, limit)).await
     }
 
-    async fn erase(&self, space: &SpaceId, whom: Erase, fresh: Epoch, now_ms: u64) -> Result<Erased, StoreError> {
-        self.run_erasure(space, whom, fresh, now_ms).await
+    async fn erase(
+        &self,
+        space: &SpaceId,
+        whom: Erase,
+        fresh: Epoch,
+        now_ms: u64,
+        begun: Begun<'_>,
+    ) -> Result<Erased, StoreError> {
+        self.run_erasure(space, whom, fresh, now_ms, begun).await
     }
 
     fn usage(&self) -> Usage {

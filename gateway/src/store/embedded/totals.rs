@@ -6,6 +6,7 @@ use super::read::spaces_after;
 use super::records::SpaceMeta;
 use crate::store::{StoreError, Usage};
 use parking_lot::Mutex;
+use tidegate_protocol::SpaceId;
 
 /// The counts, for whoever asks.
 #[derive(Default)]
@@ -38,12 +39,16 @@ impl Totals {
         *self.0.lock()
     }
 
-    /// Counts everything anew.
-    pub(super) fn count(&self, cut: &Cut<'_>) -> Result<(), StoreError> {
-        let mut all = Self::default();
+    /// Counts everything anew. Returns the spaces that are being erased.
+    pub(super) fn count(&self, cut: &Cut<'_>) -> Result<Vec<SpaceId>, StoreError> {
+        let (mut all, mut erasing) = (Self::default(), Vec::new());
         for space in spaces_after(cut, None) {
-            match cut.record::<SpaceMeta>(Table::Spaces, &keys::meta(&space?)) {
-                Ok(Some(meta)) => all.replace(Taken::default(), Taken::of(&meta)),
+            let space = space?;
+            match cut.record::<SpaceMeta>(Table::Spaces, &keys::meta(&space)) {
+                Ok(Some(meta)) => {
+                    all.replace(Taken::default(), Taken::of(&meta));
+                    erasing.extend(meta.erasing.map(|_| space));
+                }
                 Ok(None) => {}
                 // It is told to whoever asks for the space.
                 Err(StoreError::Damaged(why)) => tracing::warn!(%why, "a space is not counted"),
@@ -51,7 +56,7 @@ impl Totals {
             }
         }
         *self.0.lock() = *all.0.get_mut();
-        Ok(())
+        Ok(erasing)
     }
 
     /// Takes `before` out and puts `after` in.

@@ -4,11 +4,12 @@
 
 use super::collect::{self, Task, TaskDone};
 use super::commit::{self, Space};
+use super::erase::{Under, UnderWay, Wanted};
 use super::overlay::Overlay;
 use super::shared::Shared;
 use super::totals::Totals;
 use super::{Durability, EmbeddedOptions};
-use crate::store::{Action, CommitGroup, Committed, ConflictEntry, Outcome, Prepared, StoreError};
+use crate::store::{Action, CommitGroup, Committed, ConflictEntry, Erased, Outcome, Prepared, StoreError};
 use fjall::PersistMode;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -86,6 +87,14 @@ impl Counters {
 pub(super) enum Job {
     Commit(Waiting),
     Task(Task, oneshot::Sender<Result<TaskDone, StoreError>>),
+    Erase(Erasure),
+}
+
+/// An erasure that is asked for.
+pub(super) struct Erasure {
+    wanted: Wanted,
+    begun: oneshot::Sender<Result<Under, StoreError>>,
+    gone: oneshot::Sender<Erased>,
 }
 
 /// A group, and where its answer goes.
@@ -142,6 +151,17 @@ impl Queue {
         let (reply, answer) = oneshot::channel();
         self.send(Job::Task(task, reply))?;
         Ok(answer)
+    }
+
+    /// Puts an erasure in line. `gone` is told when the one is done that is under way then.
+    pub(super) fn erase(
+        &self,
+        wanted: Wanted,
+        gone: oneshot::Sender<Erased>,
+    ) -> Result<oneshot::Receiver<Result<Under, StoreError>>, StoreError> {
+        let (begun, under) = oneshot::channel();
+        self.send(Job::Erase(Erasure { wanted, begun, gone }))?;
+        Ok(under)
     }
 
     fn send(&self, job: Job) -> Result<(), StoreError> {
@@ -221,16 +241,22 @@ pub(super) struct Writer {
     /// What the batch at hand is about, and the totals do not count yet.
     touched: Vec<SpaceId>,
     failed: Option<Failed>,
+    erasures: UnderWay,
 }
 
 impl Writer {
+    /// `erasing` are the spaces whose erasure it is to go on with.
     pub(super) fn new(
         shared: Arc<Shared>,
         options: EmbeddedOptions,
         counters: Arc<Counters>,
         totals: Arc<Totals>,
+        erasing: Vec<SpaceId>,
     ) -> Self {
+        let mut erasures = UnderWay::default();
+        erasures.found(erasing);
         Self {
+            erasures,
             shared,
             incarnation: options.env.random().to_be_bytes().to_vec(),
             options,
@@ -245,29 +271,39 @@ impl Writer {
     /// Works until every sender is gone and the queue is empty; then makes all of it durable.
     pub(super) fn run(mut self, jobs: &Receiver<Job>) {
         loop {
-            let first = match jobs.recv_timeout(LOOK_EVERY) {
-                Ok(first) => first,
+            let due = self
+                .erasures
+                .next()
+                .map(|next| next.saturating_duration_since(Instant::now()));
+            let first = match jobs.recv_timeout(due.unwrap_or(LOOK_EVERY).min(LOOK_EVERY)) {
+                Ok(first) => Some(first),
                 Err(RecvTimeoutError::Timeout) => {
                     // What fails in the background shows before the next write meets it.
                     let _ = self.ready();
-                    continue;
+                    None
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             let mut waiting = Vec::new();
-            for job in std::iter::once(first).chain(jobs.try_iter().take(QUEUE_GROUPS)) {
+            for job in first.into_iter().chain(jobs.try_iter().take(QUEUE_GROUPS)) {
                 match job {
                     Job::Commit(group) => waiting.push(group),
+                    // Tasks scan the disk, so what came before them has to be there.
                     Job::Task(task, reply) => {
-                        // Tasks scan the disk, so what came before them has to be there.
                         self.commit(std::mem::take(&mut waiting));
-                        self.task(&task, reply);
+                        let _ = reply.send(self.task(&task));
+                    }
+                    Job::Erase(erasure) => {
+                        self.commit(std::mem::take(&mut waiting));
+                        self.begin_erasure(erasure);
                     }
                 }
             }
             self.commit(waiting);
+            self.erase();
             if self.spaces.len() > CACHED_SPACES {
-                self.spaces.clear();
+                // An erasure that is begun again from the start may never come to its end.
+                self.spaces.retain(|_, space| space.meta.erasing.is_some());
             }
         }
         match self.shared.disk().and_then(|disk| disk.sync()) {
@@ -327,8 +363,10 @@ impl Writer {
         self.spaces.clear();
         // Of the write that failed all may be there, or nothing.
         let counted = self.shared.disk().and_then(|disk| self.totals.count(&disk.cut()));
-        if let Err(error) = counted {
-            tracing::warn!(%error, "the store cannot be counted anew");
+        match counted {
+            // The first step of one may be there whose caller was told that nobody knows.
+            Ok(erasing) => self.erasures.found(erasing),
+            Err(error) => tracing::warn!(%error, "the store cannot be counted anew"),
         }
         if self.options.durability == Durability::Memory {
             self.incarnation = self.options.env.random().to_be_bytes().to_vec();
@@ -410,13 +448,36 @@ impl Writer {
         answer
     }
 
-    fn task(&mut self, task: &Task, reply: oneshot::Sender<Result<TaskDone, StoreError>>) {
+    fn task(&mut self, task: &Task) -> Result<TaskDone, StoreError> {
         let done = catch_unwind(AssertUnwindSafe(|| self.run_task(task)));
         let done = done.unwrap_or_else(|_| Err(panicked()));
         if done.is_err() {
             self.spaces.clear();
         }
-        let _ = reply.send(done);
+        done
+    }
+
+    fn begin_erasure(&mut self, erasure: Erasure) {
+        let Erasure { wanted, begun, gone } = erasure;
+        let space = wanted.space.clone();
+        let under = self.task(&Task::BeginErasure(wanted)).map(|done| {
+            let whom = done.erasing?.whom;
+            self.erasures.asked(space.clone(), gone);
+            let lineage = self.spaces.get(&space).map(|space| space.lineage.clone());
+            Some((whom, lineage.unwrap_or_default()))
+        });
+        // Who asked may have gone; what has begun goes on.
+        let _ = begun.send(under);
+    }
+
+    /// Does a step of an erasure that is due.
+    fn erase(&mut self) {
+        let Some(space) = self.erasures.due(Instant::now()) else {
+            return;
+        };
+        let done = self.task(&Task::Erase { space: space.clone() });
+        let step = done.map(|done| (done.erased, done.erasing.is_some()));
+        self.erasures.stepped(&space, step);
     }
 
     fn run_task(&mut self, task: &Task) -> Result<TaskDone, StoreError> {

@@ -8,16 +8,17 @@ fn commits_of_a_forgotten_epoch_are_not_handed_out_one_by_one() {
         bench.applied(1, 1, vec![set("a/x", &[("n", 1)])]).await;
         bench.harness.restart();
         let second = bench.applied(1, 2, vec![set("a/x", &[("n", 2)])]).await;
-        bench.harness.raise_floor(&space(), seq(1)).await;
+        bench.applied(1, 3, vec![set("a/x", &[("n", 3)])]).await;
+        bench.harness.raise_floor(&space(), seq(2)).await;
         let store = bench.harness.store();
-        // Both commits are in the log; but who is cut off after the first would stand nowhere.
+        // All commits are in the log; but who is cut off after the first would stand nowhere.
         for (after, named) in [(Position::START, false), (Position::new(second.epoch, seq(1)), true)] {
             let reply = store
                 .log(&space(), after, 10, usize::MAX, None)
                 .await
                 .expect("it answers");
             match reply {
-                LogReply::Commits { commits, .. } => assert!(named && commits.len() == 1, "{after}: {commits:?}"),
+                LogReply::Commits { commits, .. } => assert!(named && commits.len() == 2, "{after}: {commits:?}"),
                 LogReply::Trimmed => assert!(!named, "{after}"),
                 other => panic!("{after}: {other:?}"),
             }
@@ -52,5 +53,32 @@ fn a_scan_ends_where_history_was_cut_off_below_a_page_of_it() {
             bench.changes(next(Some(cursor))).await,
             ChangesReply::Reset(ResetReason::Lost)
         );
+    });
+}
+
+#[test]
+fn who_stands_at_the_floor_goes_on_when_the_next_life_of_the_store_begins_an_epoch_there() {
+    each(|mut bench| async move {
+        bench.applied(1, 1, vec![set("a/x", &[("n", 1)])]).await;
+        let store = bench.harness.store();
+        let erased = store.erase(&space(), Erase::Space, Epoch(77), 1_000, &|_| {}).await;
+        erased.expect("it answers");
+        drop(store);
+        let at = Position::new(Epoch(77), seq(1));
+        bench.harness.restart();
+        let next = bench.applied(2, 1, vec![set("a/y", &[("n", 2)])]).await;
+        assert_ne!(next.epoch, at.epoch);
+        let store = bench.harness.store();
+        let reply = store.log(&space(), at, 10, usize::MAX, None).await;
+        let LogReply::Commits { commits, state, .. } = reply.expect("it answers") else {
+            panic!("a reset for nothing")
+        };
+        assert_eq!(commits.len(), 1);
+        let begins = Position::new(next.epoch, at.seq);
+        assert_eq!(state.lineage.next_epoch(at), Some(begins));
+        drop(store);
+        let mut docs = Plain::new();
+        bench.catch_up(&mut docs, at).await;
+        assert_eq!(docs, plain(&[("a/y", &[("n", 2)])]));
     });
 }
