@@ -163,7 +163,9 @@ impl Space {
         self.confirm_position();
         // Of an epoch that this client never stood in, or under an id that it has given up, say.
         for id in unconfirmed {
-            if lost.is_none() {
+            // Of those that are lost, the loss tells.
+            let is_lost = |m: &Mutation| lost.is_some() && m.seal.is_some_and(|seal| seal.client == client);
+            if !self.queue.get(id).is_some_and(is_lost) {
                 self.end_overlay(id);
             }
         }
