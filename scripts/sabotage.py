@@ -559,6 +559,13 @@ RULES = {
         BROKEN,
         "catch_up::",
     ),
+    "client: a loss takes along what was acked since": (
+        "client/src/sync/space/stream.rs",
+        "        let (client, through) = (identity.client, identity.acked);",
+        "        let (client, through) = (identity.client, from);",
+        ["-p", "tidegate-client", "--test", "scenarios"],
+        "the_machine_does_what_every_scenario_says",
+    ),
     "checker: each own mutation in a view, once": (
         "history/src/app.rs",
         "        if count < expected || count > expected + perhaps {",

@@ -157,7 +157,7 @@ impl Space {
             self.settle_overlay(reached, mode);
             if first {
                 let forgotten = last_mid.is_none() && may_be_forgotten(now, acked_at);
-                lost = (reached < acked && !forgotten).then_some((reached.next(), acked));
+                lost = (reached < acked && !forgotten).then_some(reached.next());
             }
         }
         self.confirm_position();
@@ -175,8 +175,8 @@ impl Space {
         self.events.push(SpaceEvent::Confirmed(items));
         self.denied = None;
         self.set_live(true);
-        if let Some((from, through)) = lost {
-            self.lose(from, through, entropy);
+        if let Some(from) = lost {
+            self.lose(from, entropy);
         }
         self.finish();
         Ok(())
@@ -280,20 +280,19 @@ impl Space {
             .filter_map(|m| Some((m.id, m.seal?, m.answer?)))
             .filter(|(_, _, ack)| old.is_some_and(|old| old.epoch == ack.epoch))
             .collect();
-        let mut lost: Option<(Mid, Mid)> = None;
+        let mut lost: Option<Mid> = None;
         for (id, seal, ack) in of_old {
             if ack.seq <= position.seq {
                 self.queue.set_answer(id, Position::new(position.epoch, ack.seq));
             } else if seal.client == self.queue.identity().client {
-                let (from, through) = lost.unwrap_or((seal.mid, seal.mid));
-                lost = Some((from.min(seal.mid), through.max(seal.mid)));
+                lost = Some(lost.map_or(seal.mid, |from| from.min(seal.mid)));
             } else {
                 self.end_overlay(id);
             }
         }
         self.confirm_position();
-        if let Some((from, through)) = lost {
-            self.lose(from, through, entropy);
+        if let Some(from) = lost {
+            self.lose(from, entropy);
         }
         self.finish();
         Ok(())
@@ -403,7 +402,7 @@ impl Space {
                 );
             }
             Action::GoBack => match reject.expected.filter(|expected| *expected < reject.mid) {
-                Some(expected) if expected <= answered.acked => self.lose(expected, answered.acked, entropy),
+                Some(expected) if expected <= answered.acked => self.lose(expected, entropy),
                 Some(expected) if self.queue.holds(expected) => {
                     if !answered.sent_again {
                         self.queue.go_back(expected);
@@ -416,9 +415,8 @@ impl Space {
             },
             Action::NewClient if reject.code == Code::ClientCloned => self.take_new_id(NewIdReason::Cloned, entropy),
             Action::NewClient => {
-                let acked = answered.acked;
-                if acked > Mid::ZERO && !may_be_forgotten(now, self.queue.identity().acked_at) {
-                    self.lose(Mid::ZERO.next(), acked, entropy);
+                if answered.acked > Mid::ZERO && !may_be_forgotten(now, self.queue.identity().acked_at) {
+                    self.lose(Mid::ZERO.next(), entropy);
                 } else {
                     self.take_new_id(NewIdReason::Unknown, entropy);
                 }
@@ -435,9 +433,11 @@ impl Space {
         }
     }
 
-    /// The gateway lost mutations that it had acked.
-    fn lose(&mut self, from: Mid, through: Mid, entropy: &mut dyn Entropy) {
-        let client = self.queue.identity().client;
+    /// The gateway lost mutations that it had acked: all from this one on, those too whose ack came after what showed
+    /// the loss was asked for. None of them can be of the history that goes on, which has not come to the first.
+    fn lose(&mut self, from: Mid, entropy: &mut dyn Entropy) {
+        let identity = self.queue.identity();
+        let (client, through) = (identity.client, identity.acked);
         let known: Vec<_> = self
             .queue
             .iter()
