@@ -142,6 +142,29 @@ fn a_file_that_is_there_is_written_over_only_when_told_to() {
 }
 
 #[test]
+fn what_lies_where_a_backup_is_written_opens_it_to_nobody_and_leads_it_nowhere() {
+    let gateway = Gateway::start();
+    gateway.run(&["set", "demo", "notes/n1", "a=1"]);
+    let (data, folder) = (gateway.data(), gateway.folder());
+    let (file, part) = (folder.join("file"), folder.join("file.part"));
+    fs::write(&part, "left behind").expect("written");
+    fs::set_permissions(&part, fs::Permissions::from_mode(0o666)).expect("set");
+    done(&data, &["backup", plain(&file)]);
+    assert_eq!(fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600);
+    let other = folder.join("other");
+    fs::write(&other, "mine").expect("written");
+    std::os::unix::fs::symlink(&other, &part).expect("linked");
+    let error = refused(&data, &["backup", "--force", plain(&file)]);
+    assert!(error.contains("file.part"), "{error}");
+    assert_eq!(fs::read(&other).expect("there"), b"mine");
+    // What is no file is not replaced by one.
+    let socket = data.join("control.sock");
+    let error = refused(&data, &["backup", "--force", plain(&socket)]);
+    assert!(error.contains("is no file"), "{error}");
+    assert!(fs::metadata(&socket).expect("there").file_type().is_socket());
+}
+
+#[test]
 fn a_damaged_backup_and_a_directory_with_something_in_it_are_refused_by_name() {
     let gateway = Gateway::start();
     gateway.run(&["set", "demo", "notes/n1", "a=1"]);
@@ -232,11 +255,18 @@ fn a_restore_that_was_killed_leaves_no_store_and_can_be_done_again() {
     let mut input = restoring.0.stdin.take().expect("piped");
     // More than what waits on the way: some of it has been written to the new database.
     input.write_all(&bytes[..bytes.len() - 1]).expect("written");
-    assert!(fresh.join("db.new").exists());
+    assert!(fresh.join("db.restore").exists());
     restoring.0.kill().expect("killed");
     restoring.0.wait().expect("it ends");
     let error = refused(&fresh, &["check"]);
     assert!(error.contains("no store in"), "{error}");
+    // An empty store in its place would pass for the one that was to be restored.
+    let error = does_not_serve(&fresh);
+    assert!(
+        error.contains("db.restore") && error.contains("restore the backup again"),
+        "{error}"
+    );
+    assert!(!fresh.join("db").exists() && !fresh.join("FORMAT").exists());
     done(&fresh, &["restore", plain(&file)]);
     done(&fresh, &["check"]);
 }
@@ -332,6 +362,21 @@ fn an_erasure_whose_asker_hangs_up_goes_on_and_who_asks_again_is_told_of_its_end
     let mut line = String::new();
     BufReader::new(ask()).read_line(&mut line).expect("an answer");
     assert!(line.starts_with("{\"ok\":{\"docs\":0,"), "{line}");
+}
+
+/// Starts a gateway on `data`, which must end with status 1 before it listens. Returns what it complained.
+fn does_not_serve(data: &Path) -> String {
+    let mut command = tidegate(&["serve", "--dev", "--listen", "127.0.0.1:0", "--data-dir", plain(data)]);
+    let started = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut process = Process(started.expect("it starts"));
+    let (mut greeting, mut error) = (String::new(), String::new());
+    let out = process.0.stdout.take().expect("piped");
+    BufReader::new(out).read_line(&mut greeting).expect("text");
+    assert_eq!(greeting, "", "it serves");
+    let mut said = process.0.stderr.take().expect("piped");
+    said.read_to_string(&mut error).expect("text");
+    assert_eq!(process.0.wait().expect("it ends").code(), Some(1), "{error}");
+    error
 }
 
 /// Says something to a control socket, and returns the first line of the answer.

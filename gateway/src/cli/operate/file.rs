@@ -1,8 +1,8 @@
 //! A file that is there whole, or not.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, Permissions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// A file under another name until it is whole. Dropped before, it is removed.
@@ -19,8 +19,13 @@ impl Part {
     /// Begins `target`, which must not be there unless `force`. It holds a store's content: it is for its
     /// owner alone.
     pub(super) fn create(target: &Path, force: bool) -> Result<Self, String> {
-        if !force && target.symlink_metadata().is_ok() {
-            return Err(exists(target));
+        match target.symlink_metadata() {
+            Ok(_) if !force => return Err(exists(target)),
+            // A device would be gone, and a folder cannot be.
+            Ok(found) if !found.is_file() && !found.is_symlink() => {
+                return Err(format!("{} is no file; - is standard output", target.display()));
+            }
+            _ => {}
         }
         let mut name = target
             .file_name()
@@ -34,6 +39,8 @@ impl Part {
             .truncate(false)
             .write(true)
             .mode(0o600)
+            // Not where somebody else says.
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
             .open(&path)
             .map_err(failed)?;
         match file.try_lock() {
@@ -43,8 +50,10 @@ impl Part {
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        // One that was killed may have left some.
-        file.set_len(0).map_err(failed)?;
+        // It may have been there: of one that was killed, or of somebody else, who could read it.
+        file.set_permissions(Permissions::from_mode(0o600))
+            .and_then(|()| file.set_len(0))
+            .map_err(failed)?;
         Ok(Self {
             target: target.to_owned(),
             path,

@@ -4,9 +4,10 @@ use super::records::{Record, SpaceMeta};
 use super::{Durability, OpenError, journal, keys, migrate, trees};
 use crate::store::{Lineage, SpaceState, StoreError};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice, Snapshot};
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::ops::Bound;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use tidegate_protocol::{Position, SpaceId};
 
@@ -21,6 +22,8 @@ const MARKER_WORD: &str = "tidegate-store";
 pub(super) const DATABASE: &str = "db";
 /// A database while it is made, until it is whole.
 pub(super) const FRESH: &str = "db.new";
+/// A database while it is made of a backup: where it lies no store is begun.
+pub(super) const RESTORED: &str = "db.restore";
 /// The file whose lock an open store holds.
 pub(super) const LOCK: &str = "LOCK";
 /// A table's writes in memory before they go to a file. The journal is kept until they have.
@@ -124,6 +127,12 @@ impl Home {
                     why: "it is missing".to_owned(),
                 });
             }
+            (None, false) if dir.join(RESTORED).exists() => {
+                return Err(OpenError::HalfRestored {
+                    dir: dir.to_owned(),
+                    found: dir.join(RESTORED),
+                });
+            }
             (None, false) => {
                 create(dir, &path)?;
                 FORMAT
@@ -198,6 +207,7 @@ impl Disk {
         // Tables that came with a later format are created now.
         trees::check(&home.database(), found == FORMAT)?;
         journal::check(&home.database(), durability)?;
+        journal::remove_copies(&home.database())?;
         let (db, tables) = open_database(&home.database())?;
         Ok(Self { tables, db })
     }
@@ -293,8 +303,9 @@ pub(super) fn open_database(path: &Path) -> Result<(Database, Vec<Keyspace>), Op
     Ok((db, tables.map_err(failed)?))
 }
 
-/// Creates a folder where there is none, and those above it; all of their names survive a power cut.
-fn create_folder(dir: &Path) -> io::Result<()> {
+/// Creates a folder where there is none, and those above it, for their owner alone; all of their names
+/// survive a power cut.
+pub(super) fn create_folder(dir: &Path) -> io::Result<()> {
     if dir.is_dir() {
         return Ok(());
     }
@@ -302,7 +313,7 @@ fn create_folder(dir: &Path) -> io::Result<()> {
     let above = dir.parent().filter(|above| !above.as_os_str().is_empty());
     let above = above.unwrap_or(Path::new("."));
     create_folder(above)?;
-    match fs::create_dir(dir) {
+    match DirBuilder::new().mode(0o700).create(dir) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
@@ -363,13 +374,13 @@ fn format_of(path: &Path) -> Result<Option<u32>, OpenError> {
 }
 
 /// Writes the marker so that it is whole or not there.
-pub(super) fn write_format(dir: &Path, format: u32) -> Result<(), OpenError> {
+fn write_format(dir: &Path, format: u32) -> Result<(), OpenError> {
     prepare_format(dir, format)?;
     put_format(dir)
 }
 
 /// Writes the marker beside its place.
-fn prepare_format(dir: &Path, format: u32) -> Result<(), OpenError> {
+pub(super) fn prepare_format(dir: &Path, format: u32) -> Result<(), OpenError> {
     let path = dir.join(FRESH_MARKER);
     let write = || {
         let mut file = File::create(&path)?;
@@ -380,7 +391,7 @@ fn prepare_format(dir: &Path, format: u32) -> Result<(), OpenError> {
 }
 
 /// Moves the marker into its place.
-fn put_format(dir: &Path) -> Result<(), OpenError> {
+pub(super) fn put_format(dir: &Path) -> Result<(), OpenError> {
     let path = dir.join(MARKER);
     fs::rename(dir.join(FRESH_MARKER), &path)
         .and_then(|()| File::open(dir)?.sync_all())

@@ -129,6 +129,17 @@ pub enum OpenError {
         /// What is there.
         found: PathBuf,
     },
+    /// A restore was begun there and did not come to its end.
+    #[error(
+        "{} holds no store, but {}, which a restore has left that was cut short: restore the backup again, or remove it",
+        dir.display(), found.display()
+    )]
+    HalfRestored {
+        /// The directory.
+        dir: PathBuf,
+        /// What the restore has left.
+        found: PathBuf,
+    },
     /// There is no store that could be looked at.
     #[error("there is no store in {}", dir.display())]
     Missing {

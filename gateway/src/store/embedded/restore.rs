@@ -308,8 +308,10 @@ impl Building {
         // Before anything is touched, and again when nobody else can be at it.
         refuse_full(dir)?;
         let made_dir = !dir.exists();
-        fs::create_dir_all(dir).map_err(at(dir))?;
+        disk::create_folder(dir).map_err(at(dir))?;
         let lock = disk::lock(dir)?;
+        // What is there by now is not this one's to remove.
+        refuse_full(dir)?;
         let mut building = Self {
             dir: dir.to_owned(),
             made_dir,
@@ -317,15 +319,19 @@ impl Building {
             done: false,
             _lock: lock,
         };
-        refuse_full(dir)?;
-        remove(&building.fresh()).map_err(at(dir))?;
-        let (db, tables) = disk::open_database(&building.fresh())?;
+        let fresh = building.fresh();
+        // In place before anything is written: until it is whole, nothing begins an empty store here.
+        remove(&fresh)
+            .and_then(|()| fs::create_dir(&fresh))
+            .and_then(|()| File::open(dir)?.sync_all())
+            .map_err(at(&fresh))?;
+        let (db, tables) = disk::open_database(&fresh)?;
         building.open = Some((tables, db));
         Ok(building)
     }
 
     fn fresh(&self) -> PathBuf {
-        self.dir.join(disk::FRESH)
+        self.dir.join(disk::RESTORED)
     }
 
     fn fill(&self, reader: &mut Reader<impl Read>, env: &dyn Env) -> Result<(), RestoreError> {
@@ -372,21 +378,12 @@ impl Building {
     fn finish(mut self, format: u32) -> Result<(), OpenError> {
         self.open = None;
         let path = self.dir.join(disk::DATABASE);
-        disk::sync_tree(&self.fresh())
-            .and_then(|()| fs::rename(self.fresh(), &path))
+        disk::sync_tree(&self.fresh()).map_err(at(&self.fresh()))?;
+        disk::prepare_format(&self.dir, format)?;
+        fs::rename(self.fresh(), &path)
             .and_then(|()| File::open(&self.dir)?.sync_all())
             .map_err(at(&path))?;
-        disk::write_format(&self.dir, format)?;
-        if let Some(parent) = self
-            .dir
-            .canonicalize()
-            .ok()
-            .and_then(|dir| dir.parent().map(Path::to_owned))
-        {
-            File::open(&parent)
-                .and_then(|parent| parent.sync_all())
-                .map_err(at(&parent))?;
-        }
+        disk::put_format(&self.dir)?;
         self.done = true;
         Ok(())
     }
@@ -402,7 +399,7 @@ impl Drop for Building {
         for name in [
             disk::MARKER,
             disk::FRESH_MARKER,
-            disk::FRESH,
+            disk::RESTORED,
             disk::DATABASE,
             disk::LOCK,
         ] {
@@ -417,7 +414,7 @@ impl Drop for Building {
 }
 
 /// What a restore that was killed may have left, and what a fresh file system has.
-const NOTHING: [&str; 4] = [disk::LOCK, disk::FRESH, disk::FRESH_MARKER, "lost+found"];
+const NOTHING: [&str; 4] = [disk::LOCK, disk::RESTORED, disk::FRESH_MARKER, "lost+found"];
 
 fn refuse_full(dir: &Path) -> Result<(), OpenError> {
     let entries = match fs::read_dir(dir) {

@@ -414,7 +414,7 @@ async fn a_restore_is_refused_where_something_is_and_leaves_it_alone() {
     assert!(error.to_string().contains("the line is dead"), "{error}");
     assert_eq!(list(&dir), Vec::<std::ffi::OsString>::new());
     // What one that was killed has left is no store, and does not stop the next.
-    fs::create_dir(dir.join("db.new")).expect("creates");
-    fs::write(dir.join("db.new/0.jnl"), "").expect("writes");
+    fs::create_dir(dir.join("db.restore")).expect("creates");
+    fs::write(dir.join("db.restore/0.jnl"), "").expect("writes");
     restored(&bytes, &dir, &place).close();
 }
