@@ -33,8 +33,8 @@ const ADDRESS_BYTES: usize = 100;
 const LINE_BYTES: u64 = 64 << 10;
 /// How long a request may take to arrive; over it, an error.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
-/// How long an answer may take nothing; over it, the connection ends.
-const STALLED: Duration = Duration::from_secs(60);
+/// How long whoever asked may take nothing of the answer; over it, the connection ends.
+pub const STALLED: Duration = Duration::from_secs(60);
 /// How long a backup that is broken off may take to say so.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Connections served at a time; over it, they wait to be accepted.
@@ -158,11 +158,13 @@ impl Control {
         Ok(Self { listener, path })
     }
 
-    /// Answers until `stop`; what is under way then is broken off.
-    pub async fn run(self, store: Arc<EmbeddedStore>, engine: Arc<Engine>, stop: CancellationToken) {
+    /// Answers until `stop`; what is under way then is broken off. A backup whose reader takes nothing for
+    /// as long as `stalled` is, too: [`STALLED`], unless for a test.
+    pub async fn run(self, store: Arc<EmbeddedStore>, engine: Arc<Engine>, stalled: Duration, stop: CancellationToken) {
         let commands = Arc::new(Commands {
             store,
             engine,
+            stalled,
             backup: Semaphore::new(1),
             stop: stop.clone(),
         });
@@ -206,6 +208,7 @@ impl Drop for Control {
 struct Commands {
     store: Arc<EmbeddedStore>,
     engine: Arc<Engine>,
+    stalled: Duration,
     backup: Semaphore,
     stop: CancellationToken,
 }
@@ -256,7 +259,8 @@ impl Commands {
         answer(connection, &Answer::Ok(Done {})).await?;
         let (sender, pieces) = mpsc::channel(PIECES);
         let (made, sent) = tokio::join!(self.store.backup(sender), self.send(connection, pieces));
-        if !sent? {
+        let sent = sent.inspect_err(|error| tracing::warn!(%error, "a backup was broken off"))?;
+        if !sent {
             return break_off(
                 connection,
                 &StoreError::Unavailable("the gateway is stopping".to_owned()),
@@ -284,7 +288,11 @@ impl Commands {
     async fn send(&self, connection: &mut UnixStream, mut pieces: mpsc::Receiver<bytes::Bytes>) -> io::Result<bool> {
         while let Some(piece) = self.stop.run_until_cancelled(pieces.recv()).await {
             let Some(piece) = piece else { return Ok(true) };
-            match self.stop.run_until_cancelled(send(connection, &piece)).await {
+            match self
+                .stop
+                .run_until_cancelled(send(connection, &piece, self.stalled))
+                .await
+            {
                 Some(sent) => sent?,
                 // Some of the piece may be on its way: nothing can follow it.
                 None => return Err(io::Error::other("the gateway is stopping")),
@@ -323,15 +331,97 @@ async fn break_off(connection: &mut UnixStream, why: &StoreError) -> io::Result<
 async fn answer<T: Serialize>(connection: &mut UnixStream, answer: &Answer<T>) -> io::Result<()> {
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
-    send(connection, &line).await
+    send(connection, &line, STALLED).await
 }
 
-async fn send(connection: &mut UnixStream, bytes: &[u8]) -> io::Result<()> {
-    match timeout(STALLED, connection.write_all(bytes)).await {
+async fn send(connection: &mut UnixStream, bytes: &[u8], stalled: Duration) -> io::Result<()> {
+    match timeout(stalled, connection.write_all(bytes)).await {
         Ok(sent) => sent,
         Err(_) => Err(io::Error::new(
             io::ErrorKind::TimedOut,
             "nothing was taken for too long",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::DevAuthoriser;
+    use crate::env::{Env, SystemEnv};
+    use crate::server::{Parts, Server, ServerConfig};
+    use crate::store::embedded::{Durability, EmbeddedOptions, RESERVE_BYTES};
+    use crate::store::{Action, CommitGroup, Effects, Prepared, Retention, Store as _};
+    use tidegate_protocol::{Epoch, Mid, MutationKey, Writer};
+
+    /// A commit of some size.
+    fn large() -> CommitGroup {
+        let effects = Effects {
+            body: vec![0; 8 << 20].into(),
+            ..Effects::default()
+        };
+        let item = Prepared {
+            writer: Writer(1),
+            user: UserTag(1),
+            mid: Mid::ZERO.next(),
+            key: MutationKey(1),
+            prev: None,
+            first: None,
+            expects: vec![],
+            action: Action::Apply(effects),
+        };
+        CommitGroup {
+            space: SpaceId::parse("s").expect("valid"),
+            planned_on: Epoch(0),
+            fresh: Epoch(1),
+            now_ms: 1,
+            items: vec![item],
+        }
+    }
+
+    #[tokio::test]
+    async fn a_backup_whose_reader_takes_nothing_for_long_enough_ends_and_the_next_has_its_turn() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let env: Arc<dyn Env> = Arc::new(SystemEnv);
+        let options = EmbeddedOptions {
+            durability: Durability::Memory,
+            retention: Retention::default(),
+            reserve_bytes: RESERVE_BYTES,
+            env: env.clone(),
+        };
+        let store = Arc::new(embedded::open(dir.path(), options).expect("opens"));
+        // More than the pieces and buffers on the way hold.
+        store.commit(large()).await.expect("answers");
+        let control = Control::bind(dir.path()).expect("listens");
+        let (stalled, stop) = (Duration::from_millis(300), CancellationToken::new());
+        let mut running = JoinSet::new();
+        let parts = Parts {
+            store: store.clone(),
+            authoriser: Arc::new(DevAuthoriser),
+            env,
+        };
+        let engine = Server::new(parts, ServerConfig::default()).engine();
+        running.spawn(control.run(store, engine, stalled, stop.clone()));
+        let ask = async || {
+            let (_, address) = address(dir.path()).expect("short");
+            let mut socket = UnixStream::connect(address).await.expect("connects");
+            socket.write_all(b"{\"command\":\"backup\"}\n").await.expect("written");
+            let mut line = [0; 10];
+            socket.read_exact(&mut line).await.expect("an answer");
+            (socket, String::from_utf8_lossy(&line).into_owned())
+        };
+        let (mut slow, line) = ask().await;
+        assert!(line.starts_with("{\"ok\""), "{line}");
+        let begun = tokio::time::Instant::now();
+        while !ask().await.1.starts_with("{\"ok\"") {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it does not end");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(begun.elapsed() >= stalled, "it was given its time");
+        let mut rest = Vec::new();
+        slow.read_to_end(&mut rest).await.expect("it was ended");
+        assert!(embedded::verify(&rest[1..]).is_err(), "what came of it is no backup");
+        stop.cancel();
+        running.join_next().await.expect("one").expect("ends");
     }
 }

@@ -8,7 +8,7 @@ use super::{Failure, variable};
 use crate::auth::DevAuthoriser;
 use crate::engine::EngineConfig;
 use crate::env::{Env, SystemEnv};
-use crate::server::control::Control;
+use crate::server::control::{Control, STALLED};
 use crate::server::{Parts, Server, ServerConfig};
 use crate::store::Retention;
 use crate::store::embedded::{self, EmbeddedOptions, EmbeddedStore};
@@ -89,7 +89,7 @@ async fn run(args: &ServeArgs, plan: &Plan) -> Result<(), Failure> {
     let server = Server::new(parts, config);
     let mut operators = JoinSet::new();
     if let Some(control) = control {
-        operators.spawn(control.run(store.clone(), server.engine(), stop.clone()));
+        operators.spawn(control.run(store.clone(), server.engine(), STALLED, stop.clone()));
     }
 
     let mut out = io::stdout();
