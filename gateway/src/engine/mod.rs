@@ -95,6 +95,9 @@ pub struct EngineConfig {
     pub group_items: usize,
     /// About how many bytes of mutations go into one store call.
     pub group_bytes: usize,
+    /// About how many bytes of the documents that they concern are read for them; what is behind has to
+    /// wait for the next call. One mutation may be about more.
+    pub read_bytes: usize,
     /// Mutations waiting in one space.
     pub space_items: usize,
     /// Their bytes.
@@ -114,8 +117,8 @@ pub struct EngineConfig {
 }
 
 /// What documents may take, at most; `None` is no limit. A mutation that would make them take more is
-/// refused (`too_large`); one that leaves them no larger passes, also over a quota. Mutations that other
-/// nodes have in flight are not counted.
+/// refused (`too_large`); one that leaves them no larger passes, also over a quota. Mutations in flight in
+/// other spaces, and on other nodes, are not counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Quota {
     /// Documents in a space.
@@ -131,6 +134,7 @@ impl Default for EngineConfig {
         Self {
             group_items: 256,
             group_bytes: 8 << 20,
+            read_bytes: 16 << 20,
             space_items: 8_192,
             space_bytes: 32 << 20,
             node_bytes: 256 << 20,

@@ -6,7 +6,9 @@ use super::bounds::cells_share;
 use super::evaluate::readable;
 use super::plan::{Plan, Planner};
 use super::{Done, Engine, Report, WriteRequest};
-use crate::store::{CommitGroup, Committed, DocState, Kept, Lineage, LogEntry, LogReply, Outcome, StoreError};
+use crate::store::{
+    Cell, CommitGroup, Committed, DocState, Kept, Lineage, LogEntry, LogReply, Outcome, ReadCut, StoreError,
+};
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use tidegate_protocol::{Code, DocPath, Epoch, Position, Seq, SpaceId, Writer};
@@ -20,6 +22,25 @@ pub(super) struct Queue {
 
 /// Documents read for a group at most, unless one mutation alone is about more.
 const GROUP_DOCS: usize = 1_024;
+/// Documents read in one store call at most, unless one mutation alone is about more: so many may come
+/// beyond [`EngineConfig::read_bytes`](super::EngineConfig::read_bytes).
+const READ_DOCS: usize = 64;
+
+/// A store call that reads for a group.
+struct Read {
+    docs: Vec<DocPath>,
+    /// How many of the group's mutations have all of their documents with it, and those before.
+    mutations: usize,
+}
+
+/// What a group is planned on.
+struct Known {
+    /// In the order of the cut's.
+    docs: Vec<DocPath>,
+    cut: ReadCut,
+    /// How many of the group's mutations have all of their documents there.
+    mutations: usize,
+}
 
 impl Engine {
     /// Takes a mutation in. Returns at once; `done` is called exactly once, from here if the queue is
@@ -96,18 +117,54 @@ impl Engine {
     }
 
     /// Plans, commits, publishes and answers a group. Returns what has to be done again.
-    async fn group(&self, space: &SpaceId, group: Vec<Pending>) -> VecDeque<Pending> {
-        let docs: BTreeSet<&DocPath> = group
-            .iter()
-            .filter_map(|p| p.request.body.as_ref().ok())
-            .flat_map(|body| body.ops.iter().map(|op| &op.doc))
-            .collect();
-        let docs: Vec<DocPath> = docs.into_iter().cloned().collect();
-        let cut = match self.store.read(space, &docs).await {
-            Ok(cut) => cut,
+    async fn group(&self, space: &SpaceId, mut group: Vec<Pending>) -> VecDeque<Pending> {
+        let Known { docs, cut, mutations } = match self.known(space, reads(&group)).await {
+            Ok(known) => known,
             Err(StoreError::Damaged(why)) if group.len() > 1 => return self.one_by_one(space, group, &why).await,
             Err(error) => return self.unknown(space, group, &error).await,
         };
+        let rest = group.split_off(mutations);
+        let mut again = self.plan(space, group, docs, cut).await;
+        // Behind those of the same writers.
+        again.extend(rest);
+        again
+    }
+
+    /// Reads the documents of a group, as far as they are not too much at a time.
+    ///
+    /// Those of a later call may be newer: what each was planned on is checked when it is committed. The state
+    /// is the last call's, so that no tombstone is missed that a floor of before would promise.
+    async fn known(&self, space: &SpaceId, reads: Vec<Read>) -> Result<Known, StoreError> {
+        let (mut known, mut bytes) = (None, 0);
+        for Read { docs, mutations } in reads {
+            let cut = self.store.read(space, &docs).await?;
+            bytes += cut.docs.iter().map(bytes_of).sum::<usize>();
+            known = Some(match known {
+                None => Known { docs, cut, mutations },
+                Some(Known {
+                    docs: mut all,
+                    cut: mut before,
+                    ..
+                }) => {
+                    all.extend(docs);
+                    before.docs.extend(cut.docs);
+                    before.state = cut.state;
+                    Known {
+                        docs: all,
+                        cut: before,
+                        mutations,
+                    }
+                }
+            });
+            if bytes >= self.config.read_bytes {
+                break;
+            }
+        }
+        known.ok_or_else(|| StoreError::Unavailable("nothing was asked for".to_owned()))
+    }
+
+    /// Plans, commits, publishes and answers mutations of which all is known. Returns what has to be done again.
+    async fn plan(&self, space: &SpaceId, group: Vec<Pending>, docs: Vec<DocPath>, cut: ReadCut) -> VecDeque<Pending> {
         let planned_on = cut.state.lineage.last_epoch();
         let now_ms = self.env.now_ms();
         let mut planner = Planner::new(&*self.rules, &self.limits, space, docs, cut, now_ms)
@@ -358,6 +415,32 @@ const CLONED: &str = "another copy of this client's database has written; take a
                       what is unanswered under it";
 const UNKNOWN: &str = "no record of this client is kept; take a new client id in this space, and ask the app about what \
                        was sent and not answered: it may have been applied";
+
+/// What to read for a group, a document once; at least one, for the state.
+fn reads(group: &[Pending]) -> Vec<Read> {
+    let (mut reads, mut docs, mut asked) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for (n, pending) in group.iter().enumerate() {
+        let body = pending.request.body.as_ref();
+        let ops = body.into_iter().flat_map(|body| &body.ops);
+        docs.extend(ops.filter(|op| asked.insert(&op.doc)).map(|op| op.doc.clone()));
+        if docs.len() >= READ_DOCS || n + 1 == group.len() {
+            reads.push(Read {
+                docs: std::mem::take(&mut docs),
+                mutations: n + 1,
+            });
+        }
+    }
+    reads
+}
+
+/// Bytes of a document as it is held here: tombstones too.
+fn bytes_of(doc: &DocState) -> usize {
+    let value = |cell: &Cell| cell.value.as_ref().map_or(0, |value| value.as_bytes().len());
+    let cells = doc.cells.iter();
+    cells
+        .map(|(path, cell)| path.as_str().len() + size_of::<Cell>() + value(cell))
+        .sum()
+}
 
 fn docs_of(pending: &Pending) -> usize {
     pending.request.body.as_ref().map_or(0, |body| body.ops.len())

@@ -289,6 +289,44 @@ async fn while_a_store_call_is_in_flight_the_next_group_gathers() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_group_ends_where_the_documents_that_it_is_about_get_too_large() {
+    let mut rig = Rig::new(
+        [],
+        EngineConfig {
+            read_bytes: 40 * 1_000,
+            ..EngineConfig::default()
+        },
+    );
+    let text = Value::str(&"x".repeat(1_000));
+    rig.submit(
+        1,
+        1,
+        (0..150)
+            .map(|n| set(&format!("d{n}"), &[("a", text.clone())]))
+            .collect(),
+    );
+    assert_eq!(rig.acked().await, 1);
+    rig.store.gate.forget_permits(1_000_000);
+    rig.submit(1, 2, vec![inc("n", "a", 1)]);
+    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    // One a document, of one writer: what is left for later has to stay in order.
+    for n in 0..150 {
+        rig.submit(1, 3 + n, vec![set(&format!("d{n}"), &[("b", int(1))])]);
+    }
+    rig.submit(1, 153, vec![inc("n", "a", 1)]);
+    rig.store.gate.add_permits(100);
+    for seq in 2..154 {
+        assert_eq!(rig.acked().await, seq);
+    }
+    assert_eq!(
+        *rig.store.calls.lock(),
+        [1, 1, 64, 64, 23],
+        "64 documents are 64,000 bytes"
+    );
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn spaces_do_not_wait_for_each_other() {
     let mut rig = Rig::new([], EngineConfig::default());
     rig.store.gate.forget_permits(1_000_000);
