@@ -33,6 +33,7 @@ COLLECT = "gateway/src/store/embedded/collect.rs"
 EVALUATE = "gateway/src/engine/evaluate.rs"
 BROKEN = ["-p", "tidegate-history", "--test", "broken"]
 CONTRACT = ["-p", "tidegate", "--test", "contract"]
+OPERATE = ["-p", "tidegate", "--test", "operate"]
 FAULTS = ["-p", "tidegate", "--test", "faults"]
 SCENARIOS = ["-p", "tidegate-client", "--test", "scenarios"]
 
@@ -458,6 +459,48 @@ RULES = {
         "            if false && (self.is_closing)() {",
         LIB,
         "store::embedded::tests::backup::a_backup_ends_when_nobody_takes_it_and_when_the_database_is_wanted_back",
+    ),
+    "no store beside half a restore": (
+        "gateway/src/store/embedded/disk.rs",
+        "(None, false) if dir.join(RESTORED).exists() =>",
+        "(None, false) if false && dir.join(RESTORED).exists() =>",
+        OPERATE,
+        "a_restore_that_was_killed_leaves_no_store_and_can_be_done_again",
+    ),
+    "a backup is its owner's": (
+        "gateway/src/cli/operate/file.rs",
+        "file.set_permissions(Permissions::from_mode(0o600))",
+        "Ok::<(), io::Error>(drop(Permissions::from_mode(0o600)))",
+        OPERATE,
+        "what_lies_where_a_backup_is_written_opens_it_to_nobody_and_leads_it_nowhere",
+    ),
+    "a stalled backup ends": (
+        "gateway/src/server/control.rs",
+        "match timeout(stalled, connection.write_all(bytes)).await {",
+        "match timeout(stalled * 1_000, connection.write_all(bytes)).await {",
+        LIB,
+        "server::control::tests::a_backup_whose_reader_takes_nothing_for_long_enough_ends_and_the_next_has_its_turn",
+    ),
+    "a damaged space holds up no other's collection": (
+        COLLECT,
+        "                    Err(StoreError::Damaged(why)) => {",
+        "                    Err(StoreError::Damaged(why)) if why.is_empty() => {",
+        LIB,
+        "store::embedded::tests::collection::a_space_of_which_something_cannot_be_read_holds_up_no_other",
+    ),
+    "bytes read for a group": (
+        "gateway/src/engine/queue.rs",
+        "if bytes >= self.config.read_bytes {",
+        "if bytes >= self.config.read_bytes * 1_000 {",
+        LIB,
+        "engine::tests::queue::a_group_ends_where_the_documents_that_it_is_about_get_too_large",
+    ),
+    "values in conflicts are checked": (
+        "gateway/src/store/embedded/records.rs",
+        ".filter(|value| value.as_bytes() == bytes)",
+        "",
+        LIB,
+        "store::embedded::tests::check::each_thing_that_can_be_wrong_is_found_and_named",
     ),
     "check sums up the leaves": (
         "gateway/src/store/embedded/check/docs.rs",

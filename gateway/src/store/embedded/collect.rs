@@ -86,6 +86,8 @@ pub struct Collected {
     pub clients: u64,
     /// Entries of conflict logs deleted.
     pub conflicts: u64,
+    /// Spaces that were left as they are, since something of them cannot be read.
+    pub damaged: u64,
 }
 
 /// Runs a step on the writer's thread; also says whether its write must be synced at once.
@@ -367,7 +369,18 @@ impl EmbeddedStore {
             last = Some(end.clone());
             for (space, due) in spaces {
                 done.spaces += 1;
-                self.collect_space(&space, &due, ages, &mut done).await?;
+                let collected = match due {
+                    Ok(due) => self.collect_space(&space, &due, ages, &mut done).await,
+                    Err(error) => Err(error),
+                };
+                match collected {
+                    // The others' is not held up by it.
+                    Err(StoreError::Damaged(why)) => {
+                        tracing::warn!(%space, %why, "what is older than the retention cannot be collected");
+                        done.damaged += 1;
+                    }
+                    collected => collected?,
+                }
             }
         }
     }
@@ -432,15 +445,15 @@ struct Due {
     age: bool,
 }
 
+/// A space, and what of it is due, where that can be read.
+type Next = (SpaceId, Result<Due, StoreError>);
+
 /// The next spaces in the order of their names, and what of them is due.
-fn due_after(cut: &Cut<'_>, last: Option<&SpaceId>, ages: Ages) -> Result<Vec<(SpaceId, Due)>, StoreError> {
-    let mut spaces = Vec::new();
-    for space in spaces_after(cut, last).take(PAGE) {
-        let space = space?;
-        let due = due(cut, &space, ages)?;
-        spaces.push((space, due));
-    }
-    Ok(spaces)
+fn due_after(cut: &Cut<'_>, last: Option<&SpaceId>, ages: Ages) -> Result<Vec<Next>, StoreError> {
+    let spaces = spaces_after(cut, last).take(PAGE);
+    spaces
+        .map(|space| space.map(|space| (space.clone(), due(cut, &space, ages))))
+        .collect()
 }
 
 fn due(cut: &Cut<'_>, space: &SpaceId, ages: Ages) -> Result<Due, StoreError> {

@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64;
 
 const EXTENSION: &str = "jnl";
+/// Of a copy that is to take a journal's place.
+const FRESH_EXTENSION: &str = "jnl.new";
 const START: u8 = 1;
 const ITEM: u8 = 2;
 const END: u8 = 3;
@@ -102,6 +104,17 @@ fn broken(found: Found, whole: &str) -> String {
     )
 }
 
+/// Removes the copies that a process which was killed has left beside the journals.
+pub(super) fn remove_copies(database: &Path) -> Result<(), OpenError> {
+    for entry in fs::read_dir(database).map_err(at(database))? {
+        let path = entry.map_err(at(database))?.path();
+        if path.to_string_lossy().ends_with(&format!(".{FRESH_EXTENSION}")) {
+            fs::remove_file(&path).map_err(at(&path))?;
+        }
+    }
+    Ok(())
+}
+
 /// Fresh copies of all whole batches, synced, beside the journals.
 ///
 /// After a failed write the kernel may hold pages as clean that the disk does not have, and the old
@@ -126,7 +139,7 @@ pub(super) fn copy(database: &Path) -> io::Result<Copies> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        let fresh = path.with_extension("jnl.new");
+        let fresh = path.with_extension(FRESH_EXTENSION);
         copies.files.push((fresh.clone(), path));
         let mut file = File::create(&fresh)?;
         file.write_all(&bytes[..read(&bytes, None).whole])?;
@@ -151,7 +164,7 @@ impl Copies {
 impl Drop for Copies {
     fn drop(&mut self) {
         for (fresh, _) in &self.files {
-            // Left behind it would be written over by the next.
+            // Left behind it goes when the store is next opened.
             let _ = fs::remove_file(fresh);
         }
     }

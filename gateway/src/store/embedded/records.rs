@@ -7,7 +7,7 @@ use crate::store::{
     Usage, UserTag,
 };
 use bytes::Bytes;
-use tidegate_protocol::{Code, DocPath, Epoch, FieldPath, Mid, MutationKey, Position, Seq, Value, Writer};
+use tidegate_protocol::{Code, DocPath, Epoch, FieldPath, Mid, MutationKey, Position, Seq, Value, Writer, msgpack};
 
 /// Something that is stored.
 pub(super) trait Record: Sized {
@@ -446,6 +446,11 @@ fn take_option<'a, T>(from: &mut Take<'a>, take: impl FnOnce(&mut Take<'a>) -> O
     }
 }
 
+/// A value that is not trusted: the conflict log is read seldom.
+fn canonical(bytes: &[u8]) -> Option<Value> {
+    msgpack::value(bytes).ok().filter(|value| value.as_bytes() == bytes)
+}
+
 const DONE: [(ConflictDone, u8); 3] = [
     (ConflictDone::Overwritten, 0),
     (ConflictDone::Rejected, 1),
@@ -481,15 +486,19 @@ impl Record for ConflictRecord {
         let (at, writer, mid) = (from.u64()?, Writer(from.u64()?), Mid::new(from.u64()?)?);
         let doc = DocPath::parse(from.text()?).ok()?;
         let path = take_option(from, |from| FieldPath::parse(from.text()?).ok())?;
-        let ours = take_option(from, |from| {
-            Some(Value::from_trusted(Bytes::copy_from_slice(from.bytes()?)))
-        })?;
+        let ours = take_option(from, |from| canonical(from.bytes()?))?;
         let code = from.u8()?;
         let done = DONE.iter().find(|(_, n)| *n == code)?.0;
         let mut theirs = Vec::new();
         while !from.0.is_empty() {
             let path = FieldPath::parse(from.text()?).ok()?;
-            theirs.push((path, Cell::decode(from.bytes()?)?));
+            let mut cell = Take(from.bytes()?);
+            let stamp = Stamp::take(&mut cell)?;
+            let value = match cell.rest() {
+                [] => None,
+                bytes => Some(canonical(bytes)?),
+            };
+            theirs.push((path, Cell { stamp, value }));
         }
         Some(Self {
             position,

@@ -167,6 +167,29 @@ async fn each_thing_that_can_be_wrong_is_found_and_named() {
         };
         (Table::Conflicts, keys::conflict(&s, n), Some(record.encode()))
     };
+    // An entry with a value in a form longer than need be: ours, or theirs.
+    let valued = |ours: i64, theirs: i64| {
+        let cell = Cell {
+            stamp: stamp(1),
+            value: Some(Value::int(theirs)),
+        };
+        let record = ConflictRecord {
+            position: Position::new(Epoch(77), seq(1)),
+            at: 1,
+            writer: Writer(1),
+            mid: Mid::ZERO.next(),
+            entry: ConflictEntry {
+                ours: Some(Value::int(ours)),
+                theirs: vec![(field("x"), cell)],
+                ..conflict()
+            },
+        };
+        let mut bytes = record.encode();
+        let short = [0xce, 0, 1, 0x11, 0x70];
+        let at = bytes.windows(5).position(|found| found == short).expect("it is 70,000");
+        bytes[at] = 0xd2;
+        (Table::Conflicts, keys::conflict(&s, 3), Some(bytes))
+    };
     let unread = |table, key: Vec<u8>| (table, key, Some(b"\x01?".to_vec()));
     let mark = |at: u64, n: u64| (Table::Spaces, keys::mark(&s, at), Some(seq(n).encode()));
 
@@ -456,6 +479,8 @@ async fn each_thing_that_can_be_wrong_is_found_and_named() {
             "the record says",
         ),
         (vec![noted(3, 5)], Rule::ConflictSeq, "seq 5, head 4"),
+        (vec![valued(70_000, 1)], Rule::Record, "entry 3: "),
+        (vec![valued(1, 70_000)], Rule::Record, "entry 3: "),
     ];
     let mut seen = HashSet::new();
     for (entries, rule, words) in cases {

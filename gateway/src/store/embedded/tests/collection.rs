@@ -144,6 +144,7 @@ async fn collection_goes_by_the_time_of_the_commits() {
             tombstones: 10,
             clients: 10,
             conflicts: 9,
+            damaged: 0,
         }
     );
     let now = state(&store, "s").await;
@@ -236,4 +237,42 @@ async fn of_a_record_that_was_replaced_or_forgotten_no_result_is_left() {
     assert_eq!(results(), 1, "the record was replaced");
     store.forget(&space("s"), 9_001).await.expect("answers");
     assert_eq!(results(), 0);
+}
+
+#[tokio::test]
+async fn a_space_of_which_something_cannot_be_read_holds_up_no_other() {
+    let b = space("b");
+    for (table, key) in [
+        (disk::Table::Spaces, keys::lineage(&b)),
+        (disk::Table::Spaces, keys::mark(&b, 1)),
+        (disk::Table::Cells, keys::doc(&b, &doc("c/x"))),
+        (disk::Table::Clients, keys::client(&b, Writer(1))),
+    ] {
+        let retention = Retention {
+            tombstones_ms: MINUTE,
+            clients_ms: MINUTE,
+            ..Retention::default()
+        };
+        let store = Place {
+            retention,
+            ..Place::new()
+        }
+        .open();
+        for name in ["a", "b", "c"] {
+            applied(&store, name, item(1, 1, vec![delete("c/x", &[])])).await;
+        }
+        let title = format!("{}: {}", table.name(), key.escape_ascii());
+        let disk = database(&store);
+        let mut batch = disk.batch(fjall::PersistMode::Buffer);
+        batch.insert(disk.table(table), key, "\x01?");
+        batch.commit().expect("writes");
+        drop(disk);
+        let done = store.collect(5 * MINUTE).await.expect("the round comes to its end");
+        assert_eq!((done.spaces, done.damaged), (3, 1), "{title}");
+        for name in ["a", "c"] {
+            assert_eq!(state(&store, name).await.floor, seq(1), "{title}");
+        }
+        let again = store.collect(5 * MINUTE).await.expect("the round comes to its end");
+        assert_eq!((again.floors, again.damaged), (0, 1), "{title}");
+    }
 }

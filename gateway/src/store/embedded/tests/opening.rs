@@ -159,3 +159,64 @@ fn a_marker_without_a_database_is_no_empty_store() {
     );
     assert!(!database.exists());
 }
+
+#[tokio::test]
+async fn where_the_database_was_closed_and_cannot_be_opened_again_it_is_tried_until_it_can() {
+    let place = Place {
+        durability: Durability::Fsync,
+        ..Place::new()
+    };
+    let store = place.open();
+    applied(&store, "s", item(1, 1, vec![set("c/a", true, &[("x", 1)])])).await;
+    let (marker, away) = (place.dir.path().join("db/version"), place.dir.path().join("away"));
+    std::fs::rename(&marker, &away).expect("renames");
+    let shared = store.shared.clone();
+    let failed = tokio::task::spawn_blocking(move || shared.reopen(0))
+        .await
+        .expect("ends");
+    let why = failed.expect_err("a file is missing").to_string();
+    assert!(why.contains(&marker.display().to_string()), "{why}");
+
+    // Nothing waits for what may never come, and nothing hangs or passes for empty.
+    let begun = std::time::Instant::now();
+    let read = store.read(&space("s"), &[doc("c/a")]).await;
+    assert!(matches!(read, Err(StoreError::Unavailable(_))), "{read:?}");
+    let group = CommitGroup {
+        space: space("s"),
+        planned_on: Epoch(0),
+        fresh: Epoch(99),
+        now_ms: 1_000,
+        items: vec![],
+    };
+    let told = store.commit(group).await.expect_err("not open").to_string();
+    assert!(told.contains(&marker.display().to_string()), "{told}");
+    assert!(begun.elapsed() < Duration::from_secs(3));
+
+    std::fs::rename(&away, &marker).expect("renames");
+    let open = async {
+        while store.read(&space("s"), &[]).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), open)
+        .await
+        .expect("in time");
+    applied(&store, "s", item(1, 2, vec![set("c/b", true, &[("x", 1)])])).await;
+    let cut = store
+        .read(&space("s"), &[doc("c/a"), doc("c/b")])
+        .await
+        .expect("answers");
+    assert!(cut.docs.iter().all(crate::store::DocState::alive));
+    assert_eq!(cut.state.lineage.0.len(), 1, "nothing was lost, so history goes on");
+    assert_eq!(store.stats().reopened, 1);
+}
+
+#[test]
+fn what_a_reopening_that_was_killed_has_left_goes_when_the_store_is_opened() {
+    let place = Place::new();
+    place.open().close();
+    let copy = place.dir.path().join("db/0.jnl.new");
+    std::fs::write(&copy, [1; 100]).expect("writes");
+    place.open().close();
+    assert!(!copy.exists());
+}
