@@ -119,7 +119,8 @@ impl Home {
         create_folder(dir).map_err(at(dir))?;
         let lock = lock(dir)?;
         let path = dir.join(DATABASE);
-        let found = match (format_of(&dir.join(MARKER))?, path.exists()) {
+        let there = path.try_exists().map_err(at(&path))?;
+        let found = match (format_of(&dir.join(MARKER))?, there) {
             (Some(found), true) => found,
             (Some(_), false) => {
                 return Err(OpenError::Damaged {
@@ -160,10 +161,15 @@ impl Home {
 
     /// Refuses a directory that nothing was ever stored in.
     pub(super) fn must_be_there(dir: &Path) -> Result<(), OpenError> {
-        match dir.join(DATABASE).exists() || dir.join(MARKER).exists() {
-            true => Ok(()),
-            false => Err(OpenError::Missing { dir: dir.to_owned() }),
+        for name in [DATABASE, MARKER] {
+            let path = dir.join(name);
+            match path.try_exists() {
+                Ok(true) => return Ok(()),
+                Err(error) if error.kind() != ErrorKind::NotADirectory => return Err(at(&path)(error)),
+                _ => {}
+            }
         }
+        Err(OpenError::Missing { dir: dir.to_owned() })
     }
 
     /// Brings the database to the format of this version, if it was `found` in another.

@@ -10,6 +10,7 @@
 //! is a start (tag, number of items, seqno), its items, and an end with the items' checksum. That does not
 //! cover the seqno: one that a disk has changed shows only if it does not rise, or rises by leaps.
 
+use super::disk::at;
 use super::{Durability, OpenError};
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -168,11 +169,6 @@ impl Drop for Copies {
             let _ = fs::remove_file(fresh);
         }
     }
-}
-
-fn at(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
-    let path = path.to_owned();
-    move |source| OpenError::Io { path, source }
 }
 
 fn name(database: &Path, id: u64) -> PathBuf {

@@ -353,7 +353,7 @@ impl Store for EmbeddedStore {
             usage,
             log_bytes,
         } = self.totals.get();
-        let disk_bytes = self.shared.disk().and_then(|disk| disk.bytes()).unwrap_or(0);
+        let disk_bytes = self.shared.bytes();
         vec![
             Reading::new("tidegate_store_spaces", spaces, "Spaces that the store holds."),
             Reading::new("tidegate_store_documents", usage.docs, "Documents that exist."),

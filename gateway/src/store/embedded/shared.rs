@@ -76,8 +76,16 @@ impl Shared {
 
     /// Whether the database takes writes, as far as it knows.
     pub(super) fn takes_writes(&self) -> Result<(), StoreError> {
-        let disk = self.state.lock().disk.clone();
-        disk.ok_or_else(closed)?.takes_writes()
+        self.disk_now()?.takes_writes()
+    }
+
+    /// Bytes of the database's files, 0 where it is not open. Waits for nothing.
+    pub(super) fn bytes(&self) -> u64 {
+        self.disk_now().and_then(|disk| disk.bytes()).unwrap_or(0)
+    }
+
+    fn disk_now(&self) -> Result<Arc<Disk>, StoreError> {
+        self.state.lock().disk.clone().ok_or_else(closed)
     }
 
     /// Whether there is room for writes with `reserve` bytes left over.

@@ -10,7 +10,7 @@
 //! blocks: a header with checksums, and bytes.
 
 use super::OpenError;
-use super::disk::Table;
+use super::disk::{Table, at};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, ErrorKind, Read as _};
@@ -39,15 +39,11 @@ pub(super) fn check(database: &Path, complete: bool) -> Result<(), OpenError> {
     there(&trees)?;
     let mut ids: BTreeSet<u64> = (NAMES..=FIRST_TABLES).collect();
     if complete {
-        let at = |source| OpenError::Io {
-            path: trees.clone(),
-            source,
-        };
-        for entry in fs::read_dir(&trees).map_err(at)? {
+        for entry in fs::read_dir(&trees).map_err(at(&trees))? {
             // The database passes over what is no number.
             ids.extend(
                 entry
-                    .map_err(at)?
+                    .map_err(at(&trees))?
                     .file_name()
                     .to_str()
                     .and_then(|name| name.parse::<u64>().ok()),
@@ -78,7 +74,7 @@ fn check_tree(tree: &Path, names: bool) -> Result<(), OpenError> {
     });
     let (id, sum) = current.ok_or_else(|| damaged(&path, "it is cut short"))?;
     let version = tree.join(format!("v{id}"));
-    if !version.exists() {
+    if !version.try_exists().map_err(at(&version))? {
         return Err(damaged(&version, "it is missing, and `current` beside it names it"));
     }
     if xxh3_128(&read(&version)?) != sum {
@@ -175,16 +171,15 @@ fn damaged(path: &Path, why: impl Into<String>) -> OpenError {
 }
 
 fn there(path: &Path) -> Result<(), OpenError> {
-    match path.exists() {
-        true => Ok(()),
-        false => Err(damaged(path, "it is missing")),
+    match path.try_exists() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(damaged(path, "it is missing")),
+        // One that may not be seen is not missing.
+        Err(source) => Err(at(path)(source)),
     }
 }
 
 fn read(path: &PathBuf) -> Result<Vec<u8>, OpenError> {
     there(path)?;
-    fs::read(path).map_err(|source| OpenError::Io {
-        path: path.to_owned(),
-        source,
-    })
+    fs::read(path).map_err(at(path))
 }

@@ -220,3 +220,54 @@ fn what_a_reopening_that_was_killed_has_left_goes_when_the_store_is_opened() {
     place.open().close();
     assert!(!copy.exists());
 }
+
+#[test]
+fn what_cannot_be_looked_at_is_not_taken_for_missing() {
+    let place = Place::new();
+    let path = place.dir.path().join("db");
+    std::os::unix::fs::symlink(&path, &path).expect("links");
+    let error = open(place.dir.path(), place.options()).err().expect("refused");
+    assert!(
+        matches!(&error, OpenError::Io { path: told, .. } if *told == path),
+        "{error:?}"
+    );
+    let error = open_existing(place.dir.path(), place.options()).err().expect("refused");
+    assert!(
+        matches!(&error, OpenError::Io { path: told, .. } if *told == path),
+        "{error:?}"
+    );
+    assert!(path.is_symlink(), "no store is begun in its place");
+    std::fs::remove_file(&path).expect("removes");
+
+    place.open().close();
+    let table = path.join("keyspaces/3");
+    std::fs::remove_dir_all(&table).expect("removes");
+    std::os::unix::fs::symlink(&table, &table).expect("links");
+    let error = open(place.dir.path(), place.options()).err().expect("refused");
+    assert!(
+        matches!(&error, OpenError::Io { path: told, .. } if *told == table),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_read_for_the_metrics_waits_for_no_reopening() {
+    let place = Place::new();
+    let store = place.open();
+    let (held, shared) = (database(&store), store.shared.clone());
+    let reopened = tokio::task::spawn_blocking(move || shared.reopen(0));
+    while !store.shared.is_closing() {
+        assert!(!reopened.is_finished(), "it waits for what is held");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let begun = std::time::Instant::now();
+    assert!(
+        store
+            .readings()
+            .iter()
+            .any(|reading| reading.name == "tidegate_store_disk_bytes")
+    );
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    drop(held);
+    reopened.await.expect("ends").expect("opens again");
+}
