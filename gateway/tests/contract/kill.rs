@@ -35,11 +35,11 @@ const BALLAST: &str = "TIDEGATE_CONTRACT_KILL_BALLAST";
 /// Positions of a history that a client comes back from, if it has more.
 const POSITIONS: usize = 120;
 
-fn space(name: &str) -> SpaceId {
+pub(crate) fn space(name: &str) -> SpaceId {
     SpaceId::parse(name).expect("valid")
 }
 
-fn open(dir: &Path, durability: Durability) -> EmbeddedStore {
+pub(crate) fn open(dir: &Path, durability: Durability) -> EmbeddedStore {
     let options = EmbeddedOptions {
         durability,
         retention: Retention {
@@ -126,7 +126,7 @@ fn request(after: Option<Position>, client: u64) -> ChangesRequest {
 }
 
 /// What a scan brings at once, and the client's last mid.
-async fn scan(
+pub(crate) async fn scan(
     store: &dyn Store,
     name: &str,
     after: Option<Position>,
@@ -208,17 +208,17 @@ fn child() {
 }
 
 /// Says a line in one write, so that it is whole or not there, whenever the process is killed.
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}").expect("the test listens");
 }
 
 #[allow(clippy::disallowed_methods, reason = "a test has no command line")]
-fn text(name: &str) -> Option<String> {
+pub(crate) fn text(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-fn engine(store: Arc<EmbeddedStore>) -> Arc<Engine> {
+pub(crate) fn engine(store: Arc<EmbeddedStore>) -> Arc<Engine> {
     Engine::new(
         store,
         Arc::new(Nobody),

@@ -9,6 +9,7 @@
 mod coverage;
 #[path = "../support/disk.rs"]
 mod disk;
+mod erased;
 mod follow;
 mod format;
 mod generate;

@@ -1,0 +1,357 @@
+//! A process is killed in the middle of erasing a space, or a user's data in it. What it leaves is sound and
+//! closed, or complete; opened again the erasure comes to its end by itself, and is all there is to see.
+//! More rounds: `TIDEGATE_CONTRACT_KILLS=50 cargo test --test contract erased`.
+
+use crate::generate::doc;
+use crate::interpret::Plain;
+use crate::kill::{engine, open, say, scan, space, text};
+use crate::setting;
+use crate::value::{Dice, V};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tidegate::auth::Identity;
+use tidegate::engine::{WriteBody, WriteReply, WriteRequest};
+use tidegate::store::embedded::{self, Durability, EmbeddedStore};
+use tidegate::store::{Erase, Store as _, Usage, UserTag};
+use tidegate_protocol::{
+    ClientId, Code, Epoch, FieldPath, Fields, Limits, Mid, MutationKey, Op, OpKind, Position, Value, WriteHead, Writer,
+};
+
+const ERASED: &str = "kill:1";
+const OTHER: &str = "kill:2";
+/// Whom each mutation is of: a user has one client, and a value that nobody else writes.
+const USERS: [(&str, u64); 2] = [("ann", 1), ("bob", 2)];
+/// Mutations of each in the space that is erased; in the other there is one.
+const MIDS: u64 = 8;
+/// Documents that a mutation creates: all of them together take some twenty steps to erase.
+const DOCS: u64 = 150;
+/// Where the child finds its store, and whom it erases: a user, or nothing for the space.
+const DIR: &str = "TIDEGATE_CONTRACT_ERASED_DIR";
+const USER: &str = "TIDEGATE_CONTRACT_ERASED_USER";
+/// Longer than anything takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn value(user: &str) -> String {
+    format!("what {user} wrote")
+}
+
+fn mutation(name: &str, (user, client): (&str, u64), mid: u64) -> WriteRequest {
+    let set = |doc_name: &str, path: &str| {
+        let path: FieldPath = FieldPath::parse(path).expect("valid");
+        let fields = Fields::new([(path, Value::str(&value(user)))], &Limits::default());
+        Op {
+            doc: doc(doc_name),
+            kind: OpKind::Set(fields.expect("valid")),
+            exists: None,
+            unchanged_since: None,
+        }
+    };
+    let mut ops: Vec<_> = (0..DOCS).map(|n| set(&format!("{user}/{mid}-{n}"), "x")).collect();
+    // Both write there: to fields of their own, and to one in which they are in conflict.
+    ops.push(set(&format!("both/{mid}"), user));
+    ops.push(set("both/all", "one"));
+    ops.push(Op {
+        kind: OpKind::Delete,
+        ..set(&format!("{user}/{}-0", mid - 1), "x")
+    });
+    let key = |mid: u64| MutationKey(client << 32 | mid);
+    WriteRequest {
+        who: Arc::new(Identity {
+            user: user.into(),
+            expires: None,
+        }),
+        head: WriteHead {
+            space: space(name),
+            client: ClientId(client),
+            mid: Mid::new(mid).expect("small"),
+            key: key(mid),
+            prev: (mid > 1).then(|| key(mid - 1)),
+            first: (mid == 1).then_some(u64::MAX / 2),
+        },
+        body: Ok(WriteBody {
+            base: Some(Position::START),
+            policy: None,
+            ops,
+        }),
+    }
+}
+
+async fn ask(store: &Arc<EmbeddedStore>, request: WriteRequest) -> WriteReply {
+    let (sender, answer) = tokio::sync::oneshot::channel();
+    engine(store.clone()).submit(request, Box::new(move |reply| drop(sender.send(reply))));
+    answer.await.expect("an answer")
+}
+
+async fn acked(store: &Arc<EmbeddedStore>, request: WriteRequest) -> Position {
+    match ask(store, request).await {
+        WriteReply::Ack(ack) => ack.position,
+        WriteReply::Reject(reject) => panic!("{reject:?}"),
+    }
+}
+
+/// Both spaces, as they are before the erasure: their documents and heads.
+async fn fill(dir: &Path) -> [(Plain, Position); 2] {
+    let store = Arc::new(open(dir, Durability::Memory));
+    for (name, mids) in [(ERASED, MIDS), (OTHER, 1)] {
+        for mid in 1..=mids {
+            for user in USERS {
+                acked(&store, mutation(name, user, mid)).await;
+            }
+        }
+    }
+    let all = [state(&store, ERASED).await, state(&store, OTHER).await];
+    close(store).await;
+    all
+}
+
+async fn state(store: &EmbeddedStore, name: &str) -> (Plain, Position) {
+    let mut docs = Plain::new();
+    let (head, _) = scan(store, name, None, 0, &mut docs).await;
+    (docs, head)
+}
+
+async fn close(store: Arc<EmbeddedStore>) {
+    // The engines' last workers let go of it in their own time.
+    while Arc::strong_count(&store) > 1 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Arc::into_inner(store).expect("nobody else holds it").close();
+}
+
+/// Erases, and says when that has begun and when it is over.
+#[test]
+#[ignore = "the process that is killed"]
+fn child() {
+    let dir = PathBuf::from(text(DIR).expect("where the store is"));
+    let whom = text(USER).map_or(Erase::Space, |user| Erase::User(UserTag::of(&user)));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let store = open(&dir, Durability::Fsync);
+        let begun = |_: &tidegate::store::Lineage| say("begun");
+        let erased = store.erase(&space(ERASED), whom, Epoch(77), 1_000, &begun).await;
+        erased.expect("it answers");
+        say("over");
+        std::thread::park();
+    });
+}
+
+/// A child, and what it says.
+struct Erasing {
+    child: Child,
+    said: BufReader<std::process::ChildStdout>,
+}
+
+impl Erasing {
+    #[allow(clippy::disallowed_methods, reason = "nothing else runs in this process meanwhile")]
+    fn start(dir: &Path, user: Option<&str>) -> Self {
+        let mut command = Command::new(std::env::current_exe().expect("this test"));
+        command
+            .args([
+                "--exact",
+                "erased::child",
+                "--ignored",
+                "--nocapture",
+                "--test-threads=1",
+            ])
+            .env(DIR, dir)
+            .stdout(Stdio::piped());
+        if let Some(user) = user {
+            command.env(USER, user);
+        }
+        let mut child = command.spawn().expect("starts");
+        let said = BufReader::new(child.stdout.take().expect("piped"));
+        let mut erasing = Self { child, said };
+        assert!(erasing.says("begun"), "it begins");
+        erasing
+    }
+
+    /// Whether it comes to say a word before it ends.
+    fn says(&mut self, word: &str) -> bool {
+        (&mut self.said)
+            .lines()
+            .map_while(Result::ok)
+            .any(|line| line.ends_with(word))
+    }
+
+    /// Kills it after a time. Returns whether that was in the middle.
+    #[allow(clippy::disallowed_methods, reason = "nothing else runs in this process meanwhile")]
+    fn kill(mut self, after: Duration) -> bool {
+        std::thread::sleep(after);
+        self.child.kill().expect("killed");
+        self.child.wait().expect("it ends");
+        !self.says("over")
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("reads") {
+        let entry = entry.expect("reads");
+        let target = to.join(entry.file_name());
+        match entry.file_type().expect("known").is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(fs::copy(entry.path(), target).expect("copied")),
+        }
+    }
+}
+
+/// A record of the space: its table, key and value.
+type Row = (String, Vec<u8>, Vec<u8>);
+
+/// Every record of the space in every table, as a stopped store's backup has it.
+fn rows(dir: &Path) -> Vec<Row> {
+    let mut bytes = Vec::new();
+    embedded::backup(dir, &mut bytes).expect("a backup");
+    let line = bytes.iter().position(|byte| *byte == b'\n').expect("a line");
+    let mut rest = &bytes[line + 1..];
+    let mut take = |n: usize| {
+        let (piece, after) = rest.split_at(n);
+        rest = after;
+        piece
+    };
+    let mut rows = Vec::new();
+    let mut table = String::new();
+    loop {
+        match take(1) {
+            b"T" => {
+                let len = usize::from(take(1)[0]);
+                table = String::from_utf8(take(len).to_vec()).expect("text");
+            }
+            b"R" => {
+                let [key, value] = [(); 2].map(|()| take(4).try_into().expect("four bytes"));
+                let [key, value] = [key, value].map(|len| take(u32::from_be_bytes(len) as usize).to_vec());
+                if key.starts_with(ERASED.as_bytes()) {
+                    rows.push((table.clone(), key, value));
+                }
+            }
+            b"D" => drop(take(8 + 32)),
+            _ => return rows,
+        }
+    }
+}
+
+/// The tables in which something occurs, once for each record.
+fn tables_with<'r>(rows: &'r [Row], what: &[u8]) -> Vec<&'r str> {
+    let within = |bytes: &[u8]| bytes.windows(what.len()).any(|some| some == what);
+    let found = rows.iter().filter(|(_, key, value)| within(key) || within(value));
+    found.map(|(table, ..)| table.as_str()).collect()
+}
+
+fn sound(dir: &Path) {
+    let mut wrong = Vec::new();
+    let checked = embedded::check(dir, &mut |violation| wrong.push(violation));
+    assert_eq!(wrong, [], "{checked:?}");
+}
+
+/// What of these documents this user wrote, or all of them without one.
+fn left(docs: &Plain, of: Option<&str>) -> Plain {
+    let Some(user) = of else { return Plain::new() };
+    let mut docs = docs.clone();
+    for leaves in docs.values_mut() {
+        leaves.retain(|_, leaf| *leaf == V::Str(value(user)));
+    }
+    docs.retain(|_, leaves| !leaves.is_empty());
+    docs
+}
+
+/// Opens what a killed process left, waits for the end of the erasure, and looks at everything.
+async fn verify(dir: &Path, user: Option<&str>, before: &[(Plain, Position); 2]) {
+    sound(dir);
+    let store = Arc::new(open(dir, Durability::Fsync));
+    let begun = Instant::now();
+    while let Err(error) = store.read(&space(ERASED), &[]).await {
+        assert!(error.to_string().contains("being erased"), "{error}");
+        assert!(begun.elapsed() < PATIENCE, "it comes to its end by itself");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let [(docs, head), other] = before;
+    let stays = user.map(|_| "bob");
+    let (now, at) = state(&store, ERASED).await;
+    assert_eq!(now, left(docs, stays));
+    assert_eq!(at, Position::new(Epoch(77), head.seq));
+    let there = store.positions(&[space(ERASED)]).await.expect("it answers").remove(0);
+    assert_eq!((there.lineage.0.len(), there.floor), (1, head.seq));
+    if user.is_none() {
+        assert_eq!(there.usage, Usage::default());
+    }
+    assert_eq!(state(&store, OTHER).await, *other, "another space has lost nothing");
+    for (who, client) in USERS {
+        let gone = user.is_none_or(|user| user == who);
+        let next = mutation(ERASED, (who, client), MIDS + 1);
+        match ask(&store, next).await {
+            WriteReply::Reject(reject) => assert!(gone && reject.code == Code::ClientUnknown, "{reject:?}"),
+            WriteReply::Ack(ack) => {
+                assert!(!gone);
+                assert_eq!(ack.position.seq, head.seq.next(), "seqs go on");
+            }
+        }
+        acked(&store, mutation(OTHER, (who, client), 2)).await;
+    }
+    close(store).await;
+    sound(dir);
+
+    let rows = rows(dir);
+    for (who, client) in USERS
+        .into_iter()
+        .filter(|(who, _)| user.is_none_or(|user| user == *who))
+    {
+        assert_eq!(tables_with(&rows, value(who).as_bytes()), [""; 0], "{who}");
+        let writer = Writer::of(who, ClientId(client)).0.to_be_bytes();
+        assert_eq!(tables_with(&rows, &writer), ["clients"], "the marker of {who}");
+    }
+    if user.is_none() {
+        let tables: BTreeSet<_> = rows.iter().map(|(table, ..)| table.as_str()).collect();
+        assert_eq!(tables, BTreeSet::from(["clients", "spaces"]));
+    }
+}
+
+#[test]
+fn a_process_killed_while_it_erases_leaves_what_is_erased_to_its_end_and_nothing_of_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let filled = folder.path().join("filled");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let before = runtime.block_on(fill(&filled));
+    let all = rows(&filled);
+    for (who, client) in USERS {
+        let values: BTreeSet<_> = tables_with(&all, value(who).as_bytes()).into_iter().collect();
+        assert_eq!(values, BTreeSet::from(["cells", "conflicts", "log"]));
+        let writer = Writer::of(who, ClientId(client)).0.to_be_bytes();
+        let named: BTreeSet<_> = tables_with(&all, &writer).into_iter().collect();
+        assert_eq!(
+            named,
+            BTreeSet::from(["cells", "clients", "conflicts", "log", "results", "users"])
+        );
+    }
+    let mut dice = Dice(5);
+    let rounds = setting("TIDEGATE_CONTRACT_KILLS").unwrap_or(3);
+    for user in [None, Some("ann")] {
+        let dir = folder.path().join("data");
+        copy(&filled, &dir);
+        let mut erasing = Erasing::start(&dir, user);
+        let begun = Instant::now();
+        assert!(erasing.says("over"));
+        let takes = begun.elapsed();
+        erasing.kill(Duration::ZERO);
+        let (mut in_the_middle, mut late) = (0, 0);
+        while in_the_middle < rounds {
+            fs::remove_dir_all(&dir).expect("removed");
+            copy(&filled, &dir);
+            let erasing = Erasing::start(&dir, user);
+            let part = u32::try_from(dice.bits() % 85).expect("small");
+            match erasing.kill(takes * part / 100) {
+                true => in_the_middle += 1,
+                false => late += 1,
+            }
+            runtime.block_on(verify(&dir, user, &before));
+            assert!(late <= rounds, "{late} came after the end");
+        }
+        fs::remove_dir_all(&dir).expect("removed");
+        println!("{user:?}: {rounds} kills in the middle of {takes:?}, {late} after it");
+    }
+}
