@@ -76,7 +76,7 @@ sim: ## Tell the story of a simulated history: make sim SEED=n
 
 soak: data ## Run the contract suite with SEEDS seeds, SIM_SEEDS simulated histories, the wire's properties with CASES cases, and the sabotage
 	$(STEP) 'the simulator, $(SIM_SEEDS) seeds'
-	TIDEGATE_SIM_SEEDS=$(SIM_SEEDS) cargo test --release --locked -p sim --test seeds -- --nocapture
+	TIDEGATE_SIM_SEEDS=$(SIM_SEEDS) cargo test --profile sim --locked -p sim --test seeds -- --nocapture
 	$(STEP) 'the contract suite, $(SEEDS) seeds, $(KILLS) kills'
 	TIDEGATE_CONTRACT_SEEDS=$(SEEDS) TIDEGATE_CONTRACT_KILLS=$(KILLS) cargo test --release --locked -p tidegate --test contract -- --nocapture
 	$(STEP) 'the wire, $(CASES) cases a property'
