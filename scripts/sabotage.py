@@ -602,6 +602,13 @@ RULES = {
         BROKEN,
         "catch_up::",
     ),
+    "client: what is expected and was acked since is sent for once more": (
+        "client/src/sync/space/stream.rs",
+        "expected <= self.queue.identity().acked || self.queue.holds(expected)",
+        "self.queue.holds(expected)",
+        SCENARIOS,
+        "the_machine_does_what_every_scenario_says",
+    ),
     "client: a loss takes along what was acked since": (
         "client/src/sync/space/stream.rs",
         "        let (client, through) = (identity.client, identity.acked);",

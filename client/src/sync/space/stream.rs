@@ -403,7 +403,8 @@ impl Space {
             }
             Action::GoBack => match reject.expected.filter(|expected| *expected < reject.mid) {
                 Some(expected) if expected <= answered.acked => self.lose(expected, entropy),
-                Some(expected) if self.queue.holds(expected) => {
+                // One that was acked since may have been applied since: the answer to what is sent now tells.
+                Some(expected) if expected <= self.queue.identity().acked || self.queue.holds(expected) => {
                     if !answered.sent_again {
                         self.queue.go_back(expected);
                     }
