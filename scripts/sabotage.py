@@ -385,8 +385,8 @@ RULES = {
     ),
     "subscribers are told of an erasure": (
         "gateway/src/engine/mod.rs",
-        "            self.publish.publish(space, lineage, &[]);\n            emptied",
-        "            emptied",
+        "            self.publish.publish(space, lineage, &[]);\n            emptied.lock().clone_from(lineage);",
+        "            let _ = (&emptied, lineage);",
         E2E,
         "keeping::who_is_subscribed_is_told_of_an_erasure_and_need_not_wait_for_a_head_check",
     ),
