@@ -173,7 +173,7 @@ async fn a_failing_flush_in_the_background_shows_and_loses_nothing() {
 
 /// Fills a real, small file system until writes are refused, makes room, and writes on.
 async fn fill(reserve: u64) {
-    const FILLER: u64 = 100 << 20;
+    const FILLER: u64 = 120 << 20;
     let Some(namespace) = namespace() else {
         // The tests on the disk that fails when it is told to hold the same promises.
         println!("NOT RUN: this user may not mount a file system; root may");
@@ -184,7 +184,7 @@ async fn fill(reserve: u64) {
     std::fs::create_dir(&mount).unwrap();
     let config = folder.path().join("tidegate.toml");
     std::fs::write(&config, format!("reserve_bytes = {reserve}")).unwrap();
-    let script = "mount -t tmpfs -o size=200m none \"$0\" && head -c \"$1\" /dev/zero > \"$0/filler\" && \
+    let script = "mount -t tmpfs -o size=260m none \"$0\" && head -c \"$1\" /dev/zero > \"$0/filler\" && \
                   exec \"$2\" serve --dev --listen 127.0.0.1:0 --data-dir \"$0/data\" --config \"$3\"";
     let mut command = Command::new("unshare");
     command.args([namespace, "sh", "-c", script]);
@@ -243,7 +243,8 @@ fn namespace() -> Option<&'static str> {
 
 #[tokio::test]
 async fn a_small_file_system_fills_up_to_the_reserve_and_is_written_on_when_there_is_room() {
-    fill(8 << 20).await;
+    // It holds what the database writes by itself, a table of 16 MiB at a time.
+    fill(tidegate::store::embedded::RESERVE_BYTES).await;
 }
 
 #[tokio::test]
