@@ -106,7 +106,7 @@ impl Table {
 /// A data directory that this process has taken, with a database of a known format in it.
 pub(super) struct Home {
     dir: PathBuf,
-    lock: File,
+    lock: Lock,
 }
 
 impl Home {
@@ -190,7 +190,7 @@ impl Home {
 
     /// Bytes that can still be written to the file system.
     pub(super) fn free_bytes(&self) -> io::Result<u64> {
-        let stat = rustix::fs::fstatvfs(&self.lock)?;
+        let stat = rustix::fs::fstatvfs(&self.lock.0)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
@@ -259,8 +259,22 @@ pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     move |source| OpenError::Io { path, source }
 }
 
-/// Takes the directory. The operating system frees it when the file is closed, whatever ends the process.
-pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
+/// A directory that is taken: the locked file. The operating system frees it when the file is closed, whatever ends
+/// the process.
+pub(super) struct Lock(pub(super) File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing it here is not enough: a process that this one has just begun has the same file open until it
+        // becomes another program, which may take a while.
+        if let Err(error) = self.0.unlock() {
+            tracing::warn!(%error, "the lock of the data directory cannot be given back");
+        }
+    }
+}
+
+/// Takes the directory.
+pub(super) fn lock(dir: &Path) -> Result<Lock, OpenError> {
     let path = dir.join(LOCK);
     let file = File::options()
         .create(true)
@@ -269,7 +283,7 @@ pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
         .open(&path)
         .map_err(at(&path))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse {
             dir: dir.to_owned(),
             lock: path,

@@ -300,7 +300,7 @@ struct Building {
     /// `None` once it is closed.
     open: Option<(Vec<Keyspace>, Database)>,
     done: bool,
-    _lock: File,
+    _lock: disk::Lock,
 }
 
 impl Building {

@@ -93,6 +93,19 @@ async fn a_directory_is_open_once() {
 }
 
 #[test]
+fn a_directory_is_free_once_its_store_has_ended_also_while_a_process_just_begun_has_its_files() {
+    let place = Place::new();
+    let lock = disk::lock(place.dir.path()).expect("free");
+    // As between fork and exec: the same open file.
+    let inherited = lock.0.try_clone().expect("another handle");
+    let taken = disk::lock(place.dir.path()).err().expect("refused");
+    assert!(matches!(taken, OpenError::InUse { .. }), "{taken:?}");
+    drop(lock);
+    place.open();
+    drop(inherited);
+}
+
+#[test]
 fn a_directory_of_a_newer_format_is_left_alone() {
     let place = Place::new();
     place.open().close();
