@@ -568,10 +568,10 @@ RULES = {
     ),
     "reads kept until the disk takes writes": (
         "gateway/src/store/embedded/shared.rs",
-        "        let copies = journal::copy(&self.home.database()).map_err(|error| unopened(&error))?;\n"
+        "        let copies = journal::copy(&database).map_err(|error| unopened(&error))?;\n"
         "        self.close()?;\n",
         "        self.close()?;\n"
-        "        let copies = journal::copy(&self.home.database()).map_err(|error| unopened(&error))?;\n",
+        "        let copies = journal::copy(&database).map_err(|error| unopened(&error))?;\n",
         FAULTS,
         "full::while_the_disk_is_full_or_fails_reads_go_on_and_afterwards_writes_do",
     ),

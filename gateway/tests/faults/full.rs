@@ -210,6 +210,18 @@ async fn fill(reserve: u64) {
         writing.check(&served.whole().await);
         pause().await;
     }
+    if reserve == 0 {
+        // Copies of the journals that cannot be whole are not begun.
+        let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
+        let says = |words: &str| {
+            log.lines()
+                .any(|line| line.contains("opened again") && line.contains(words))
+        };
+        assert!(
+            says("bytes are free, and") && !says("opening the database again failed"),
+            "{log}"
+        );
+    }
     let failed = served.metric("tidegate_store_write_failures_total");
     assert_eq!(
         failed == 0,

@@ -14,6 +14,7 @@ use super::disk::at;
 use super::{Durability, OpenError};
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -28,6 +29,8 @@ const MAGIC: [u8; 4] = *b"FJL\x03";
 /// By less than this the seqno rises from batch to batch; what flushes and merges take of it is little.
 const LEAP: u64 = 1 << 20;
 const PAGE: usize = 4_096;
+/// What the system counts a file's room in.
+const BLOCK: u64 = 512;
 
 /// Where a journal's batches end, and what is there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -125,6 +128,20 @@ pub(super) struct Copies {
     database: PathBuf,
     /// The copies, and what they are to replace.
     files: Vec<(PathBuf, PathBuf)>,
+}
+
+/// Bytes that the journals take on the disk, and copies of them at most.
+pub(super) fn bytes(database: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for (_, path) in files(database)? {
+        match fs::metadata(&path) {
+            // Their length counts room that was never written, too.
+            Ok(meta) => bytes += meta.blocks() * BLOCK,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bytes)
 }
 
 /// Copies the journals of a database that takes no more writes.

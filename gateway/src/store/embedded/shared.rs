@@ -88,12 +88,12 @@ impl Shared {
         self.state.lock().disk.clone().ok_or_else(closed)
     }
 
-    /// Whether there is room for writes with `reserve` bytes left over.
-    pub(super) fn room(&self, reserve: u64) -> Result<(), StoreError> {
+    /// Whether so many bytes are free.
+    pub(super) fn room(&self, wanted: u64) -> Result<(), StoreError> {
         let free = self.free_bytes()?;
-        match free < reserve {
+        match free < wanted {
             true => Err(StoreError::Unavailable(format!(
-                "the disk is full: {free} bytes free, {reserve} are kept free"
+                "the disk is full: {free} bytes are free, and {wanted} must be"
             ))),
             false => Ok(()),
         }
@@ -110,9 +110,12 @@ impl Shared {
     /// What was applied before is there again. Of the write that failed all may be, or nothing: its
     /// callers were told that nobody knows.
     pub(super) fn reopen(&self, reserve: u64) -> Result<(), StoreError> {
-        self.room(reserve)?;
+        let database = self.home.database();
+        // The copies stand beside the journals for a while, and may use the reserve.
+        let journals = journal::bytes(&database).map_err(|error| unopened(&error))?;
+        self.room(reserve.max(journals))?;
         // Before the database that still answers reads is given up: the disk must take writes again.
-        let copies = journal::copy(&self.home.database()).map_err(|error| unopened(&error))?;
+        let copies = journal::copy(&database).map_err(|error| unopened(&error))?;
         self.close()?;
         let put = copies.put().map_err(|error| unopened(&error));
         let opened =
