@@ -460,6 +460,32 @@ fn serve_refuses_to_start_open_to_others() {
 }
 
 #[test]
+fn serve_refuses_to_keep_more_free_than_the_disk_has() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (config, data) = (folder.path().join("tidegate.toml"), folder.path().join("data"));
+    let refused = |reserve: u64| {
+        fs::write(&config, format!("reserve_bytes = {reserve}\ndata_dir = \"data\"")).expect("written");
+        let config = config.to_str().expect("a plain path");
+        let output = tidegate(&["serve", "--dev", "--listen", "127.0.0.1:0", "--config", config]).output();
+        let output = output.expect("it runs");
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        text(&output.stderr)
+    };
+    let error = refused(1 << 62);
+    let names = [
+        "reserve_bytes",
+        &(1_u64 << 62).to_string(),
+        data.to_str().expect("a plain path"),
+    ];
+    assert!(names.iter().all(|name| error.contains(name)), "{error}");
+    let numbers = error
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|word| word.parse().ok());
+    let size: u64 = numbers.filter(|n| *n != 1 << 62).max().expect("the disk's size");
+    assert!(refused(size).contains(&size.to_string()), "all of it is too much, too");
+}
+
+#[test]
 fn the_greeting_names_the_url_and_commands_that_work_as_they_stand() {
     let gateway = Gateway::start();
     assert!(gateway.greeting.contains("on this machine"), "{}", gateway.greeting);

@@ -60,6 +60,7 @@ async fn run(args: &ServeArgs, plan: &Plan) -> Result<(), Failure> {
         .map_err(|e| format!("cannot open the store: {e}"))?
         .map_err(|e| e.to_string())?;
     let store = Arc::new(store);
+    reserve_fits(plan)?;
     // Not every file system has sockets; the gateway serves without.
     let control = Control::bind(&plan.data_dir)
         .inspect_err(|error| {
@@ -105,6 +106,20 @@ async fn run(args: &ServeArgs, plan: &Plan) -> Result<(), Failure> {
         .await
         .map_err(|e| format!("the store did not end well: {e}"))?;
     Ok(ended.map_err(|e| e.to_string())?)
+}
+
+/// More than the whole disk cannot be kept free: every write would be refused.
+fn reserve_fits(plan: &Plan) -> Result<(), String> {
+    let (reserve, dir) = (plan.reserve_bytes, plan.data_dir.display());
+    let disk = rustix::fs::statvfs(&plan.data_dir).map_err(|e| format!("{dir}: {e}"))?;
+    let size = disk.f_blocks.saturating_mul(disk.f_frsize);
+    match reserve == 0 || reserve < size {
+        true => Ok(()),
+        false => Err(format!(
+            "reserve_bytes: {reserve} bytes cannot be kept free on the disk of {dir}, which has {size} in all; \
+             set fewer in the configuration file (--config)"
+        )),
+    }
 }
 
 /// Removes what is older than the retention, now and then every hour.
