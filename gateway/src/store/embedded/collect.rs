@@ -376,10 +376,15 @@ impl EmbeddedStore {
                 match collected {
                     // The others' is not held up by it.
                     Err(StoreError::Damaged(why)) => {
-                        tracing::warn!(%space, %why, "what is older than the retention cannot be collected");
+                        if self.damaged.lock().insert(space.clone()) {
+                            tracing::warn!(%space, %why, "what is older than the retention cannot be collected");
+                        }
                         done.damaged += 1;
                     }
-                    collected => collected?,
+                    Err(error) => return Err(error),
+                    Ok(()) => {
+                        self.damaged.lock().remove(&space);
+                    }
                 }
             }
         }

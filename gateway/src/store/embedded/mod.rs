@@ -40,6 +40,7 @@ use disk::Cut;
 use parking_lot::Mutex;
 pub use restore::{BadBackup, RestoreError, restore, verify};
 use shared::Shared;
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
@@ -181,6 +182,8 @@ pub struct EmbeddedStore {
     retention: Retention,
     counters: Arc<Counters>,
     totals: Arc<Totals>,
+    /// Spaces of which collection could not read something, when it last came to them. Each is logged once.
+    damaged: Mutex<HashSet<SpaceId>>,
     /// Cloned into every read under way; `None` only while dropping.
     reading: Option<mpsc::Sender<Infallible>>,
     /// Disconnected once no read is under way.
@@ -227,6 +230,7 @@ fn open_bounded(dir: &Path, options: EmbeddedOptions, groups: usize, bytes: usiz
         retention,
         counters,
         totals,
+        damaged: Mutex::default(),
         reading: Some(reading),
         idle: Mutex::new(idle),
     })
@@ -386,6 +390,11 @@ impl Store for EmbeddedStore {
                 "tidegate_store_reopened_total",
                 stats.reopened,
                 "Times that the database was opened again after a failed write.",
+            ),
+            Reading::new(
+                "tidegate_store_damaged_spaces",
+                self.damaged.lock().len() as u64,
+                "Spaces of which what is too old cannot be removed, since something of them cannot be read.",
             ),
             Reading::new(
                 "tidegate_store_free_bytes",

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::store::{ConflictDone, ConflictEntry, LogReply};
+use disk::Look as _;
 
 const MINUTE: u64 = 60_000;
 
@@ -262,11 +263,21 @@ async fn a_space_of_which_something_cannot_be_read_holds_up_no_other() {
             applied(&store, name, item(1, 1, vec![delete("c/x", &[])])).await;
         }
         let title = format!("{}: {}", table.name(), key.escape_ascii());
-        let disk = database(&store);
-        let mut batch = disk.batch(fjall::PersistMode::Buffer);
-        batch.insert(disk.table(table), key, "\x01?");
-        batch.commit().expect("writes");
-        drop(disk);
+        let whole = database(&store).cut().get(table, &key).expect("reads");
+        let put = |value: Option<&[u8]>| {
+            let disk = database(&store);
+            let mut batch = disk.batch(fjall::PersistMode::Buffer);
+            match value {
+                Some(value) => batch.insert(disk.table(table), key.clone(), value),
+                None => batch.remove(disk.table(table), key.clone()),
+            }
+            batch.commit().expect("writes");
+        };
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let log = file.reopen().expect("a file");
+        let log = tracing_subscriber::fmt().with_writer(move || log.try_clone().expect("a file"));
+        let logged = tracing::subscriber::set_default(log.finish());
+        put(Some(b"\x01?"));
         let done = store.collect(5 * MINUTE).await.expect("the round comes to its end");
         assert_eq!((done.spaces, done.damaged), (3, 1), "{title}");
         for name in ["a", "c"] {
@@ -274,5 +285,19 @@ async fn a_space_of_which_something_cannot_be_read_holds_up_no_other() {
         }
         let again = store.collect(5 * MINUTE).await.expect("the round comes to its end");
         assert_eq!((again.floors, again.damaged), (0, 1), "{title}");
+        let damaged = || {
+            let readings = store.readings();
+            let reading = readings
+                .iter()
+                .find(|reading| reading.name == "tidegate_store_damaged_spaces");
+            reading.expect("read").value
+        };
+        assert_eq!(damaged(), 1, "{title}");
+        drop(logged);
+        let log = std::fs::read_to_string(file.path()).expect("reads");
+        assert_eq!(log.matches("cannot be collected").count(), 1, "{title}: once: {log}");
+        put(whole.as_deref());
+        let mended = store.collect(5 * MINUTE).await.expect("the round comes to its end");
+        assert_eq!((mended.damaged, damaged()), (0, 0), "{title}");
     }
 }
