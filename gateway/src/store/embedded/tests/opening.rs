@@ -264,6 +264,30 @@ fn what_cannot_be_looked_at_is_not_taken_for_missing() {
 }
 
 #[tokio::test]
+async fn a_key_that_names_no_space_is_told_by_table_and_key_and_the_store_is_not_opened() {
+    let place = Place::new();
+    let store = place.open();
+    for name in ["a", "c"] {
+        applied(&store, name, item(1, 1, vec![])).await;
+    }
+    let disk = database(&store);
+    let mut batch = disk.batch(fjall::PersistMode::Buffer);
+    batch.insert(disk.table(disk::Table::Spaces), "b b\0m", "?");
+    batch.commit().expect("writes");
+    drop(disk);
+    store.close();
+    // Which spaces follow, and whether one is being erased, nobody can say.
+    let error = open(place.dir.path(), place.options()).err().expect("refused");
+    let text = error.to_string();
+    let names = [
+        &place.dir.path().display().to_string(),
+        "damaged",
+        "\"b b\\x00m\" in spaces",
+    ];
+    assert!(names.iter().all(|name| text.contains(name)), "{text}");
+}
+
+#[tokio::test]
 async fn what_is_read_for_the_metrics_waits_for_no_reopening() {
     let place = Place::new();
     let store = place.open();
