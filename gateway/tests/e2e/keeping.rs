@@ -165,9 +165,12 @@ fn told_only() -> ServerConfig {
     }
 }
 
-#[tokio::test]
-async fn who_is_subscribed_is_told_of_an_erasure_and_need_not_wait_for_a_head_check() {
-    let gateway = Gateway::with(told_only(), Retention::default()).await;
+/// A gateway where ann has written to "s", which eve follows, and the gate before its store.
+async fn followed() -> (Gateway, Arc<Gate>, Peer, Replica) {
+    let dir = Arc::new(tempfile::TempDir::new().expect("a directory"));
+    let store = open_store(dir.path(), Retention::default());
+    let gate = Gate::new(store.clone());
+    let gateway = Gateway::on(dir, store, gate.clone(), told_only()).await;
     let mut ann = gateway.peer("ann").await;
     let mut from_ann = WriterState::new("s", 1, ann.now);
     write(&mut ann, &mut from_ann, vec![set("c/1", "ann", 1)])
@@ -176,6 +179,12 @@ async fn who_is_subscribed_is_told_of_an_erasure_and_need_not_wait_for_a_head_ch
     let (mut watcher, mut live) = (gateway.peer("eve").await, Replica::default());
     watcher.follow("s", &mut live, None).await;
     live.modes.clear();
+    (gateway, gate, watcher, live)
+}
+
+#[tokio::test]
+async fn who_is_subscribed_is_told_of_an_erasure_and_need_not_wait_for_a_head_check() {
+    let (gateway, _, mut watcher, mut live) = followed().await;
     let space = "s".parse().expect("valid");
     let erased = gateway.engine.erase(&space, Erase::Space).await.expect("it answers");
     assert_eq!((erased.docs, erased.clients), (1, 1));
@@ -193,18 +202,7 @@ async fn who_is_subscribed_is_told_of_an_erasure_and_need_not_wait_for_a_head_ch
 
 #[tokio::test]
 async fn who_waits_for_a_space_that_is_being_erased_is_told_when_it_opens() {
-    let dir = Arc::new(tempfile::TempDir::new().expect("a directory"));
-    let store = open_store(dir.path(), Retention::default());
-    let gate = Gate::new(store.clone());
-    let gateway = Gateway::on(dir, store, gate.clone(), told_only()).await;
-    let mut ann = gateway.peer("ann").await;
-    let mut from_ann = WriterState::new("s", 1, ann.now);
-    write(&mut ann, &mut from_ann, vec![set("c/1", "ann", 1)])
-        .await
-        .expect("written");
-    let (mut watcher, mut live) = (gateway.peer("eve").await, Replica::default());
-    watcher.follow("s", &mut live, None).await;
-    live.modes.clear();
+    let (gateway, gate, mut watcher, mut live) = followed().await;
     gate.closed.store(true, Ordering::Relaxed);
     let (gone, go) = gate.hold("erase");
     let space: SpaceId = "s".parse().expect("valid");
