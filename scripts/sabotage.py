@@ -398,6 +398,13 @@ RULES = {
         E2E,
         "keeping::who_is_subscribed_is_told_of_an_erasure_and_need_not_wait_for_a_head_check",
     ),
+    "subscribers are told when an erasure begins": (
+        "gateway/src/engine/mod.rs",
+        "            self.publish.publish(space, lineage, &[]);\n            emptied.lock().clone_from(lineage);",
+        "            emptied.lock().clone_from(lineage);",
+        E2E,
+        "keeping::who_is_subscribed_is_told_when_an_erasure_begins_whenever_its_end_is_told",
+    ),
     "a space that opens is told": (
         "gateway/src/hub/mod.rs",
         "            space.news.notify_waiters();",

@@ -201,6 +201,21 @@ async fn who_is_subscribed_is_told_of_an_erasure_and_need_not_wait_for_a_head_ch
 }
 
 #[tokio::test]
+async fn who_is_subscribed_is_told_when_an_erasure_begins_whenever_its_end_is_told() {
+    let (gateway, gate, mut watcher, mut live) = followed().await;
+    let (gone, go) = gate.hold("erase");
+    let space: SpaceId = "s".parse().expect("valid");
+    let told = async {
+        gone.await.expect("it is gone");
+        reset(&mut watcher, &mut live).await;
+        go.send(()).expect("its end is still to be told");
+    };
+    let (erased, ()) = tokio::join!(gateway.engine.erase(&space, Erase::Space), told);
+    assert_eq!(erased.expect("it answers").docs, 1);
+    assert!(live.docs.is_empty());
+}
+
+#[tokio::test]
 async fn who_waits_for_a_space_that_is_being_erased_is_told_when_it_opens() {
     let (gateway, gate, mut watcher, mut live) = followed().await;
     gate.closed.store(true, Ordering::Relaxed);
