@@ -34,6 +34,7 @@ struct Read {
 }
 
 /// What a group is planned on.
+#[derive(Default)]
 struct Known {
     /// In the order of the cut's.
     docs: Vec<DocPath>,
@@ -135,32 +136,19 @@ impl Engine {
     /// Those of a later call may be newer: what each was planned on is checked when it is committed. The state
     /// is the last call's, so that no tombstone is missed that a floor of before would promise.
     async fn known(&self, space: &SpaceId, reads: Vec<Read>) -> Result<Known, StoreError> {
-        let (mut known, mut bytes) = (None, 0);
+        let (mut known, mut bytes) = (Known::default(), 0);
         for Read { docs, mutations } in reads {
             let cut = self.store.read(space, &docs).await?;
             bytes += cut.docs.iter().map(bytes_of).sum::<usize>();
-            known = Some(match known {
-                None => Known { docs, cut, mutations },
-                Some(Known {
-                    docs: mut all,
-                    cut: mut before,
-                    ..
-                }) => {
-                    all.extend(docs);
-                    before.docs.extend(cut.docs);
-                    before.state = cut.state;
-                    Known {
-                        docs: all,
-                        cut: before,
-                        mutations,
-                    }
-                }
-            });
+            known.docs.extend(docs);
+            known.cut.docs.extend(cut.docs);
+            known.cut.state = cut.state;
+            known.mutations = mutations;
             if bytes >= self.config.read_bytes {
                 break;
             }
         }
-        known.ok_or_else(|| StoreError::Unavailable("nothing was asked for".to_owned()))
+        Ok(known)
     }
 
     /// Plans, commits, publishes and answers mutations of which all is known. Returns what has to be done again.

@@ -505,7 +505,7 @@ impl ConflictRecord {
 }
 
 /// Answer of `read`.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct ReadCut {
     /// The space as of this cut.
     pub state: SpaceState,

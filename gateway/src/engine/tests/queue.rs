@@ -94,9 +94,11 @@ impl Store for Faulty {
     ) -> Result<Erased, StoreError> {
         self.model.erase(space, whom, fresh, now_ms, begun).await
     }
+
     fn usage(&self) -> Usage {
         self.model.usage()
     }
+
     async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError> {
         self.model.conflicts(space, limit).await
     }
