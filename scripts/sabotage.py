@@ -505,10 +505,17 @@ RULES = {
     ),
     "bytes read for a group": (
         "gateway/src/engine/queue.rs",
-        "if bytes >= self.config.read_bytes {",
-        "if bytes >= self.config.read_bytes * 1_000 {",
+        "            if known.bytes >= enough {",
+        "            if known.bytes >= enough * 1_000 {",
         LIB,
         "engine::tests::queue::a_group_ends_where_the_documents_that_it_is_about_get_too_large",
+    ),
+    "bytes read for a mutation": (
+        "gateway/src/engine/queue.rs",
+        "                0 => self.config.mutation_bytes,",
+        "                0 => usize::MAX,",
+        LIB,
+        "engine::tests::queue::a_mutation_about_too_much_is_refused_before_all_of_it_is_read_and_the_next_goes_on",
     ),
     "values in conflicts are checked": (
         "gateway/src/store/embedded/records.rs",

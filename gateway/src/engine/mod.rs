@@ -98,6 +98,9 @@ pub struct EngineConfig {
     /// About how many bytes of the documents that they concern are read for them; what is behind has to
     /// wait for the next call. One mutation may be about more.
     pub read_bytes: usize,
+    /// About how many bytes of documents one mutation may be about; over it, it is refused (`too_large`). The
+    /// first 64 of them are taken however large they are, so that no document gets too large to be written to.
+    pub mutation_bytes: usize,
     /// Mutations waiting in one space.
     pub space_items: usize,
     /// Their bytes.
@@ -135,6 +138,7 @@ impl Default for EngineConfig {
             group_items: 256,
             group_bytes: 8 << 20,
             read_bytes: 16 << 20,
+            mutation_bytes: 64 << 20,
             space_items: 8_192,
             space_bytes: 32 << 20,
             node_bytes: 256 << 20,

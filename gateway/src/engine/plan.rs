@@ -36,6 +36,8 @@ pub struct Planner<'a> {
     /// Items planned so far: the index of the next.
     planned: usize,
     pub(super) room: Room,
+    /// Why nothing that the rules allow is planned: not all documents were read.
+    too_large: Option<Invalid>,
 }
 
 /// A document as of the items planned so far.
@@ -86,6 +88,7 @@ impl<'a> Planner<'a> {
             docs,
             planned: 0,
             room,
+            too_large: None,
         }
     }
 
@@ -94,6 +97,12 @@ impl<'a> Planner<'a> {
     pub fn within(mut self, quota: Quota, total_bytes: u64) -> Self {
         self.room.quota = quota;
         self.room.total_bytes = total_bytes;
+        self
+    }
+
+    /// Refuses every mutation that the rules allow, if there is a reason: then no document is looked at.
+    pub(super) fn about_too_much(mut self, why: Option<Invalid>) -> Self {
+        self.too_large = why;
         self
     }
 
@@ -177,6 +186,9 @@ impl<'a> Planner<'a> {
                     at: Some(at(op, None)),
                 });
             }
+        }
+        if let Some(why) = &self.too_large {
+            return Verdict::refuse(refusal(why.clone(), None));
         }
         let nothing = Known::default();
         let known = |doc: &DocPath| self.docs.get(doc).unwrap_or(&nothing);

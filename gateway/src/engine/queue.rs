@@ -11,7 +11,7 @@ use crate::store::{
 };
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
-use tidegate_protocol::{Code, DocPath, Epoch, Position, Seq, SpaceId, Writer};
+use tidegate_protocol::{Code, DocPath, Epoch, Invalid, Position, Seq, SpaceId, Writer};
 
 /// What waits in a space. It is in the engine's map exactly as long as its worker lives.
 #[derive(Default)]
@@ -22,8 +22,9 @@ pub(super) struct Queue {
 
 /// Documents read for a group at most, unless one mutation alone is about more.
 const GROUP_DOCS: usize = 1_024;
-/// Documents read in one store call at most, unless one mutation alone is about more: so many may come
-/// beyond [`EngineConfig::read_bytes`](super::EngineConfig::read_bytes).
+/// Documents read in one store call at most: so many may come beyond
+/// [`EngineConfig::read_bytes`](super::EngineConfig::read_bytes), and beyond
+/// [`EngineConfig::mutation_bytes`](super::EngineConfig::mutation_bytes).
 const READ_DOCS: usize = 64;
 
 /// A store call that reads for a group.
@@ -39,8 +40,10 @@ struct Known {
     /// In the order of the cut's.
     docs: Vec<DocPath>,
     cut: ReadCut,
-    /// How many of the group's mutations have all of their documents there.
+    /// How many of the group's mutations have all of their documents there. None: the first is about too much.
     mutations: usize,
+    /// About how large those are that have been read.
+    bytes: usize,
 }
 
 impl Engine {
@@ -119,13 +122,17 @@ impl Engine {
 
     /// Plans, commits, publishes and answers a group. Returns what has to be done again.
     async fn group(&self, space: &SpaceId, mut group: Vec<Pending>) -> VecDeque<Pending> {
-        let Known { docs, cut, mutations } = match self.known(space, reads(&group)).await {
+        if group.is_empty() {
+            // The queue was found empty just before the next one came.
+            return VecDeque::new();
+        }
+        let known = match self.known(space, reads(&group)).await {
             Ok(known) => known,
             Err(StoreError::Damaged(why)) if group.len() > 1 => return self.one_by_one(space, group, &why).await,
             Err(error) => return self.unknown(space, group, &error).await,
         };
-        let rest = group.split_off(mutations);
-        let mut again = self.plan(space, group, docs, cut).await;
+        let rest = group.split_off(known.mutations.max(1));
+        let mut again = self.plan(space, group, known).await;
         // Behind those of the same writers.
         again.extend(rest);
         again
@@ -136,27 +143,41 @@ impl Engine {
     /// Those of a later call may be newer: what each was planned on is checked when it is committed. The state
     /// is the last call's, so that no tombstone is missed that a floor of before would promise.
     async fn known(&self, space: &SpaceId, reads: Vec<Read>) -> Result<Known, StoreError> {
-        let (mut known, mut bytes) = (Known::default(), 0);
+        let mut known = Known::default();
         for Read { docs, mutations } in reads {
             let cut = self.store.read(space, &docs).await?;
-            bytes += cut.docs.iter().map(bytes_of).sum::<usize>();
+            known.bytes += cut.docs.iter().map(bytes_of).sum::<usize>();
             known.docs.extend(docs);
             known.cut.docs.extend(cut.docs);
             known.cut.state = cut.state;
             known.mutations = mutations;
-            if bytes >= self.config.read_bytes {
+            let enough = match mutations {
+                0 => self.config.mutation_bytes,
+                _ => self.config.read_bytes,
+            };
+            if known.bytes >= enough {
                 break;
             }
         }
         Ok(known)
     }
 
-    /// Plans, commits, publishes and answers mutations of which all is known. Returns what has to be done again.
-    async fn plan(&self, space: &SpaceId, group: Vec<Pending>, docs: Vec<DocPath>, cut: ReadCut) -> VecDeque<Pending> {
+    /// Plans, commits, publishes and answers mutations of which all is known, or one that is about too much. Returns
+    /// what has to be done again.
+    async fn plan(&self, space: &SpaceId, group: Vec<Pending>, known: Known) -> VecDeque<Pending> {
+        let Known {
+            docs,
+            cut,
+            mutations,
+            bytes,
+        } = known;
+        let limit = self.config.mutation_bytes;
+        let too_large = || Invalid::too_large("bytes of the documents that a mutation is about", limit, bytes);
         let planned_on = cut.state.lineage.last_epoch();
         let now_ms = self.env.now_ms();
         let mut planner = Planner::new(&*self.rules, &self.limits, space, docs, cut, now_ms)
-            .within(self.config.quota, self.store.usage().bytes);
+            .within(self.config.quota, self.store.usage().bytes)
+            .about_too_much((mutations == 0).then(too_large));
         let mut items = Vec::with_capacity(group.len());
         let mut planned = Vec::with_capacity(group.len());
         for pending in group {
@@ -410,14 +431,16 @@ fn reads(group: &[Pending]) -> Vec<Read> {
     for (n, pending) in group.iter().enumerate() {
         let body = pending.request.body.as_ref();
         let ops = body.into_iter().flat_map(|body| &body.ops);
-        docs.extend(ops.filter(|op| asked.insert(&op.doc)).map(|op| op.doc.clone()));
-        if docs.len() >= READ_DOCS || n + 1 == group.len() {
-            reads.push(Read {
-                docs: std::mem::take(&mut docs),
-                mutations: n + 1,
-            });
+        for op in ops.filter(|op| asked.insert(&op.doc)) {
+            if docs.len() == READ_DOCS {
+                let docs = std::mem::take(&mut docs);
+                reads.push(Read { docs, mutations: n });
+            }
+            docs.push(op.doc.clone());
         }
     }
+    let mutations = group.len();
+    reads.push(Read { docs, mutations });
     reads
 }
 

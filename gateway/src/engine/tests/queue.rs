@@ -10,7 +10,7 @@ use crate::store::{
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tidegate_protocol::{Ack, Reject};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
@@ -34,6 +34,8 @@ struct Faulty {
     gate: Semaphore,
     /// Items of each call that went through.
     calls: Mutex<Vec<usize>>,
+    /// Documents read.
+    read: AtomicUsize,
 }
 
 #[async_trait]
@@ -62,6 +64,7 @@ impl Store for Faulty {
         if docs.contains(&doc("damaged")) {
             return Err(StoreError::Damaged("a test".into()));
         }
+        self.read.fetch_add(docs.len(), Ordering::Relaxed);
         self.model.read(space, docs).await
     }
 
@@ -154,6 +157,7 @@ impl Rig {
             faults: Mutex::new(faults.into_iter().collect()),
             gate: Semaphore::new(1_000_000),
             calls: Mutex::default(),
+            read: AtomicUsize::default(),
         });
         let (sender, events) = mpsc::unbounded_channel();
         let (tasks, env) = (TaskTracker::new(), Arc::new(Ticks::default()));
@@ -325,6 +329,42 @@ async fn a_group_ends_where_the_documents_that_it_is_about_get_too_large() {
         [1, 1, 64, 64, 23],
         "64 documents are 64,000 bytes"
     );
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mutation_about_too_much_is_refused_before_all_of_it_is_read_and_the_next_goes_on() {
+    let mut rig = Rig::new(
+        [],
+        EngineConfig {
+            mutation_bytes: 70 * 1_000,
+            ..EngineConfig::default()
+        },
+    );
+    let text = Value::str(&"x".repeat(1_000));
+    let to_all = |docs: std::ops::Range<u32>, field: &str, value: &Value| {
+        docs.map(|n| set(&format!("d{n}"), &[(field, value.clone())]))
+            .collect::<Vec<_>>()
+    };
+    rig.submit(1, 1, to_all(0..200, "a", &text));
+    assert_eq!(rig.acked().await, 1, "what is not there yet takes nothing");
+    rig.store.read.store(0, Ordering::Relaxed);
+    rig.submit(1, 2, to_all(0..200, "b", &int(1)));
+    rig.submit(1, 3, to_all(0..64, "b", &int(1)));
+    let refused = rig.rejected().await;
+    assert_eq!(refused.code, Code::TooLarge);
+    let says = |words: &str| refused.message.contains(words);
+    assert!(
+        says("documents that a mutation is about") && says("70000"),
+        "{}",
+        refused.message
+    );
+    assert_eq!(
+        rig.acked().await,
+        2,
+        "the mid was consumed, and 64 documents are taken whatever they are"
+    );
+    assert_eq!(rig.store.read.load(Ordering::Relaxed), 2 * 64 + 64);
     rig.end().await;
 }
 
@@ -614,6 +654,7 @@ async fn no_wake_up_is_lost_as_workers_come_and_go() {
         assert_eq!(ack.mid.get(), *last + 1, "answers of a writer come in order");
         *last = ack.mid.get();
     }
+    assert_eq!(rig.engine.stats().store_errors.get(), 0);
     rig.end().await;
 }
 

@@ -3,6 +3,7 @@
 use super::*;
 use crate::auth::{Denial, ReadScope};
 use crate::store::Action;
+use tidegate_protocol::Invalid;
 
 #[test]
 fn exists_is_judged_as_the_ops_before_have_left_it() {
@@ -282,6 +283,19 @@ fn the_rules_hide_what_stands_from_those_who_may_not_write_or_read_it() {
     assert_eq!(refusal.at.expect("a place").op, 1);
     let (code, report) = bench.refuse(2, body(vec![create("n", &[])]));
     assert_eq!((code, report.cells[0].cells.len()), (Code::PreconditionFailed, 0));
+    // How large documents are, too.
+    let name = space();
+    let cut = now(bench.model.read(&name, &[])).expect("the model answers");
+    let why = Invalid::too_large("bytes of all that it is about", 1, 2);
+    let planner = Planner::new(&Rules, &bench.limits, &name, vec![], cut, 1);
+    let mut planner = planner.about_too_much(Some(why));
+    for (doc, expected) in [("secret", Code::Forbidden), ("n", Code::TooLarge)] {
+        let request = request(2, 3, Ok(body(vec![set(doc, &[("a", int(2))])])));
+        let Plan::Item(_, report) = planner.plan(&request) else {
+            panic!("it consumes the mid")
+        };
+        assert_eq!(report.refusal.expect("a reason").code, expected);
+    }
 }
 
 #[test]
