@@ -109,7 +109,11 @@ fn check_segments(what: &'static str, text: &str, least: usize) -> Result<(), In
     if count < least {
         return Err(Invalid::new(what, "needs a collection and an id, as in notes/n1"));
     }
-    if text.chars().any(char::is_control) {
+    let is_control = match text.is_ascii() {
+        true => text.bytes().any(|byte| byte.is_ascii_control()),
+        false => text.chars().any(char::is_control),
+    };
+    if is_control {
         return Err(Invalid::new(what, "holds a control character"));
     }
     if !is_nfc(text) {
@@ -148,13 +152,14 @@ impl Collection {
 impl FieldPath {
     fn check(text: &str) -> Result<(), Invalid> {
         let mut empty = true;
-        let mut chars = text.chars();
-        while let Some(c) = chars.next() {
-            match c {
-                '.' if empty => return Err(Invalid::new("field", "has an empty segment")),
-                '.' => empty = true,
-                '\\' => {
-                    if !matches!(chars.next(), Some('.' | '\\')) {
+        // No byte of another character is a `.` or a `\`.
+        let mut bytes = text.bytes();
+        while let Some(byte) = bytes.next() {
+            match byte {
+                b'.' if empty => return Err(Invalid::new("field", "has an empty segment")),
+                b'.' => empty = true,
+                b'\\' => {
+                    if !matches!(bytes.next(), Some(b'.' | b'\\')) {
                         return Err(Invalid::new("field", "has a \\ that escapes neither . nor \\"));
                     }
                     empty = false;

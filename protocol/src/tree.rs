@@ -378,13 +378,13 @@ pub fn is_comparable(value: &Value) -> bool {
 }
 
 /// Applies a step to leaves; returns the paths of the leaves that it removed and did not write again.
-pub fn apply(leaves: &mut Leaves, step: &Step) -> Vec<FieldPath> {
-    let removed = removed_by(leaves, step);
+pub fn apply(leaves: &mut Leaves, step: Step) -> Vec<FieldPath> {
+    let removed = removed_by(leaves, &step);
     for path in &removed {
         leaves.remove(path.as_str());
     }
     if let Step::Write(path, value) = step {
-        leaves.insert(path.clone(), value.clone());
+        leaves.insert(path, value);
     }
     removed
 }
@@ -413,7 +413,7 @@ mod tests {
     fn run(leaves: &mut Leaves, kind: &OpKind) {
         for unit in units(kind) {
             for step in unit.steps(leaves, 1_500) {
-                apply(leaves, &step);
+                apply(leaves, step);
             }
         }
     }

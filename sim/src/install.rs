@@ -157,10 +157,9 @@ impl Install {
 
     fn now(&self, shared: &Shared) -> Now {
         let now = shared.now();
-        let core = shared.core.lock();
         Now {
             mono_ms: now,
-            wall_ms: Shared::wall(&core, now).saturating_add_signed(self.skew),
+            wall_ms: shared.wall(now).saturating_add_signed(self.skew),
         }
     }
 
@@ -277,7 +276,7 @@ impl Install {
         // What is asked for is gone once it is queued, and told only if somebody listens.
         let told = cx
             .shared
-            .tells()
+            .tells
             .then(|| format!("{:?} {:?}", request.policy, request.ops));
         if let Ok(id) = machine.mutate(now, &cx.spaces[space], request) {
             let waits = |(at, other, ..): &(usize, MutationId, Tag, bool)| (*at, *other) == (space, id);
@@ -431,8 +430,8 @@ impl Install {
                         connection: ConnectionId(link as u64),
                         message: &message,
                     });
+                    self.count(core, &message);
                 }
-                self.count(cx, &message);
                 if let Some(machine) = &mut self.machine {
                     machine.received(now, message);
                 }
@@ -451,8 +450,8 @@ impl Install {
         }
     }
 
-    fn count(&mut self, cx: &Context, message: &ServerMessage) {
-        let cover = &mut cx.shared.core.lock().cover;
+    fn count(&mut self, core: &mut Core, message: &ServerMessage) {
+        let cover = &mut core.cover;
         match message {
             ServerMessage::Begin(begin) => {
                 cover.hit(match begin.mode {
@@ -615,7 +614,7 @@ impl Install {
 
     fn events(&mut self, cx: &Context) {
         while let Some(event) = self.machine.as_mut().and_then(Machine::poll_event) {
-            let core = &mut *cx.shared.core.lock();
+            let lock = || cx.shared.core.lock();
             match event {
                 Happened::Space(name, SpaceEvent::Settled { id, outcome, .. }) => {
                     self.look = true;
@@ -629,6 +628,7 @@ impl Install {
                         Err(WriteError::Cancelled) => Fate::Cancelled,
                         Err(_) => Fate::Refused,
                     };
+                    let mut core = lock();
                     core.cover.add(Row::Uncertain, u64::from(fate == Fate::Uncertain));
                     core.say(cx.shared.now(), || format!("{:?}: {tag:?} is {fate:?}", self.id));
                     core.judge.observe(Told::Settled {
@@ -640,6 +640,7 @@ impl Install {
                 }
                 Happened::Space(name, SpaceEvent::Lost(loss)) => {
                     self.look = true;
+                    let mut core = lock();
                     core.cover.hit(Row::Loss);
                     core.say(cx.shared.now(), || format!("{:?}: {loss:?}", self.id));
                     core.judge.observe(Told::Lost {
@@ -651,6 +652,7 @@ impl Install {
                     });
                 }
                 Happened::Space(_, SpaceEvent::NewId { client, why }) => {
+                    let mut core = lock();
                     core.say(cx.shared.now(), || format!("{:?} is {client} now: {why:?}", self.id));
                     core.cover.hit(match why {
                         NewIdReason::Cloned => Row::IdCloned,
@@ -660,7 +662,7 @@ impl Install {
                     });
                 }
                 Happened::Problem { code, message } if !may_happen(code) => {
-                    core.fail(format!("{:?} is told {code}: {message}", self.id));
+                    lock().fail(format!("{:?} is told {code}: {message}", self.id));
                 }
                 Happened::Got { .. } | Happened::State(_) | Happened::Space(..) | Happened::Problem { .. } => {}
             }

@@ -27,6 +27,7 @@ use crate::shared::Shared;
 use crate::world::World;
 use std::cell::RefCell;
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
 use tidegate::metrics::Metrics;
 use tidegate_history::Counts;
@@ -91,16 +92,20 @@ impl Simulator {
     /// Runs the history of a seed. `tells`: whether its story is to be kept.
     pub fn run(&mut self, seed: u64, tells: bool) -> Outcome {
         PANICS.with_borrow_mut(Vec::clear);
+        // The clock stands still but while all wait.
+        let passed = Arc::new(AtomicBool::new(true));
+        let waited = Arc::clone(&passed);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
+            .on_thread_unpark(move || waited.store(true, Ordering::Relaxed))
             .build()
             .expect("a runtime without threads or sockets");
         let mut rng = Rng::new(seed);
         let plan = Plan::draw(&mut rng);
         let metrics = Arc::clone(&self.metrics);
         let shared = runtime.block_on(async move {
-            let shared = Shared::new(rng, plan.clone(), tells);
+            let shared = Shared::new(rng, plan.clone(), tells, passed);
             let mut world = World::new(Arc::clone(&shared), metrics, plan);
             world.run().await;
             shared

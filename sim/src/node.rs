@@ -24,6 +24,8 @@ use tokio_util::task::TaskTracker;
 
 /// How long a node that drains gives its connections.
 const FLUSH: Duration = Duration::from_millis(1_000);
+/// It is cleared for every read, and messages are small.
+const READ_BUFFER: usize = 512;
 
 /// The bus: what a node publishes reaches its own subscribers at once, and other nodes later, never or twice.
 struct Bus {
@@ -182,6 +184,7 @@ impl Fleet {
                 soft_bytes: self.plan.soft_bytes,
                 hard_bytes: self.plan.hard_bytes,
                 flush: FLUSH,
+                read_buffer: READ_BUFFER,
                 ..NodeConfig::default()
             },
             session: Arc::new(SessionConfig {

@@ -1,7 +1,7 @@
 //! What everything in a history shares: the plan and its randomness, the agenda of what happens when, the
 //! connections, the trace.
 
-use crate::coverage::Coverage;
+use crate::coverage::{Coverage, Row};
 use crate::net::Link;
 use crate::plan::Plan;
 use crate::rng::Rng;
@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
 use tidegate::env::Env;
 use tidegate::store::{Lineage, LogEntry};
 use tidegate_history::Checker;
@@ -120,10 +120,6 @@ pub(crate) struct Core {
     pub(crate) links: Vec<Link>,
     pub(crate) bus: Vec<Option<Published>>,
     pub(crate) store_down_until: u64,
-    /// By how much the wall clocks of all are ahead of the time that has passed.
-    pub(crate) months: u64,
-    /// By how much each node's is beside that.
-    pub(crate) node_skew: Vec<i64>,
     agenda: BinaryHeap<Entry>,
     /// Until when the scheduler sleeps.
     sleeps_until: u64,
@@ -132,16 +128,29 @@ pub(crate) struct Core {
 /// See [`Core`].
 pub(crate) struct Shared {
     pub(crate) core: Mutex<Core>,
+    /// Whether the story is kept.
+    pub(crate) tells: bool,
+    /// By how much the wall clocks of all are ahead of the time that has passed, ms.
+    pub(crate) months: AtomicU64,
+    /// By how much each node's is beside that, ms.
+    pub(crate) node_skew: Vec<AtomicI64>,
     /// Something is due earlier than the scheduler knew when it went to sleep.
     earlier: Notify,
     start: Instant,
+    /// Time may have passed since `clock_ms` was read.
+    passed: Arc<AtomicBool>,
+    clock_ms: AtomicU64,
     /// When the event that is being handled was taken.
     step_at: AtomicU64,
 }
 
 impl Shared {
-    pub(crate) fn new(rng: Rng, plan: Plan, tells: bool) -> Arc<Self> {
+    /// `passed`: set whenever time may have passed.
+    pub(crate) fn new(rng: Rng, plan: Plan, tells: bool, passed: Arc<AtomicBool>) -> Arc<Self> {
         Arc::new(Self {
+            tells,
+            months: AtomicU64::new(0),
+            node_skew: (0..plan.nodes).map(|_| AtomicI64::new(0)).collect(),
             core: Mutex::new(Core {
                 rng,
                 cover: Coverage::default(),
@@ -154,21 +163,16 @@ impl Shared {
                 links: Vec::new(),
                 bus: Vec::new(),
                 store_down_until: 0,
-                months: 0,
-                node_skew: vec![0; plan.nodes],
                 agenda: BinaryHeap::new(),
                 sleeps_until: 0,
                 plan,
             }),
             earlier: Notify::new(),
             start: Instant::now(),
+            passed,
+            clock_ms: AtomicU64::new(0),
             step_at: AtomicU64::new(0),
         })
-    }
-
-    /// Whether the story is kept.
-    pub(crate) fn tells(&self) -> bool {
-        self.core.lock().trace.lines.is_some()
     }
 
     /// ms since the history began, for the scheduler: no time passes while it handles an event.
@@ -178,12 +182,17 @@ impl Shared {
 
     /// ms since the history began, for the fleet's tasks.
     pub(crate) fn clock(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+        if self.passed.load(Relaxed) {
+            self.passed.store(false, Relaxed);
+            let ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.clock_ms.store(ms, Relaxed);
+        }
+        self.clock_ms.load(Relaxed)
     }
 
     /// ms since 1970 at `now` ms, as everybody's clock would show it if it were right.
-    pub(crate) fn wall(core: &Core, now: u64) -> u64 {
-        EPOCH_MS + now + core.months
+    pub(crate) fn wall(&self, now: u64) -> u64 {
+        EPOCH_MS + now + self.months.load(Relaxed)
     }
 
     /// Puts something on the agenda.
@@ -196,11 +205,15 @@ impl Shared {
         }
     }
 
-    /// The next thing that is due; the time passes until then. While it passes, the fleet runs.
+    /// The next thing that is due; the time passes until then. While it passes, the fleet runs. `None` once something was
+    /// found wrong.
     pub(crate) async fn next(&self) -> Option<Event> {
         loop {
             let (at, yields) = {
                 let mut core = self.core.lock();
+                if !core.failures.is_empty() {
+                    return None;
+                }
                 let at = core.agenda.peek()?.at;
                 core.sleeps_until = at;
                 // What is due at once happens before, after or amidst what the fleet has to do now.
@@ -220,7 +233,13 @@ impl Shared {
             let mut core = self.core.lock();
             core.sleeps_until = 0;
             self.step_at.store(self.clock(), Relaxed);
-            return core.agenda.pop().map(|entry| entry.event);
+            let event = core.agenda.pop()?.event;
+            let is_operation = matches!(
+                event,
+                Event::Step | Event::ToServer(_) | Event::ToClient(_) | Event::Bus(_)
+            );
+            core.cover.add(Row::Operations, u64::from(is_operation));
+            return Some(event);
         }
     }
 }
@@ -247,8 +266,8 @@ pub(crate) struct NodeEnv {
 
 impl Env for NodeEnv {
     fn now_ms(&self) -> u64 {
-        let core = self.shared.core.lock();
-        Shared::wall(&core, self.shared.clock()).saturating_add_signed(core.node_skew[self.node])
+        let skew = self.shared.node_skew[self.node].load(Relaxed);
+        self.shared.wall(self.shared.clock()).saturating_add_signed(skew)
     }
 
     fn random(&self) -> u64 {

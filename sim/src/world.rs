@@ -13,6 +13,7 @@ use crate::store::Disk;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use tidegate::metrics::Metrics;
 use tidegate::store::{ChangesReply, ChangesRequest, Retention, Store, View};
 use tidegate_history::{Docs, Event as Told, Tag};
@@ -131,7 +132,7 @@ impl World {
                     .lock()
                     .fail(format!("it does not end: {EVENTS} events, now {event:?}"));
             }
-            if self.rests || !self.shared.core.lock().failures.is_empty() {
+            if self.rests {
                 break;
             }
         }
@@ -143,15 +144,12 @@ impl World {
     async fn handle(&mut self, event: Event) {
         match event {
             Event::Step => {
-                self.hit(Row::Operations);
                 self.step().await;
             }
             Event::ToServer(link) => {
-                self.hit(Row::Operations);
                 self.shared.arrives_at_server(&mut self.shared.core.lock(), link);
             }
             Event::ToClient(link) => {
-                self.hit(Row::Operations);
                 let (install, all) = {
                     let core = &mut *self.shared.core.lock();
                     (core.links[link].install, self.shared.arrives_at_client(core, link))
@@ -177,7 +175,6 @@ impl World {
                 self.fleet.start(node);
             }
             Event::Bus(at) => {
-                self.hit(Row::Operations);
                 let published = self.shared.core.lock().bus[at].take();
                 if let Some(published) = published {
                     self.fleet.hears(&published);
@@ -313,8 +310,8 @@ impl World {
                 let skew = i64::try_from(core.rng.below(2 * most)).unwrap_or(0) - i64::try_from(most).unwrap_or(0);
                 if act == Act::NodeClock {
                     core.cover.hit(Row::NodeClocks);
-                    let node = core.rng.index(core.node_skew.len());
-                    core.node_skew[node] = skew;
+                    let node = core.rng.index(self.shared.node_skew.len());
+                    self.shared.node_skew[node].store(skew, Relaxed);
                 } else {
                     core.cover.hit(Row::ClientClocks);
                     self.installs[at].skew = skew;
@@ -361,7 +358,7 @@ impl World {
                     for link in 0..core.links.len() {
                         self.shared.cut(core, link);
                     }
-                    core.months += 100 * DAY_MS;
+                    self.shared.months.fetch_add(100 * DAY_MS, Relaxed);
                     core.judge.observe(Told::RecordsAged);
                 }
                 for space in 0..self.plan.spaces {

@@ -2,7 +2,7 @@
 
 use crate::sync::queue::{Mutation, MutationId};
 use crate::sync::space::creates;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use tidegate_protocol::tree::{self, Leaves};
 use tidegate_protocol::{DocPath, OpKind};
 
@@ -19,7 +19,7 @@ pub struct LocalDoc {
 #[derive(Debug, Default)]
 pub(crate) struct Overlay {
     docs: BTreeMap<DocPath, LocalDoc>,
-    touching: HashMap<DocPath, BTreeSet<MutationId>>,
+    touching: BTreeMap<DocPath, BTreeSet<MutationId>>,
 }
 
 impl Overlay {
@@ -47,19 +47,16 @@ impl Overlay {
         let mut state = BTreeMap::new();
         for doc in mutation.docs() {
             if !state.contains_key(doc) {
-                let local = match self.docs.remove(doc) {
+                let leaves = match self.docs.remove(doc) {
                     Some(local) => local.leaves,
                     None => confirmed.get(doc).cloned(),
                 };
-                state.insert(doc.clone(), local);
+                state.insert(doc.clone(), LocalDoc { leaves, pending: true });
             }
         }
         evaluate(&mut state, mutation);
         let docs = state.keys().cloned().collect();
-        let pending = state
-            .into_iter()
-            .map(|(doc, leaves)| (doc, LocalDoc { leaves, pending: true }));
-        self.docs.extend(pending);
+        self.docs.extend(state);
         docs
     }
 
@@ -75,7 +72,8 @@ impl Overlay {
         }
     }
 
-    /// Evaluates anew what `dirty` documents look like; returns those whose local view is another.
+    /// Evaluates anew what the documents of `dirty` and `confirmed_dirty` look like, the latter's confirmed state being
+    /// another; returns those whose local view is another, in any order.
     ///
     /// A mutation is applied all or none, so documents that one mutation joins are evaluated together.
     pub(crate) fn refresh<'a>(
@@ -85,54 +83,61 @@ impl Overlay {
         confirmed_dirty: &BTreeSet<DocPath>,
         mutation: impl Fn(MutationId) -> &'a Mutation,
     ) -> Vec<DocPath> {
-        // Each with whether a mutation touches it.
-        let mut docs = BTreeMap::new();
+        let mut waiting: Vec<DocPath> = confirmed_dirty.difference(&dirty).cloned().collect();
+        waiting.extend(dirty);
+        let mut state: BTreeMap<DocPath, LocalDoc> = BTreeMap::new();
         let mut mutations = BTreeSet::new();
-        let mut waiting: Vec<DocPath> = dirty.into_iter().collect();
+        let mut changed = Vec::new();
         while let Some(doc) = waiting.pop() {
-            let touching = self.touching.get(&doc);
-            for id in touching.into_iter().flatten() {
+            let Some(touching) = self.touching.get(&doc) else {
+                // It looks as it is confirmed, and is not copied.
+                let is_other = match self.docs.remove(&doc) {
+                    Some(old) => old.pending || old.leaves.as_ref() != confirmed.get(&doc),
+                    None => confirmed_dirty.contains(&doc),
+                };
+                if is_other {
+                    changed.push(doc);
+                }
+                continue;
+            };
+            for id in touching {
                 if mutations.insert(*id) {
-                    waiting.extend(mutation(*id).docs().filter(|other| !docs.contains_key(*other)).cloned());
+                    waiting.extend(
+                        mutation(*id)
+                            .docs()
+                            .filter(|other| **other != doc && !state.contains_key(*other))
+                            .cloned(),
+                    );
                 }
             }
-            docs.insert(doc, touching.is_some());
+            state.entry(doc).or_insert_with_key(|doc| LocalDoc {
+                leaves: confirmed.get(doc).cloned(),
+                pending: false,
+            });
         }
-        // What no mutation touches looks as it is confirmed, and is not copied.
-        let mut state: BTreeMap<DocPath, Option<Leaves>> = BTreeMap::new();
-        for (doc, _) in docs.iter().filter(|(_, is_touched)| **is_touched) {
-            state.insert(doc.clone(), confirmed.get(doc).cloned());
-        }
-        let mut pending = BTreeSet::new();
         for id in mutations {
             let mutation = mutation(id);
             if mutation.overlaid {
                 evaluate(&mut state, mutation);
             }
-            if mutation.answer.is_none() {
-                pending.extend(mutation.docs());
+            if mutation.is_queued() {
+                for doc in mutation.docs() {
+                    if let Some(local) = state.get_mut(doc) {
+                        local.pending = true;
+                    }
+                }
             }
         }
-        let mut changed = Vec::new();
-        for doc in docs.into_keys() {
-            let is_other = match (state.remove(&doc), self.docs.remove(&doc)) {
-                (None, Some(old)) => old.pending || old.leaves.as_ref() != confirmed.get(&doc),
-                (None, None) => confirmed_dirty.contains(&doc),
-                (Some(leaves), old) => {
-                    let pending = pending.contains(&doc);
-                    let new = LocalDoc { leaves, pending };
-                    let is_other = match old {
-                        Some(old) => old != new,
-                        // It was shown as confirmed until now.
-                        None => confirmed_dirty.contains(&doc) || pending || new.leaves.as_ref() != confirmed.get(&doc),
-                    };
-                    self.docs.insert(doc.clone(), new);
-                    is_other
-                }
+        for (doc, new) in state {
+            let is_other = match self.docs.get(&doc) {
+                Some(old) => *old != new,
+                // It was shown as confirmed until now.
+                None => confirmed_dirty.contains(&doc) || new.pending || new.leaves.as_ref() != confirmed.get(&doc),
             };
             if is_other {
-                changed.push(doc);
+                changed.push(doc.clone());
             }
+            self.docs.insert(doc, new);
         }
         changed
     }
@@ -140,13 +145,13 @@ impl Overlay {
 
 /// Applies a mutation to the documents, or leaves them alone where one of its preconditions does not hold:
 /// that is what the gateway will do. `unchanged_since` and conflicts are the gateway's to judge.
-fn evaluate(state: &mut BTreeMap<DocPath, Option<Leaves>>, mutation: &Mutation) {
+fn evaluate(state: &mut BTreeMap<DocPath, LocalDoc>, mutation: &Mutation) {
     // Whether each document exists, op by op, before anything is changed.
     let mut exist: BTreeMap<&DocPath, bool> = BTreeMap::new();
-    for op in &mutation.ops {
+    for op in &*mutation.ops {
         let exists = exist
             .entry(&op.doc)
-            .or_insert_with(|| state.get(&op.doc).is_some_and(Option::is_some));
+            .or_insert_with(|| state.get(&op.doc).is_some_and(|local| local.leaves.is_some()));
         let wanted = matches!(op.kind, OpKind::Create(_)).then_some(false);
         if [op.exists, wanted]
             .into_iter()
@@ -162,11 +167,11 @@ fn evaluate(state: &mut BTreeMap<DocPath, Option<Leaves>>, mutation: &Mutation) 
             kind => *exists |= creates(kind),
         }
     }
-    for op in &mutation.ops {
+    for op in &*mutation.ops {
         let doc = state
             .get_mut(&op.doc)
             .expect("all documents of a mutation are evaluated");
-        apply(doc, &op.kind, mutation.made_at);
+        apply(&mut doc.leaves, &op.kind, mutation.made_at);
     }
 }
 
@@ -187,7 +192,7 @@ fn apply(doc: &mut Option<Leaves>, kind: &OpKind, now_ms: u64) {
             let leaves = doc.get_or_insert_default();
             for unit in tree::units(kind) {
                 for step in unit.steps(leaves, now_ms) {
-                    tree::apply(leaves, &step);
+                    tree::apply(leaves, step);
                 }
             }
         }

@@ -6,6 +6,7 @@
 
 use crate::sync::Entropy;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use tidegate_protocol::limits::UNANSWERED;
 use tidegate_protocol::{ClientId, DocPath, Mid, MutationKey, Op, Policy, Position, SpaceId, Write, WriteHead, Writer};
 
@@ -53,8 +54,8 @@ impl Identity {
 pub struct Mutation {
     /// Its number.
     pub id: MutationId,
-    /// What it does.
-    pub ops: Vec<Op>,
+    /// What it does. Shared: a mutation is kept anew with each thing that becomes known of it.
+    pub ops: Arc<[Op]>,
     /// What becomes of units in conflict, if not what the collection says.
     pub policy: Option<Policy>,
     /// Up to where the space had been seen when it was made.
@@ -224,7 +225,7 @@ impl Queue {
     }
 
     /// Changes an unsent mutation.
-    pub(crate) fn replace_ops(&mut self, id: MutationId, ops: Vec<Op>, size: usize) {
+    pub(crate) fn replace_ops(&mut self, id: MutationId, ops: Arc<[Op]>, size: usize) {
         if let Some(mutation) = self.mutations.get_mut(&id) {
             self.bytes = self.bytes + size - mutation.size;
             mutation.ops = ops;
@@ -340,7 +341,7 @@ impl Queue {
             },
             base: mutation.base.filter(|_| fits),
             policy: mutation.policy.filter(|_| fits),
-            ops: if fits { mutation.ops.clone() } else { Vec::new() },
+            ops: if fits { mutation.ops.to_vec() } else { Vec::new() },
         };
         self.cursor = seal.mid.next();
         let sending = Sending {

@@ -292,10 +292,10 @@ fn apply_change(
     unset: &[tidegate_protocol::FieldPath],
 ) {
     for path in unset {
-        tree::apply(leaves, &Step::Clear(path.clone()));
+        tree::apply(leaves, Step::Clear(path.clone()));
     }
     for (path, value) in set {
-        tree::apply(leaves, &Step::Write(path.clone(), value.clone()));
+        tree::apply(leaves, Step::Write(path.clone(), value.clone()));
     }
 }
 

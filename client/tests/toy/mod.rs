@@ -426,7 +426,7 @@ impl Gateway {
             let leaves = doc.get_or_insert_default();
             for unit in tree::units(&op.kind) {
                 for step in unit.steps(leaves, 0) {
-                    tree::apply(leaves, &step);
+                    tree::apply(leaves, step);
                 }
             }
         }

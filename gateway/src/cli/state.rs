@@ -249,7 +249,7 @@ fn mutation_form(space: &SpaceId, mutation: &Mutation) -> Option<MutationForm> {
         },
         base: mutation.base,
         policy: mutation.policy,
-        ops: mutation.ops.clone(),
+        ops: mutation.ops.to_vec(),
     });
     Some(MutationForm {
         number: mutation.id.0,
@@ -314,7 +314,7 @@ fn read(bytes: &[u8], about: &About) -> Result<StoredSpace, String> {
         };
         let mutation = Mutation {
             id,
-            ops: write.ops,
+            ops: write.ops.into(),
             policy: write.policy,
             base: write.base,
             made_at: mutation.made_at,
@@ -336,6 +336,7 @@ fn read(bytes: &[u8], about: &About) -> Result<StoredSpace, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
     use tidegate_client::storage::SpaceChanges;
     use tidegate_protocol::{DocPath, FieldPath, Fields, Op, OpKind, Position, Value};
 
@@ -359,12 +360,12 @@ mod tests {
         });
         Mutation {
             id: MutationId(number),
-            ops: vec![Op {
+            ops: Arc::from([Op {
                 doc,
                 kind: OpKind::Set(fields),
                 exists: None,
                 unchanged_since: None,
-            }],
+            }]),
             policy: None,
             base: None,
             made_at: 5,
@@ -526,7 +527,10 @@ mod tests {
         let deep = (0..40).fold(Value::int(1), |value, _| Value::array([value].iter()));
         let path = FieldPath::parse(&"x".repeat(1_000)).expect("valid");
         let mut sent = mutation(0, Some(1));
-        sent.ops[0].kind = OpKind::Set(Fields::new([(path, deep)], &wide).expect("valid"));
+        let [op] = Arc::get_mut(&mut sent.ops).expect("nobody else's") else {
+            panic!("one op")
+        };
+        op.kind = OpKind::Set(Fields::new([(path, deep)], &wide).expect("valid"));
         let folder = tempfile::tempdir().expect("a folder");
         let mut file = open(folder.path(), "dev").expect("opened");
         commit(&mut file, Some(identity(2)), &[(0, Some(sent))]);

@@ -205,8 +205,12 @@ fn is_shortest_timestamp(body: &[u8]) -> bool {
 /// UTF-8, or an error that names `what`.
 #[inline]
 pub(crate) fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Invalid> {
-    std::str::from_utf8(bytes)
-        .map_err(|e| Invalid::new(what, &format!("is not UTF-8: byte {} of it is wrong", e.valid_up_to())))
+    std::str::from_utf8(bytes).map_err(|e| not_utf8(what, e.valid_up_to()))
+}
+
+#[cold]
+fn not_utf8(what: &str, at: usize) -> Invalid {
+    Invalid::new(what, &format!("is not UTF-8: byte {at} of it is wrong"))
 }
 
 /// As `<[u8]>::is_ascii`, for short text: no loop over words to set up.

@@ -2,7 +2,7 @@
 
 use crate::sync::exact_sum;
 use std::collections::BTreeMap;
-use tidegate_protocol::{Content, DocPath, FieldPath, Fields, Limits, Op, OpKind, tree};
+use tidegate_protocol::{Content, DocPath, FieldPath, Fields, Limits, Op, OpKind};
 
 /// Guards edits of documents that exist where they are made: a document deleted elsewhere meanwhile is not
 /// to come back with one field.
@@ -26,10 +26,7 @@ pub(super) fn guard(ops: &mut [Op], exists: impl Fn(&DocPath) -> bool) {
 
 /// Whether an op on fields brings a document into being that is not there.
 pub(in crate::sync) fn creates(kind: &OpKind) -> bool {
-    match kind {
-        OpKind::Set(_) | OpKind::Merge(_) => true,
-        kind => tree::units(kind).iter().any(tree::Unit::creates),
-    }
+    is_edit(kind) && !matches!(kind, OpKind::Unset(_) | OpKind::Remove { .. })
 }
 
 /// Whether an op changes a document that is there, rather than makes, replaces or ends it.

@@ -246,7 +246,7 @@ impl Space {
         }
         let mutation = Mutation {
             id: MutationId(0),
-            ops,
+            ops: ops.into(),
             policy,
             base,
             made_at: now.wall_ms,
@@ -293,7 +293,7 @@ impl Space {
         limits: &Limits,
     ) -> Option<MutationId> {
         let last = self.queue.last_unsent()?;
-        let ([old], [new]) = (last.ops.as_slice(), ops) else {
+        let ([old], [new]) = (&*last.ops, ops) else {
             return None;
         };
         let plain = new.exists.is_none() && new.unchanged_since.is_none() && old.unchanged_since.is_none();
@@ -311,7 +311,7 @@ impl Space {
         let size = check(self.as_write(&ops, policy, base)).ok()?;
         let id = last.id;
         let doc = old.doc.clone();
-        self.queue.replace_ops(id, ops, size);
+        self.queue.replace_ops(id, ops.into(), size);
         self.dirty.insert(doc);
         Some(id)
     }
@@ -329,11 +329,10 @@ impl Space {
     /// The end of a step: local views follow.
     fn finish(&mut self) {
         let (cleared, confirmed) = self.replica.take_changed();
-        let mut dirty = std::mem::take(&mut self.dirty);
+        let dirty = std::mem::take(&mut self.dirty);
         if dirty.is_empty() && confirmed.is_empty() {
             return;
         }
-        dirty.extend(confirmed.iter().cloned());
         let queue = &self.queue;
         let changed = self.overlay.refresh(self.replica.docs(), dirty, &confirmed, |id| {
             queue.get(id).expect("the overlay lists mutations of the queue only")
@@ -345,7 +344,11 @@ impl Space {
             self.unsaved_clear = true;
             self.unsaved_docs.clear();
         }
-        self.unsaved_docs.extend(confirmed);
+        if self.unsaved_docs.is_empty() {
+            self.unsaved_docs = confirmed;
+        } else {
+            self.unsaved_docs.extend(confirmed);
+        }
     }
 
     pub(crate) fn take_events(&mut self) -> Vec<SpaceEvent> {

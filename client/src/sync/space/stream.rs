@@ -448,7 +448,7 @@ impl Space {
             .map(|(m, seal)| LostMutation {
                 id: m.id,
                 mid: seal.mid,
-                ops: m.ops.clone(),
+                ops: m.ops.to_vec(),
             })
             .collect();
         for lost in &known {
@@ -470,6 +470,7 @@ impl Space {
             self.overlay.remove(&mutation);
             self.dirty.extend(mutation.docs().cloned());
             let Mutation { id, ops, .. } = mutation;
+            let ops = ops.to_vec();
             self.events.push(SpaceEvent::Settled {
                 id,
                 outcome: Err(WriteError::Uncertain),
@@ -504,7 +505,10 @@ impl Space {
     }
 
     pub(super) fn fail(&mut self, id: MutationId, error: WriteError) {
-        let ops = self.take_out(id).map(|mutation| mutation.ops).unwrap_or_default();
+        let ops = self
+            .take_out(id)
+            .map(|mutation| mutation.ops.to_vec())
+            .unwrap_or_default();
         self.events.push(SpaceEvent::Settled {
             id,
             outcome: Err(error),
