@@ -2,25 +2,23 @@
 //! closed, or complete; opened again the erasure comes to its end by itself, and is all there is to see.
 //! More rounds: `TIDEGATE_CONTRACT_KILLS=50 cargo test --test contract erased`.
 
-use crate::generate::doc;
+use crate::harness::copy;
 use crate::interpret::Plain;
-use crate::kill::{engine, open, say, scan, space, text};
+use crate::process::{
+    close, command, engine, op, open, request, runtime, say, scan, send, set, sound, space, text, write,
+};
 use crate::setting;
 use crate::value::{Dice, V};
 use std::collections::BTreeSet;
-use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tidegate::auth::Identity;
-use tidegate::engine::{WriteBody, WriteReply, WriteRequest};
+use tidegate::engine::{WriteReply, WriteRequest};
 use tidegate::store::embedded::{self, Durability, EmbeddedStore};
 use tidegate::store::{Erase, Store as _, Usage, UserTag};
-use tidegate_protocol::{
-    ClientId, Code, Epoch, FieldPath, Fields, Limits, Mid, MutationKey, Op, OpKind, Position, Value, WriteHead, Writer,
-};
+use tidegate_protocol::{ClientId, Code, Epoch, OpKind, Position, Value, Writer};
 
 const ERASED: &str = "kill:1";
 const OTHER: &str = "kill:2";
@@ -41,70 +39,28 @@ fn value(user: &str) -> String {
 }
 
 fn mutation(name: &str, (user, client): (&str, u64), mid: u64) -> WriteRequest {
-    let set = |doc_name: &str, path: &str| {
-        let path: FieldPath = FieldPath::parse(path).expect("valid");
-        let fields = Fields::new([(path, Value::str(&value(user)))], &Limits::default());
-        Op {
-            doc: doc(doc_name),
-            kind: OpKind::Set(fields.expect("valid")),
-            exists: None,
-            unchanged_since: None,
-        }
-    };
-    let mut ops: Vec<_> = (0..DOCS).map(|n| set(&format!("{user}/{mid}-{n}"), "x")).collect();
+    let write = |doc: &str, field: &str| op(doc, set(&[field], &Value::str(&value(user))));
+    let mut ops: Vec<_> = (0..DOCS).map(|n| write(&format!("{user}/{mid}-{n}"), "x")).collect();
     // Both write there: to fields of their own, and to one in which they are in conflict.
-    ops.push(set(&format!("both/{mid}"), user));
-    ops.push(set("both/all", "one"));
-    ops.push(Op {
-        kind: OpKind::Delete,
-        ..set(&format!("{user}/{}-0", mid - 1), "x")
-    });
-    let key = |mid: u64| MutationKey(client << 32 | mid);
-    WriteRequest {
-        who: Arc::new(Identity {
-            user: user.into(),
-            expires: None,
-        }),
-        head: WriteHead {
-            space: space(name),
-            client: ClientId(client),
-            mid: Mid::new(mid).expect("small"),
-            key: key(mid),
-            prev: (mid > 1).then(|| key(mid - 1)),
-            first: (mid == 1).then_some(u64::MAX / 2),
-        },
-        body: Ok(WriteBody {
-            base: Some(Position::START),
-            policy: None,
-            ops,
-        }),
-    }
-}
-
-async fn ask(store: &Arc<EmbeddedStore>, request: WriteRequest) -> WriteReply {
-    let (sender, answer) = tokio::sync::oneshot::channel();
-    engine(store.clone()).submit(request, Box::new(move |reply| drop(sender.send(reply))));
-    answer.await.expect("an answer")
-}
-
-async fn acked(store: &Arc<EmbeddedStore>, request: WriteRequest) -> Position {
-    match ask(store, request).await {
-        WriteReply::Ack(ack) => ack.position,
-        WriteReply::Reject(reject) => panic!("{reject:?}"),
-    }
+    ops.push(write(&format!("both/{mid}"), user));
+    ops.push(write("both/all", "one"));
+    ops.push(op(&format!("{user}/{}-0", mid - 1), OpKind::Delete));
+    request(name, (user, client), mid, Some(Position::START), ops)
 }
 
 /// Both spaces, as they are before the erasure: their documents and heads.
 async fn fill(dir: &Path) -> [(Plain, Position); 2] {
     let store = Arc::new(open(dir, Durability::Memory));
+    let engine = engine(store.clone());
     for (name, mids) in [(ERASED, MIDS), (OTHER, 1)] {
         for mid in 1..=mids {
             for user in USERS {
-                acked(&store, mutation(name, user, mid)).await;
+                write(&engine, mutation(name, user, mid)).await;
             }
         }
     }
     let all = [state(&store, ERASED).await, state(&store, OTHER).await];
+    drop(engine);
     close(store).await;
     all
 }
@@ -115,22 +71,13 @@ async fn state(store: &EmbeddedStore, name: &str) -> (Plain, Position) {
     (docs, head)
 }
 
-async fn close(store: Arc<EmbeddedStore>) {
-    // The engines' last workers let go of it in their own time.
-    while Arc::strong_count(&store) > 1 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    Arc::into_inner(store).expect("nobody else holds it").close();
-}
-
 /// Erases, and says when that has begun and when it is over.
 #[test]
 #[ignore = "the process that is killed"]
 fn child() {
     let dir = PathBuf::from(text(DIR).expect("where the store is"));
     let whom = text(USER).map_or(Erase::Space, |user| Erase::User(UserTag::of(&user)));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.expect("a runtime").block_on(async {
+    runtime().block_on(async {
         let store = open(&dir, Durability::Fsync);
         let begun = |_: &tidegate::store::Lineage| say("begun");
         let erased = store.erase(&space(ERASED), whom, Epoch(77), 1_000, &begun).await;
@@ -147,19 +94,9 @@ struct Erasing {
 }
 
 impl Erasing {
-    #[allow(clippy::disallowed_methods, reason = "nothing else runs in this process meanwhile")]
     fn start(dir: &Path, user: Option<&str>) -> Self {
-        let mut command = Command::new(std::env::current_exe().expect("this test"));
-        command
-            .args([
-                "--exact",
-                "erased::child",
-                "--ignored",
-                "--nocapture",
-                "--test-threads=1",
-            ])
-            .env(DIR, dir)
-            .stdout(Stdio::piped());
+        let mut command = command("erased::child");
+        command.env(DIR, dir);
         if let Some(user) = user {
             command.env(USER, user);
         }
@@ -185,18 +122,6 @@ impl Erasing {
         self.child.kill().expect("killed");
         self.child.wait().expect("it ends");
         !self.says("over")
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a folder");
-    for entry in fs::read_dir(from).expect("reads") {
-        let entry = entry.expect("reads");
-        let target = to.join(entry.file_name());
-        match entry.file_type().expect("known").is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(fs::copy(entry.path(), target).expect("copied")),
-        }
     }
 }
 
@@ -242,12 +167,6 @@ fn tables_with<'r>(rows: &'r [Row], what: &[u8]) -> Vec<&'r str> {
     found.map(|(table, ..)| table.as_str()).collect()
 }
 
-fn sound(dir: &Path) {
-    let mut wrong = Vec::new();
-    let checked = embedded::check(dir, &mut |violation| wrong.push(violation));
-    assert_eq!(wrong, [], "{checked:?}");
-}
-
 /// What of these documents this user wrote, or all of them without one.
 fn left(docs: &Plain, of: Option<&str>) -> Plain {
     let Some(user) = of else { return Plain::new() };
@@ -280,18 +199,20 @@ async fn verify(dir: &Path, user: Option<&str>, before: &[(Plain, Position); 2])
         assert_eq!(there.usage, Usage::default());
     }
     assert_eq!(state(&store, OTHER).await, *other, "another space has lost nothing");
+    let engine = engine(store.clone());
     for (who, client) in USERS {
         let gone = user.is_none_or(|user| user == who);
         let next = mutation(ERASED, (who, client), MIDS + 1);
-        match ask(&store, next).await {
+        match send(&engine, next).await {
             WriteReply::Reject(reject) => assert!(gone && reject.code == Code::ClientUnknown, "{reject:?}"),
             WriteReply::Ack(ack) => {
                 assert!(!gone);
                 assert_eq!(ack.position.seq, head.seq.next(), "seqs go on");
             }
         }
-        acked(&store, mutation(OTHER, (who, client), 2)).await;
+        write(&engine, mutation(OTHER, (who, client), 2)).await;
     }
+    drop(engine);
     close(store).await;
     sound(dir);
 
@@ -314,8 +235,7 @@ async fn verify(dir: &Path, user: Option<&str>, before: &[(Plain, Position); 2])
 fn a_process_killed_while_it_erases_leaves_what_is_erased_to_its_end_and_nothing_of_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let filled = folder.path().join("filled");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.expect("a runtime");
+    let runtime = runtime();
     let before = runtime.block_on(fill(&filled));
     let all = rows(&filled);
     for (who, client) in USERS {
@@ -340,7 +260,6 @@ fn a_process_killed_while_it_erases_leaves_what_is_erased_to_its_end_and_nothing
         erasing.kill(Duration::ZERO);
         let (mut in_the_middle, mut late) = (0, 0);
         while in_the_middle < rounds {
-            fs::remove_dir_all(&dir).expect("removed");
             copy(&filled, &dir);
             let erasing = Erasing::start(&dir, user);
             let part = u32::try_from(dice.bits() % 85).expect("small");
@@ -351,7 +270,6 @@ fn a_process_killed_while_it_erases_leaves_what_is_erased_to_its_end_and_nothing
             runtime.block_on(verify(&dir, user, &before));
             assert!(late <= rounds, "{late} came after the end");
         }
-        fs::remove_dir_all(&dir).expect("removed");
         println!("{user:?}: {rounds} kills in the middle of {takes:?}, {late} after it");
     }
 }

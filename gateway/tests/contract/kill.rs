@@ -2,27 +2,23 @@
 //! everything it answered. More rounds: `TIDEGATE_CONTRACT_KILLS=50 cargo test --test contract kill`.
 //! With [`power`](crate::power) the disk loses what was not synced, too.
 
-use crate::generate::doc;
 use crate::interpret::Plain;
-use crate::replica::{apply, view};
+use crate::process::{
+    changes, close, command, engine, op, open, request, runtime, say, scan, set, sound, space, text, write,
+};
+use crate::replica::apply;
 use crate::setting;
 use crate::value::{Dice, V};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Write as _};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
-use tidegate::auth::{DevAuthoriser, Identity};
-use tidegate::engine::{Engine, EngineConfig, Publish, WriteBody, WriteReply, WriteRequest};
-use tidegate::env::SystemEnv;
-use tidegate::store::embedded::{self, Durability, EmbeddedOptions, EmbeddedStore};
-use tidegate::store::{ChangesReply, ChangesRequest, Lineage, LogEntry, LogReply, Retention, SpaceState, Store};
-use tidegate_protocol::{
-    ClientId, FieldPath, Fields, Limits, Mid, MutationKey, Number, Op, OpKind, Position, Seq, SpaceId, Value,
-    WriteHead, Writer, msgpack,
-};
-use tokio_util::task::TaskTracker;
+use tidegate::engine::WriteRequest;
+use tidegate::store::embedded::Durability;
+use tidegate::store::{ChangesReply, LogEntry, LogReply, SpaceState, Store};
+use tidegate_protocol::{ClientId, FieldPath, Number, OpKind, Position, Seq, Value, Writer, msgpack};
 
 const SPACES: [&str; 2] = ["kill:1", "kill:2"];
 const CLIENTS: u64 = 3;
@@ -35,44 +31,10 @@ const BALLAST: &str = "TIDEGATE_CONTRACT_KILL_BALLAST";
 /// Positions of a history that a client comes back from, if it has more.
 const POSITIONS: usize = 120;
 
-pub(crate) fn space(name: &str) -> SpaceId {
-    SpaceId::parse(name).expect("valid")
-}
-
-pub(crate) fn open(dir: &Path, durability: Durability) -> EmbeddedStore {
-    let options = EmbeddedOptions {
-        durability,
-        retention: Retention {
-            log_commits: u64::MAX,
-            log_bytes: u64::MAX,
-            ..Retention::default()
-        },
-        reserve_bytes: embedded::RESERVE_BYTES,
-        env: Arc::new(SystemEnv),
-    };
-    embedded::open(dir, options).expect("opens after a kill")
-}
-
-struct Nobody;
-
-impl Publish for Nobody {
-    fn publish(&self, _space: &SpaceId, _lineage: &Lineage, _commits: &[LogEntry]) {}
-}
-
 /// The same for the same client and mid, whichever process sends it.
 fn mutation(name: &str, client: u64, mid: u64, ballast: usize) -> WriteRequest {
     let path = |text: &str| FieldPath::parse(text).expect("valid");
-    let op = |name: &str, kind| Op {
-        doc: doc(name),
-        kind,
-        exists: None,
-        unchanged_since: None,
-    };
-    let set = |list: &[&str]| {
-        let value = Value::int(i64::try_from(mid).expect("small"));
-        let list = list.iter().map(|text| (path(text), value.clone()));
-        OpKind::Set(Fields::new(list, &Limits::default()).expect("valid"))
-    };
+    let n = Value::int(i64::try_from(mid).expect("small"));
     let count = OpKind::Inc {
         path: path("n"),
         by: Number::Int(1),
@@ -80,81 +42,19 @@ fn mutation(name: &str, client: u64, mid: u64, ballast: usize) -> WriteRequest {
     let own = format!("own/{client}");
     let mut ops = vec![
         op(&format!("count/{client}"), count),
-        op("shared/1", set(&[&format!("f{}", mid % 7)])),
+        op("shared/1", set(&[&format!("f{}", mid % 7)], &n)),
         match mid % 4 {
             0 => op(&own, OpKind::Delete),
-            1 => op(&own, set(&["a.b", "c"])),
-            2 => op(&own, set(&["a"])),
+            1 => op(&own, set(&["a.b", "c"], &n)),
+            2 => op(&own, set(&["a"], &n)),
             _ => op(&own, OpKind::Unset(vec![path("a"), path("c")])),
         },
     ];
     if ballast > 0 {
         let text = Value::str(&(mid % 10).to_string().repeat(ballast));
-        let fields = Fields::new([(path("text"), text)], &Limits::default()).expect("valid");
-        ops.push(op(&format!("ballast/{client}"), OpKind::Set(fields)));
+        ops.push(op(&format!("ballast/{client}"), set(&["text"], &text)));
     }
-    let key = |mid: u64| MutationKey(client << 32 | mid);
-    WriteRequest {
-        who: Arc::new(Identity {
-            user: "u".into(),
-            expires: None,
-        }),
-        head: WriteHead {
-            space: space(name),
-            client: ClientId(client),
-            mid: Mid::new(mid).expect("small"),
-            key: key(mid),
-            prev: (mid > 1).then(|| key(mid - 1)),
-            first: (mid == 1).then_some(u64::MAX / 2),
-        },
-        body: Ok(WriteBody {
-            base: None,
-            policy: None,
-            ops,
-        }),
-    }
-}
-
-fn request(after: Option<Position>, client: u64) -> ChangesRequest {
-    ChangesRequest {
-        after,
-        cursor: None,
-        view: view(None),
-        writer: Some(Writer::of("u", ClientId(client))),
-        budget: usize::MAX,
-    }
-}
-
-/// What a scan brings at once, and the client's last mid.
-pub(crate) async fn scan(
-    store: &dyn Store,
-    name: &str,
-    after: Option<Position>,
-    client: u64,
-    docs: &mut Plain,
-) -> (Position, u64) {
-    let reply = store.changes(&space(name), request(after, client)).await;
-    match reply.expect("it answers") {
-        ChangesReply::Done {
-            docs: page,
-            state,
-            last_mid,
-        } => {
-            apply(docs, &page);
-            (state.head, last_mid.map_or(0, Mid::get))
-        }
-        other => panic!("{other:?}"),
-    }
-}
-
-async fn send(engine: &Arc<Engine>, request: WriteRequest) -> u64 {
-    let (sender, answer) = tokio::sync::oneshot::channel();
-    let done = move |reply| drop(sender.send(reply));
-    engine.submit(request, Box::new(done));
-    match answer.await.expect("an answer") {
-        WriteReply::Ack(ack) => ack.position.seq.get(),
-        WriteReply::Reject(reject) => panic!("{reject:?}"),
-    }
+    request(name, ("u", client), mid, None, ops)
 }
 
 /// Writes until it is killed, and says what it sends and what was answered.
@@ -184,7 +84,7 @@ fn child() {
                     // What was last applied once more: its answer may never have left.
                     for mid in last.max(1).. {
                         say(&format!("sends {name} {client} {mid} 0"));
-                        let seq = send(&engine, mutation(name, client, mid, ballast)).await;
+                        let seq = write(&engine, mutation(name, client, mid, ballast)).await.seq;
                         say(&format!("acked {name} {client} {mid} {seq}"));
                     }
                 });
@@ -207,29 +107,6 @@ fn child() {
     });
 }
 
-/// Says a line in one write, so that it is whole or not there, whenever the process is killed.
-pub(crate) fn say(line: &str) {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}").expect("the test listens");
-}
-
-#[allow(clippy::disallowed_methods, reason = "a test has no command line")]
-pub(crate) fn text(name: &str) -> Option<String> {
-    std::env::var(name).ok()
-}
-
-pub(crate) fn engine(store: Arc<EmbeddedStore>) -> Arc<Engine> {
-    Engine::new(
-        store,
-        Arc::new(Nobody),
-        Arc::new(DevAuthoriser),
-        Arc::new(SystemEnv),
-        Limits::default(),
-        EngineConfig::default(),
-        TaskTracker::new(),
-    )
-}
-
 /// Space, client and mid of what was answered, with the commit's seq.
 pub(crate) type Acked = BTreeMap<(String, u64, u64), u64>;
 
@@ -249,9 +126,8 @@ pub(crate) struct Writing<'a> {
 /// answered when it was killed. `prepare` may change how it is started.
 #[allow(clippy::disallowed_methods, reason = "nothing else runs in this process meanwhile")]
 pub(crate) fn kill(writing: &Writing<'_>, acked: &mut Acked, prepare: impl FnOnce(&mut Command)) -> usize {
-    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    let mut command = command("kill::child");
     command
-        .args(["--exact", "kill::child", "--ignored", "--nocapture", "--test-threads=1"])
         .env(DIR, writing.dir)
         .env(BALLAST, writing.ballast.to_string())
         .env(
@@ -260,8 +136,7 @@ pub(crate) fn kill(writing: &Writing<'_>, acked: &mut Acked, prepare: impl FnOnc
                 Durability::Fsync => "fsync",
                 Durability::Memory => "memory",
             },
-        )
-        .stdout(Stdio::piped());
+        );
     prepare(&mut command);
     let mut child = command.spawn().expect("starts");
     let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
@@ -309,15 +184,7 @@ pub(crate) fn kill(writing: &Writing<'_>, acked: &mut Acked, prepare: impl FnOnc
 pub(crate) async fn verify(dir: &Path, acked: &Acked, ballast: usize, dice: &mut Dice) {
     let store = Arc::new(open(dir, Durability::Fsync));
     for name in SPACES {
-        let state = store.positions(&[space(name)]).await.expect("it answers").remove(0);
-        let start = Position {
-            epoch: state.head.epoch,
-            ..Position::START
-        };
-        let reply = store.log(&space(name), start, usize::MAX, usize::MAX, None).await;
-        let LogReply::Commits { commits, state, .. } = reply.expect("it answers") else {
-            panic!("the log is whole")
-        };
+        let (commits, state) = whole_log(&*store, name).await;
         let head = commits.len() as u64;
         assert_eq!(state.head.seq.get(), head);
         let floor = state.floor.get();
@@ -351,7 +218,7 @@ pub(crate) async fn verify(dir: &Path, acked: &Acked, ballast: usize, dice: &mut
         if floor > 0 {
             for after in [1.min(floor - 1), floor - 1, dice.bits() % floor] {
                 let after = position(&state, after);
-                let reply = store.changes(&space(name), request(Some(after), 0)).await;
+                let reply = store.changes(&space(name), changes(Some(after), 0)).await;
                 let reset = matches!(reply, Ok(ChangesReply::Reset(_)));
                 assert!(
                     reset || after.seq == Seq::ZERO && floor == 0,
@@ -378,19 +245,28 @@ pub(crate) async fn verify(dir: &Path, acked: &Acked, ballast: usize, dice: &mut
         // Kept results say the same.
         let engine = engine(store.clone());
         for ((_, client, mid), seq) in acked.iter().filter(|((of, ..), _)| of == name).rev().take(50) {
-            assert_eq!(send(&engine, mutation(name, *client, *mid, ballast)).await, *seq);
+            let repeated = write(&engine, mutation(name, *client, *mid, ballast)).await;
+            assert_eq!(repeated.seq.get(), *seq);
         }
         let head = store.positions(&[space(name)]).await.expect("it answers")[0].head.seq;
         assert_eq!(head, state.head.seq, "repeats are no commits");
     }
-    // The engines' last workers let go of it in their own time.
-    while Arc::strong_count(&store) > 1 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    Arc::into_inner(store).expect("nobody else holds it").close();
-    let mut wrong = Vec::new();
-    let checked = embedded::check(dir, &mut |violation| wrong.push(violation));
-    assert_eq!(wrong, [], "every invariant holds of what was left: {checked:?}");
+    close(store).await;
+    sound(dir);
+}
+
+/// A space's log, which must be all of it, and where it stands.
+async fn whole_log(store: &dyn Store, name: &str) -> (Vec<LogEntry>, SpaceState) {
+    let state = store.positions(&[space(name)]).await.expect("it answers").remove(0);
+    let start = Position {
+        epoch: state.head.epoch,
+        ..Position::START
+    };
+    let reply = store.log(&space(name), start, usize::MAX, usize::MAX, None).await;
+    let LogReply::Commits { commits, state, .. } = reply.expect("it answers") else {
+        panic!("the log is whole")
+    };
+    (commits, state)
 }
 
 /// A seq with the epoch that it belongs to, as far as that is still known.
@@ -439,15 +315,7 @@ pub(crate) async fn count_lost(dir: &Path, acked: &Acked) -> usize {
     let store = open(dir, Durability::Memory);
     let mut gone = 0;
     for name in SPACES {
-        let state = store.positions(&[space(name)]).await.expect("it answers").remove(0);
-        let start = Position {
-            epoch: state.head.epoch,
-            ..Position::START
-        };
-        let reply = store.log(&space(name), start, usize::MAX, usize::MAX, None).await;
-        let LogReply::Commits { commits, .. } = reply.expect("it answers") else {
-            panic!("the log is whole")
-        };
+        let (commits, _) = whole_log(&store, name).await;
         gone += lost(name, &commits, acked).len();
     }
     gone
@@ -456,10 +324,7 @@ pub(crate) async fn count_lost(dir: &Path, acked: &Acked) -> usize {
 #[test]
 fn a_process_killed_while_it_writes_leaves_one_history_with_all_that_it_answered() {
     let dir = tempfile::tempdir().expect("a directory");
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = runtime();
     let mut dice = Dice(1);
     let mut acked = Acked::new();
     let rounds = setting("TIDEGATE_CONTRACT_KILLS").unwrap_or(6);

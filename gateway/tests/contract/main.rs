@@ -18,6 +18,7 @@ mod interpret;
 mod kill;
 mod named;
 mod power;
+mod process;
 mod race;
 mod replica;
 mod value;
@@ -56,10 +57,7 @@ fn setting(name: &str) -> Option<u64> {
 
 /// Runs as many seeds as asked for, or `usual` of them, and shows that together they have met everything.
 fn run(title: &str, stores: &[Make], usual: u64) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = process::runtime();
     let mut cover = Coverage::default();
     let one = setting("TIDEGATE_CONTRACT_SEED");
     let seeds = one.map_or_else(

@@ -4,6 +4,7 @@
 
 use crate::disk::{Disk, Unsynced};
 use crate::kill::{Acked, Writing, count_lost, kill, verify};
+use crate::process::runtime;
 use crate::setting;
 use crate::value::Dice;
 use std::fs;
@@ -12,13 +13,6 @@ use std::time::Duration;
 use tidegate::store::embedded::Durability;
 
 const KINDS: [Unsynced; 3] = [Unsynced::Gone, Unsynced::Torn, Unsynced::Scattered];
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime")
-}
 
 /// Rounds of one history: a process goes on where the power cut has left the one before.
 fn cuts(rounds: u64, ballast: usize, answers: (usize, usize), seed: u64) -> (tempfile::TempDir, PathBuf) {
