@@ -12,8 +12,8 @@ use std::sync::Arc;
 use tidegate::auth::{DevAuthoriser, Identity};
 use tidegate::engine::{Plan, Planner, WriteBody, WriteRequest};
 use tidegate::store::{
-    ChangesReply, ChangesRequest, CommitGroup, Erase, Erased, LogReply, NOBODY, Outcome, ResetReason, Retention,
-    SpaceState, Usage, UserTag, View,
+    ChangesReply, ChangesRequest, CommitGroup, Cursor, Erase, Erased, LogReply, NOBODY, Outcome, ResetReason,
+    Retention, SpaceState, Usage, UserTag, View,
 };
 use tidegate_protocol::{
     ClientId, Epoch, FieldPath, Fields, Limits, Mid, MutationKey, Op, OpKind, Position, Seq, SpaceId, Value, ViewId,
@@ -202,6 +202,18 @@ impl Bench {
             .expect("it answers")
     }
 
+    /// The cursor of a scan's first page, which is not the last.
+    async fn first_page(&self, after: Option<Position>) -> Cursor {
+        let first = ChangesRequest {
+            budget: 1,
+            ..request(after)
+        };
+        match self.changes(first).await {
+            ChangesReply::Page { cursor, .. } => cursor,
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// Catches a replica up that holds `docs` as of `after`.
     async fn catch_up(&self, docs: &mut Plain, after: Position) -> SpaceState {
         match self.changes(request(Some(after))).await {
@@ -356,15 +368,7 @@ fn a_position_below_the_tombstone_floor_is_reset_and_a_scan_that_began_below_it_
             "one change, one page: {scan:?}"
         );
         bench.applied(1, 3, vec![set("a/3", &[("x", 1)])]).await;
-        let ChangesReply::Page { cursor, .. } = bench
-            .changes(ChangesRequest {
-                budget: 1,
-                ..request(Some(held))
-            })
-            .await
-        else {
-            panic!("two changes")
-        };
+        let cursor = bench.first_page(Some(held)).await;
         let below = ChangesReply::Reset(ResetReason::BelowFloor);
         bench.harness.raise_floor(&space(), deleted.seq).await;
         assert_eq!(bench.changes(request(Some(held))).await, below);
@@ -380,15 +384,7 @@ fn a_position_below_the_tombstone_floor_is_reset_and_a_scan_that_began_below_it_
         let mut docs = plain(&[("a/2", &[("x", 1)])]);
         bench.catch_up(&mut docs, deleted).await;
         assert_eq!(docs.len(), 2, "at the floor nothing is missing");
-        let page = bench
-            .changes(ChangesRequest {
-                budget: 1,
-                ..request(None)
-            })
-            .await;
-        let ChangesReply::Page { cursor, .. } = page else {
-            panic!("{page:?}")
-        };
+        let cursor = bench.first_page(None).await;
         bench.applied(1, 4, vec![op("a/2", OpKind::Delete)]).await;
         bench.harness.raise_floor(&space(), seq(4)).await;
         assert_eq!(
@@ -413,9 +409,7 @@ fn a_cursor_holds_for_its_own_view_and_its_own_scan_only() {
             budget: 1,
             ..request(None)
         };
-        let ChangesReply::Page { cursor, .. } = bench.changes(small.clone()).await else {
-            panic!("three documents")
-        };
+        let cursor = bench.first_page(None).await;
         let goes_on = ChangesRequest {
             cursor: Some(cursor.clone()),
             ..small.clone()
@@ -634,15 +628,7 @@ fn erasing_resets_every_position_and_seqs_go_on() {
     each(|mut bench| async move {
         let first = bench.applied(1, 1, vec![set("a/1", &[("x", 1)])]).await;
         let head = bench.applied(2, 1, vec![set("a/2", &[("x", 1)])]).await;
-        let page = bench
-            .changes(ChangesRequest {
-                budget: 1,
-                ..request(None)
-            })
-            .await;
-        let ChangesReply::Page { cursor, .. } = page else {
-            panic!("{page:?}")
-        };
+        let cursor = bench.first_page(None).await;
         let store = bench.harness.store();
         let told = store
             .erase(&space(), Erase::Space, Epoch(77), 1_000, &|_| {})
