@@ -98,11 +98,7 @@ async fn collection_goes_by_the_time_of_the_commits() {
         log_ms: 5 * MINUTE,
         ..Retention::default()
     };
-    let store = Place {
-        retention,
-        ..Place::new()
-    }
-    .open();
+    let store = Place::keeping(retention).open();
     let conflict = ConflictEntry {
         doc: doc("c/a"),
         path: Some(field("x")),
@@ -211,14 +207,7 @@ async fn a_cell_or_document_written_again_before_its_tombstone_is_collected_stay
 
 #[tokio::test]
 async fn of_a_record_that_was_replaced_or_forgotten_no_result_is_left() {
-    let store = Place {
-        retention: Retention {
-            clients_ms: 1_000,
-            ..Retention::default()
-        },
-        ..Place::new()
-    }
-    .open();
+    let store = Place::forgetful().open();
     let results = || {
         let all = std::ops::Bound::Included(vec![]);
         database(&store)
@@ -254,11 +243,7 @@ async fn a_space_of_which_something_cannot_be_read_holds_up_no_other() {
             clients_ms: MINUTE,
             ..Retention::default()
         };
-        let store = Place {
-            retention,
-            ..Place::new()
-        }
-        .open();
+        let store = Place::keeping(retention).open();
         for name in ["a", "b", "c"] {
             applied(&store, name, item(1, 1, vec![delete("c/x", &[])])).await;
         }

@@ -52,6 +52,21 @@ impl Place {
         }
     }
 
+    fn keeping(retention: Retention) -> Self {
+        Self {
+            retention,
+            ..Self::new()
+        }
+    }
+
+    /// Where a client's record is kept for a second.
+    fn forgetful() -> Self {
+        Self::keeping(Retention {
+            clients_ms: 1_000,
+            ..Retention::default()
+        })
+    }
+
     fn options(&self) -> EmbeddedOptions {
         let (durability, retention) = (self.durability, self.retention.clone());
         EmbeddedOptions {

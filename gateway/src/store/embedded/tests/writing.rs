@@ -256,14 +256,7 @@ async fn results_are_kept_for_the_last_mutations_of_a_client() {
 
 #[tokio::test]
 async fn a_record_lives_as_long_after_the_last_write_or_repeat_as_retention_says() {
-    let store = Place {
-        retention: Retention {
-            clients_ms: 1_000,
-            ..Retention::default()
-        },
-        ..Place::new()
-    }
-    .open();
+    let store = Place::forgetful().open();
     let at = async |now, item| {
         commit_at(&store, "s", now, vec![item])
             .await
@@ -304,11 +297,7 @@ async fn the_log_keeps_a_suffix_within_its_bounds() {
         },
     ];
     for retention in bounds {
-        let store = Place {
-            retention,
-            ..Place::new()
-        }
-        .open();
+        let store = Place::keeping(retention).open();
         for mid in 1..=15 {
             applied(&store, "s", item(1, mid, vec![])).await;
         }
