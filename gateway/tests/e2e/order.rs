@@ -1,7 +1,7 @@
 //! One order, no gap, no repeat, no tear.
 
 use crate::support::*;
-use tidegate_history::{Event, Installation, Tag, workload};
+use tidegate_history::{Installation, Tag, workload};
 use tidegate_protocol::form::Form;
 use tidegate_protocol::*;
 
@@ -58,24 +58,14 @@ async fn fifty_writers_and_fifty_subscribers_agree_on_one_order_without_gap_or_r
     while let Some(written) = writing.join_next().await {
         written.unwrap();
     }
-    let space = &"s".parse().unwrap();
-    let (mut rested, queued) = (false, 0);
+    let mut replicas = Vec::new();
     while let Some(reader) = tasks.join_next().await {
         let (n, replica) = reader.unwrap();
-        let (position, docs) = (replica.at, &replica.by_path());
         assert_eq!(replica.int(workload::COUNTER, workload::COUNT), Some(ALL as i64));
-        if !std::mem::replace(&mut rested, true) {
-            judge.observe(Event::Rest { space, position, docs });
-        }
-        let (installation, position) = (Installation(n), Some(position));
-        judge.observe(Event::AtRest {
-            installation,
-            space,
-            position,
-            docs,
-            queued,
-        });
+        replicas.push((n, replica));
     }
+    let end = |(n, replica): &(u32, Replica)| (Installation(*n), Some(replica.at), replica.by_path(), 0);
+    judge.rest("s", &replicas[0].1, replicas.iter().map(end));
     let counts = judge.verdict();
     assert_eq!((counts.commits, counts.acks, counts.foreign_commits), (ALL, ALL, 0));
     assert_eq!((counts.at_rest, counts.unverified), (50, 0));

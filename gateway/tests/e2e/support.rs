@@ -174,6 +174,28 @@ impl Judge {
         peer.judge = Some((self.clone(), connection));
     }
 
+    /// Tells it that all is still: where the truth is, and each installation, with what is in its queue.
+    pub fn rest(
+        &self,
+        space: &str,
+        truth: &Replica,
+        ends: impl IntoIterator<Item = (Installation, Option<Position>, Docs, usize)>,
+    ) {
+        let space = &space.parse().unwrap();
+        let (position, docs) = (truth.at, &truth.by_path());
+        self.observe(Event::Rest { space, position, docs });
+        for (installation, position, docs, queued) in ends {
+            let docs = &docs;
+            self.observe(Event::AtRest {
+                installation,
+                space,
+                position,
+                docs,
+                queued,
+            });
+        }
+    }
+
     /// The counts of a history without a violation.
     pub fn verdict(self) -> Counts {
         let checker = std::mem::take(&mut *self.0.lock());

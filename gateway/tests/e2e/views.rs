@@ -147,19 +147,7 @@ async fn an_inc_is_never_counted_twice_in_a_local_view_also_when_connections_bre
         }
     }
     watcher.reach(&mut truth, ALL).await;
-    let space = &"s".parse().unwrap();
-    let (position, docs) = (truth.at, &truth.by_path());
-    judge.observe(Event::Rest { space, position, docs });
-    for (installation, position, docs, queued) in &ends {
-        let (installation, position, queued) = (*installation, *position, *queued);
-        judge.observe(Event::AtRest {
-            installation,
-            space,
-            position,
-            docs,
-            queued,
-        });
-    }
+    judge.rest("s", &truth, ends);
     let counts = judge.verdict();
     println!("{} views, {cuts} times all connections cut", counts.views);
     assert_eq!(
