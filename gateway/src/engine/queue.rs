@@ -365,17 +365,20 @@ impl Engine {
     async fn repeat(&self, space: &SpaceId, repeats: Vec<(Pending, Kept)>) {
         let mut repeats: Vec<_> = repeats
             .into_iter()
-            .map(|(p, kept)| (p, kept.position, Report::kept(kept.refused, &kept.detail)))
+            .map(|(p, kept)| {
+                let report = Report::kept(kept.refused, &kept.detail);
+                (p, kept.position, cells_share(&self.limits), report)
+            })
             .collect();
-        let docs: BTreeSet<DocPath> = repeats.iter().flat_map(|(.., report)| report.docs().cloned()).collect();
-        if !docs.is_empty() {
-            let docs: Vec<DocPath> = docs.into_iter().collect();
-            match self.store.read(space, &docs).await {
+        let docs: BTreeSet<&DocPath> = repeats.iter().flat_map(|(.., report)| report.docs()).collect();
+        let docs: Vec<DocPath> = docs.into_iter().cloned().collect();
+        for docs in docs.chunks(READ_DOCS) {
+            match self.store.read(space, docs).await {
                 Ok(cut) => {
-                    let docs: BTreeMap<DocPath, DocState> = docs.into_iter().zip(cut.docs).collect();
-                    for (pending, _, report) in &mut repeats {
+                    let docs: BTreeMap<DocPath, DocState> = docs.iter().cloned().zip(cut.docs).collect();
+                    for (pending, _, left, report) in &mut repeats {
                         let scope = self.rules.read(&pending.request.who, space).ok();
-                        report.fill(&docs, |doc| readable(scope.as_ref(), doc), cells_share(&self.limits));
+                        report.fill(&docs, |doc| readable(scope.as_ref(), doc), left);
                     }
                 }
                 Err(error) => {
@@ -386,7 +389,7 @@ impl Engine {
                 }
             }
         }
-        for (pending, position, report) in repeats {
+        for (pending, position, _, report) in repeats {
             let refused = report.refusal.is_some();
             pending.give(if refused {
                 Answer::Refused(report)

@@ -160,17 +160,17 @@ impl Report {
         report
     }
 
-    /// Fills in the cells that stand now and that the writer may read, of all units about `bytes`.
+    /// Fills in the cells of these documents that stand now and that the writer may read, `left` bytes at most.
     pub(super) fn fill(
         &mut self,
         docs: &BTreeMap<DocPath, DocState>,
         readable: impl Fn(&DocPath) -> bool,
-        bytes: usize,
+        left: &mut usize,
     ) {
-        let mut left = bytes;
         for unit in self.lists_mut().into_iter().flatten() {
-            let doc = docs.get(&unit.doc).filter(|_| readable(&unit.doc));
-            unit.cells = doc.map_or_else(Vec::new, |doc| standing(doc, unit.path.as_ref(), &mut left));
+            if let Some(doc) = docs.get(&unit.doc).filter(|_| readable(&unit.doc)) {
+                unit.cells = standing(doc, unit.path.as_ref(), left);
+            }
         }
     }
 }

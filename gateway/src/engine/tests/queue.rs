@@ -10,7 +10,7 @@ use crate::store::{
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use tidegate_protocol::{Ack, Reject};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
@@ -34,8 +34,8 @@ struct Faulty {
     gate: Semaphore,
     /// Items of each call that went through.
     calls: Mutex<Vec<usize>>,
-    /// Documents read.
-    read: AtomicUsize,
+    /// Documents of each call of `read`.
+    reads: Mutex<Vec<usize>>,
 }
 
 #[async_trait]
@@ -64,7 +64,7 @@ impl Store for Faulty {
         if docs.contains(&doc("damaged")) {
             return Err(StoreError::Damaged("a test".into()));
         }
-        self.read.fetch_add(docs.len(), Ordering::Relaxed);
+        self.reads.lock().push(docs.len());
         self.model.read(space, docs).await
     }
 
@@ -157,7 +157,7 @@ impl Rig {
             faults: Mutex::new(faults.into_iter().collect()),
             gate: Semaphore::new(1_000_000),
             calls: Mutex::default(),
-            read: AtomicUsize::default(),
+            reads: Mutex::default(),
         });
         let (sender, events) = mpsc::unbounded_channel();
         let (tasks, env) = (TaskTracker::new(), Arc::new(Ticks::default()));
@@ -348,7 +348,7 @@ async fn a_mutation_about_too_much_is_refused_before_all_of_it_is_read_and_the_n
     };
     rig.submit(1, 1, to_all(0..200, "a", &text));
     assert_eq!(rig.acked().await, 1, "what is not there yet takes nothing");
-    rig.store.read.store(0, Ordering::Relaxed);
+    rig.store.reads.lock().clear();
     rig.submit(1, 2, to_all(0..200, "b", &int(1)));
     rig.submit(1, 3, to_all(0..64, "b", &int(1)));
     let refused = rig.rejected().await;
@@ -364,7 +364,7 @@ async fn a_mutation_about_too_much_is_refused_before_all_of_it_is_read_and_the_n
         2,
         "the mid was consumed, and 64 documents are taken whatever they are"
     );
-    assert_eq!(rig.store.read.load(Ordering::Relaxed), 2 * 64 + 64);
+    assert_eq!(*rig.store.reads.lock(), [64, 64, 64]);
     rig.end().await;
 }
 
@@ -599,6 +599,30 @@ async fn a_repeat_gets_the_first_result_with_cells_read_afresh() {
         (refused.code, refused.message, refused.at)
     );
     assert_eq!(again.cells[0].cells[0].value, Some(int(2)));
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_repeats_are_about_is_read_in_parts() {
+    const DOCS: u32 = 100;
+    let mut rig = Rig::new([], EngineConfig::default());
+    let all = |value: i64| (0..DOCS).map(|n| set(&format!("d{n}"), &[("a", int(value))])).collect();
+    rig.submit(1, 1, all(1));
+    rig.acked().await;
+    let merge = request(2, 1, Ok(based(Position::START, Some(Policy::Merge), all(2))));
+    rig.send(2, merge.clone());
+    let first = rig.answer().await;
+    rig.store.reads.lock().clear();
+    rig.send(2, merge);
+    assert_eq!(rig.answer().await, first);
+    let WriteReply::Ack(first) = first else {
+        panic!("not applied")
+    };
+    assert_eq!(
+        first.skipped.iter().filter(|unit| unit.cells.len() == 1).count(),
+        DOCS as usize
+    );
+    assert_eq!(*rig.store.reads.lock(), [64, 36, 64, 36], "to plan it, and to answer");
     rig.end().await;
 }
 
