@@ -320,8 +320,7 @@ impl Engine {
             (pending.unknown > 0 && kept.refused.is_none()).then_some(kept.position)
         };
         let missed = repeats.iter().filter_map(missed).min_by_key(|position| position.seq);
-        self.publish_all(space, &lineage, commits, missed, !repeats.is_empty())
-            .await;
+        self.publish_all(space, &lineage, commits, missed).await;
         answers.into_iter().for_each(|(pending, answer)| pending.give(answer));
         self.repeat(space, repeats).await;
         again
@@ -336,7 +335,6 @@ impl Engine {
         lineage: &Lineage,
         mut commits: Vec<LogEntry>,
         missed: Option<Position>,
-        repeats: bool,
     ) {
         if let Some(first) = missed {
             let before = Seq::new(first.seq.get().saturating_sub(1)).unwrap_or(Seq::ZERO);
@@ -346,17 +344,19 @@ impl Engine {
                 .log(space, Position::new(first.epoch, before), limit, bytes, None)
                 .await
             {
-                Ok(LogReply::Commits { commits: logged, .. }) => {
+                Ok(LogReply::Commits {
+                    commits: logged, state, ..
+                }) => {
                     let last = logged.last().map_or(Seq::ZERO, |entry| entry.seq);
-                    self.publish.publish(space, lineage, &logged);
+                    // What was read may go beyond the end of the last epoch of before.
+                    self.publish.publish(space, &state.lineage, &logged);
                     commits.retain(|entry| entry.seq > last);
                 }
                 // The hub finds them with its next head check.
                 Ok(LogReply::Trimmed | LogReply::Reset(_)) | Err(_) => {}
             }
         }
-        // Of a repeat's epoch the hub may never have heard, and an answer of it would not wait for its change.
-        if !commits.is_empty() || repeats {
+        if !commits.is_empty() {
             self.publish.publish(space, lineage, &commits);
         }
     }

@@ -3,6 +3,11 @@
 //! Commits come in through [`Publish`]; the hub puts them in order, drops repeats, fills gaps from the
 //! store's log, encodes each once per view and form, and fans it out. What it is told is a hint: truth
 //! is the store, asked when a space is opened, when there is a gap, and at every head check.
+//!
+//! Of a publication it believes one thing: that a commit of the epoch that it stands in follows another. After
+//! a failover it may be late and of a history that is no more, and looks like one of the history that goes on.
+//! So which epoch follows is for the store to say, and by one reader per space alone, a read after the other
+//! (`fill_from_log`): of two answers that came by different ways nobody could tell which is the older one.
 
 mod deliver;
 pub(crate) use deliver::change;
@@ -18,7 +23,7 @@ use crate::store::{Lineage, LogEntry, LogReply, SpaceState, Store, StoreError, V
 use bytes::Bytes;
 use dashmap::DashMap;
 use parking_lot::Mutex;
-use space::{Found, Inner};
+use space::{Found, Inner, leads_on};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -163,8 +168,11 @@ impl Hub {
                 // It is in the map, so what is committed from here on is kept; only then is the head read.
                 let state = single(self.store.positions(std::slice::from_ref(space)).await?)?;
                 let mut inner = opening.inner.lock();
-                inner.open(state);
+                let found = inner.open(state);
                 inner.deliver(opening.n, &self.config, &self.metrics);
+                if found == Found::Gap {
+                    self.fill(opening, &mut inner);
+                }
                 Ok::<_, StoreError>(())
             })
             .await?;
@@ -177,10 +185,16 @@ impl Hub {
     }
 
     /// Sends an answer to a mutation committed at `at`: after the change, if the connection has a live
-    /// subscription that will bring it; at once otherwise.
-    pub fn answer(&self, space: &SpaceId, to: &dyn Subscriber, answer: Answer) {
+    /// subscription that will bring it; at once otherwise. If only the store knows whether it will, the store
+    /// is asked first.
+    pub fn answer(self: &Arc<Self>, space: &SpaceId, to: &dyn Subscriber, answer: Answer) {
         match self.spaces.get(space).map(|entry| entry.value().clone()) {
-            Some(space) => space.inner.lock().answer(space.n, to, answer),
+            Some(space) => {
+                let mut inner = space.inner.lock();
+                if inner.answer(space.n, to, answer) == Found::Gap {
+                    self.fill(&space, &mut inner);
+                }
+            }
             None => to.outbox().push([answer.frame]),
         }
     }
@@ -230,13 +244,15 @@ impl Hub {
         let same = inner.last_epoch() == state.lineage.last_epoch();
         if same && state.head.seq < sent.seq {
             tracing::warn!(space = %space.space, %sent, head = %state.head, "the store has lost commits");
-            inner.lose(state.clone());
-        } else if !same || state.head.seq > inner.position().seq {
+        }
+        if !same || state.head.seq < sent.seq || state.head.seq > inner.position().seq {
+            inner.doubt = true;
             self.fill(space, &mut inner);
         }
     }
 
-    /// Starts reading the log from where the space stands, unless that is under way.
+    /// Starts reading the log from where the space stands, unless that is under way. It goes on until nothing
+    /// is missing, and nothing was in doubt when the last read began.
     fn fill(self: &Arc<Self>, space: &Arc<SpaceHub>, inner: &mut Inner) {
         if !std::mem::replace(&mut inner.filling, true) {
             self.tasks.spawn(self.clone().fill_from_log(space.clone()));
@@ -246,17 +262,25 @@ impl Hub {
     async fn fill_from_log(self: Arc<Self>, space: Arc<SpaceHub>) {
         let mut pause = Duration::from_millis(50);
         loop {
-            let from = space.inner.lock().position();
+            let from = {
+                let mut inner = space.inner.lock();
+                inner.doubt = false;
+                inner.position()
+            };
             let reply = self.store.log(&space.space, from, FILL, FILL_BYTES, None).await;
             let filled = match reply {
                 Ok(LogReply::Commits { commits, state, .. }) => {
                     let mut inner = space.inner.lock();
                     let before = inner.position();
                     self.metrics.gap_commits.inc_by(commits.len() as u64);
-                    let found = inner.take_in(&state.lineage, &commits);
+                    let found = inner.learn(&state.lineage, &commits);
                     inner.deliver(space.n, &self.config, &self.metrics);
+                    if !inner.doubt && found != Found::Lost {
+                        inner.release();
+                    }
                     match found {
                         Found::Lost => Fill::Lost,
+                        _ if inner.doubt => continue,
                         Found::Repeat | Found::Next if inner.position().seq >= state.head.seq => {
                             inner.filling = false;
                             return;
@@ -282,12 +306,13 @@ impl Hub {
                     // The log does not lead on from here: start over at the head, subscribers catch up by
                     // themselves. A space that is being erased has a lineage, and no log until it is done.
                     Ok(state) => {
-                        let mut inner = space.inner.lock();
-                        let unmoved = inner.position() == from;
-                        if filled == Fill::Lost || unmoved && !state.lineage.holds(from, from.seq) {
+                        if filled == Fill::Lost || state.head.seq < from.seq || !leads_on(&state.lineage, from) {
+                            let mut inner = space.inner.lock();
                             inner.lose(state);
-                            inner.filling = false;
-                            return;
+                            if !inner.doubt {
+                                inner.filling = false;
+                                return;
+                            }
                         }
                     }
                     Err(error) => tracing::warn!(space = %space.space, %error, "the head cannot be read"),
@@ -295,8 +320,9 @@ impl Hub {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(self.config.head_check);
-            if space.inner.lock().is_idle(self.config.linger) {
-                space.inner.lock().filling = false;
+            let mut inner = space.inner.lock();
+            if inner.is_idle(self.config.linger) {
+                inner.filling = false;
                 return;
             }
         }
@@ -334,7 +360,7 @@ impl Publish for LocalPublish {
             space.news.notify_waiters();
         }
         let mut inner = space.inner.lock();
-        match inner.take_in(lineage, commits) {
+        match inner.hear(lineage, commits) {
             Found::Repeat => {}
             Found::Next => inner.deliver(space.n, &hub.config, &hub.metrics),
             Found::Gap | Found::Lost => {
@@ -353,15 +379,13 @@ impl Lease {
 
     /// Makes a subscription that has caught up to `at` live, in one step with handing it `current`
     /// and everything that came in since. `false`: the ring does not reach back that far, or the
-    /// history has changed; `current` has not been sent, catch up further.
+    /// history is not the one that the hub knows; `current` has not been sent, catch up further.
     #[must_use]
     pub fn go_live(&mut self, who: Joining, at: Position, lineage: &Lineage, current: Bytes) -> bool {
         let id = who.to.id();
         let mut inner = self.space.inner.lock();
         let live = inner.join(self.space.n, who, at, lineage, current, &self.hub.metrics);
-        // If this one's read was the first to show a new epoch, the others hear of it.
-        inner.deliver(self.space.n, &self.hub.config, &self.hub.metrics);
-        if inner.position().seq < at.seq || inner.last_epoch() != lineage.last_epoch() {
+        if inner.doubt || inner.position().seq < at.seq {
             self.hub.fill(&self.space, &mut inner);
         }
         self.live = live.then_some(id);

@@ -22,9 +22,9 @@ pub(super) enum Found {
     Repeat,
     /// The next ones; `deliver` them.
     Next,
-    /// Some are missing; `deliver` what is there and read the log.
+    /// Some are missing, or they are of another epoch; `deliver` what is there and read the log.
     Gap,
-    /// The hub's position is none of that history: read the store.
+    /// The hub's position is none of the store's history.
     Lost,
 }
 
@@ -40,6 +40,9 @@ pub(super) struct Inner {
     outgoing: Vec<Event>,
     pub(super) groups: Vec<Group>,
     pub(super) filling: bool,
+    /// Something was told of an epoch that is not the hub's last, since the log was last asked: what it
+    /// answers then may be from before that.
+    pub(super) doubt: bool,
     pub(super) leases: usize,
     pub(super) idle_since: Option<Instant>,
 }
@@ -68,7 +71,7 @@ pub(super) struct Member {
     /// Up to where it knows that: by a change, `current` or `progress`.
     pub(super) told: Seq,
     /// Answers that wait for their change, in no order. A commit is published before it is answered, so only
-    /// a gap that is being filled makes any wait.
+    /// a gap that is being filled, or an epoch that is being looked up, makes any wait.
     pub(super) held: Vec<Answer>,
 }
 
@@ -87,20 +90,23 @@ impl Inner {
 
     /// Starts at the head that was read after the space was entered; what came in meanwhile follows it.
     /// The caller delivers, which puts it into the ring: nobody is subscribed yet.
-    pub(super) fn open(&mut self, state: SpaceState) {
+    pub(super) fn open(&mut self, state: SpaceState) -> Found {
         self.position = state.head;
         let meanwhile = std::mem::take(&mut self.lineage);
         self.lineage = state.lineage;
         self.open = true;
-        if meanwhile.last_epoch() != Epoch(0) {
-            let commits: Vec<_> = std::mem::take(&mut self.ahead).into_values().collect();
-            // A gap here is found by the next publish or head check.
-            self.take_in(&meanwhile, &commits);
+        if meanwhile.last_epoch() == Epoch(0) {
+            return Found::Repeat;
         }
+        let commits: Vec<_> = std::mem::take(&mut self.ahead).into_values().collect();
+        self.hear(&meanwhile, &commits)
     }
 
-    /// Puts commits in order behind the position. The caller delivers.
-    pub(super) fn take_in(&mut self, lineage: &Lineage, commits: &[LogEntry]) -> Found {
+    /// Puts commits that were published in order behind the position. The caller delivers.
+    ///
+    /// A publication may be late, and of a history that is no more. An epoch is taken up from the store alone:
+    /// where one forks off, nothing in a publication tells which branch has been lost.
+    pub(super) fn hear(&mut self, lineage: &Lineage, commits: &[LogEntry]) -> Found {
         if !self.open {
             if self.lineage.last_epoch() != lineage.last_epoch() {
                 self.ahead.clear();
@@ -109,14 +115,30 @@ impl Inner {
             self.stash(commits);
             return Found::Repeat;
         }
-        let before = self.position;
-        if !self.adopt(lineage) {
-            return Found::Lost;
-        }
         if self.lineage.last_epoch() != lineage.last_epoch() {
-            // News of an epoch before the present one: never applied, the log has what is valid of it.
+            self.doubt = true;
             return Found::Gap;
         }
+        self.take_in(commits)
+    }
+
+    /// Puts what the log answered in order behind the position, under the lineage as of that answer. The caller
+    /// delivers. The log must be read by one reader, a read after the other, or the lineage could step back.
+    pub(super) fn learn(&mut self, lineage: &Lineage, commits: &[LogEntry]) -> Found {
+        if self.lineage.last_epoch() != lineage.last_epoch() {
+            if !leads_on(lineage, self.position) {
+                return Found::Lost;
+            }
+            self.lineage = lineage.clone();
+            self.part();
+            // They may be of the epoch before, beyond its end.
+            self.ahead.clear();
+        }
+        self.take_in(commits)
+    }
+
+    fn take_in(&mut self, commits: &[LogEntry]) -> Found {
+        let before = self.position;
         self.stash(commits);
         self.advance();
         if !self.ahead.is_empty() {
@@ -128,31 +150,12 @@ impl Inner {
         }
     }
 
-    /// Takes over a newer lineage. `false` if the position is none of its history.
-    fn adopt(&mut self, lineage: &Lineage) -> bool {
-        let newest = lineage.last_epoch();
-        if newest == self.lineage.last_epoch() || self.lineage.0.iter().any(|entry| entry.epoch == newest) {
-            return true;
-        }
-        if lineage.0.is_empty() || !lineage.holds(self.position, self.position.seq) {
-            return false;
-        }
-        self.lineage = lineage.clone();
-        self.part();
-        // They may be of the epoch before, beyond its end.
-        self.ahead.clear();
-        self.advance();
-        true
-    }
-
     /// Ends the subscriptions that stand where the lineage does not lead: one that went live ahead of the hub may
     /// have been brought what is lost now. The others go on.
     fn part(&mut self) {
         let lineage = &self.lineage;
         for group in &mut self.groups {
-            let lost = group
-                .members
-                .extract_if(.., |_, member| !lineage.holds(member.at, member.at.seq));
+            let lost = group.members.extract_if(.., |_, member| !leads_on(lineage, member.at));
             for (_, member) in lost {
                 let (sub, at) = (member.sub, member.at);
                 member.end().behind(sub, at);
@@ -225,7 +228,10 @@ impl Inner {
         current: Bytes,
         metrics: &Metrics,
     ) -> bool {
-        if !self.adopt(lineage) {
+        let last = lineage.last_epoch();
+        if last != self.lineage.last_epoch() && !self.lineage.names(last) {
+            // One of the two was read before the other: the hub's reader finds out.
+            self.doubt = true;
             return false;
         }
         let Some(missed) = self.since(at) else { return false };
@@ -302,26 +308,39 @@ impl Inner {
         }
     }
 
-    pub(super) fn answer(&mut self, n: u32, to: &dyn Subscriber, answer: Answer) {
+    /// Sends an answer, or holds it until its change has been handed over. `Gap`: it is of an epoch that the
+    /// hub does not know, which may be newer or lost; read the log, then `release`.
+    pub(super) fn answer(&mut self, n: u32, to: &dyn Subscriber, answer: Answer) -> Found {
         let at = answer.at;
-        let lineage = &self.lineage;
-        let position = self.position;
+        let known = self.lineage.names(at.epoch);
         for group in &mut self.groups {
             if let Some(member) = group.members.get_mut(&to.id()) {
-                // Reached, or of an epoch that the hub has left behind, or has never seen and never will.
-                let ahead = at.epoch == member.at.epoch && at.seq > member.at.seq
-                    || at.epoch != member.at.epoch
-                        && lineage.0.iter().any(|e| e.epoch == at.epoch)
-                        && at.seq > position.seq;
-                if ahead {
-                    member.held.push(answer);
-                } else {
+                let ahead = at.seq > member.at.seq && (!known || self.lineage.holds(at, at.seq));
+                if !ahead {
                     member.send_answer(group.form, n, answer);
+                    return Found::Repeat;
                 }
-                return;
+                member.held.push(answer);
+                self.doubt |= !known;
+                return if known { Found::Repeat } else { Found::Gap };
             }
         }
         to.outbox().push([answer.frame]);
+        Found::Repeat
+    }
+
+    /// Sends the answers whose changes will never come, since they are none of this history. Only after a read
+    /// of the log that was begun when all of them were there.
+    pub(super) fn release(&mut self) {
+        let lineage = &self.lineage;
+        for member in self.groups.iter_mut().flat_map(|group| group.members.values_mut()) {
+            let lost: Vec<_> = member
+                .held
+                .extract_if(.., |held| !lineage.holds(held.at, held.at.seq))
+                .map(|held| held.frame)
+                .collect();
+            member.to.outbox().push(lost);
+        }
     }
 
     pub(super) fn leave(&mut self, id: u64) {
@@ -343,6 +362,12 @@ impl Inner {
             }
         }
     }
+}
+
+/// Whether a history goes on from a position. That of another history at seq 0 is a place to catch up from, but
+/// nothing follows it.
+pub(super) fn leads_on(lineage: &Lineage, from: Position) -> bool {
+    from == Position::START || lineage.names(from.epoch) && lineage.holds(from, from.seq)
 }
 
 impl Member {

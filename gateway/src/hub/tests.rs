@@ -113,16 +113,36 @@ impl Rig {
     }
 
     fn publish(&mut self, line: &[(u64, u64)], some: &[LogEntry]) -> Found {
-        let found = self.inner.take_in(&lineage(line), some);
-        self.inner.deliver(
-            1,
-            &HubConfig {
-                ring_commits: 4,
-                ..HubConfig::default()
-            },
-            &self.metrics,
-        );
+        let found = self.inner.hear(&lineage(line), some);
+        self.deliver();
         found
+    }
+
+    /// The log answers.
+    fn read(&mut self, line: &[(u64, u64)], some: &[LogEntry]) -> Found {
+        self.inner.doubt = false;
+        let found = self.inner.learn(&lineage(line), some);
+        self.deliver();
+        found
+    }
+
+    fn deliver(&mut self) {
+        let config = HubConfig {
+            ring_commits: 4,
+            ..HubConfig::default()
+        };
+        self.inner.deliver(1, &config, &self.metrics);
+    }
+
+    /// A mutation of a peer's was committed at `at`.
+    fn ack(&mut self, peer: usize, at: Position) -> Found {
+        let (outbox, behind) = self.tapes[peer].clone();
+        let ack = Answer {
+            at,
+            frame: Bytes::from_static(b"\x82\x03ack"),
+            permit: None,
+        };
+        self.inner.answer(1, &Peer(outbox, peer as u64, behind), ack)
     }
 
     fn peer(&mut self) -> (usize, Arc<Peer>) {
@@ -220,17 +240,89 @@ fn a_new_epoch_is_told_between_the_last_commit_of_the_old_and_the_first_of_the_n
     let mut rig = Rig::at(Position::START, &[]);
     let (early, live) = rig.join(Position::START, &[], None);
     assert!(live);
-    rig.publish(&[(1, 0)], &commits(1..=2));
-    rig.publish(&[(1, 0), (2, 3)], &commits(3..=5));
+    rig.read(&[(1, 0)], &commits(1..=2));
+    rig.read(&[(1, 0), (2, 3)], &commits(3..=5));
     assert_eq!(rig.seen(early), ". E1@0 1 2 3 E2@3 4 5");
     let (late, live) = rig.join(at(1, 2), &[(1, 0)], None);
     assert!(live);
     assert_eq!(rig.seen(late), ". 3 E2@3 4 5");
-    let (ahead, live) = rig.join(at(3, 6), &[(1, 0), (2, 3), (3, 6)], None);
+    let third = [(1, 0), (2, 3), (3, 6)];
+    let (_, live) = rig.join(at(3, 6), &third, None);
+    assert!(
+        !live && rig.inner.doubt,
+        "of the third epoch the hub's own reader has to hear"
+    );
+    rig.read(&third, &[]);
+    let (ahead, live) = rig.join(at(3, 6), &third, None);
     assert!(live);
-    rig.publish(&[(1, 0), (2, 3), (3, 6)], &commits(6..=7));
+    rig.publish(&third, &commits(6..=7));
     assert_eq!(rig.seen(ahead), ". 7", "it knows the third epoch already");
     assert_eq!(rig.seen(early), ". E1@0 1 2 3 E2@3 4 5 6 E3@6 7");
+}
+
+#[test]
+fn which_epoch_follows_is_for_the_store_to_say_and_not_for_a_publication() {
+    // The store fell back twice: the second epoch of each pair is the one that goes on.
+    type Line = &'static [(u64, u64)];
+    let forks: [(Position, Line, Line); 3] = [
+        // Nothing but refusals was there.
+        (at(1, 0), &[(9, 0)], &[(1, 0)]),
+        (at(1, 2), &[(1, 0), (9, 2)], &[(1, 0), (2, 2)]),
+        // The hub knows of the new epoch, and has not got there.
+        (at(1, 2), &[(1, 0), (9, 3)], &[(1, 0), (2, 4)]),
+    ];
+    for (position, lost, line) in forks {
+        let mut rig = Rig::at(position, line);
+        let (peer, _) = rig.join(position, line, None);
+        let sent = rig.seen(peer);
+        let next = position.seq.get() + 1;
+        assert_eq!(rig.publish(lost, &commits(next..=next + 2)), Found::Gap, "{position}");
+        assert!(rig.inner.doubt, "the log is read");
+        assert_eq!(rig.seen(peer), sent, "{position}");
+        rig.read(line, &commits(next..=next));
+        assert!(rig.seen(peer).ends_with(&next.to_string()), "{position}");
+    }
+    // Before the store has named the one that goes on, the one that is lost looks as good.
+    let mut rig = Rig::at(at(1, 2), &[(1, 0)]);
+    let (peer, _) = rig.join(at(1, 2), &[(1, 0)], None);
+    assert_eq!(rig.publish(&[(1, 0), (9, 2)], &commits(3..=4)), Found::Gap);
+    rig.read(&[(1, 0), (2, 2)], &commits(3..=3));
+    assert_eq!(rig.publish(&[(1, 0), (2, 2)], &commits(4..=4)), Found::Next);
+    assert_eq!(rig.seen(peer), ". E2@2 3 4");
+    // An empty history that another took the place of leads nowhere.
+    let mut rig = Rig::at(at(1, 0), &[(1, 0)]);
+    assert_eq!(rig.read(&[(2, 0)], &[]), Found::Lost);
+}
+
+#[test]
+fn an_answer_of_an_epoch_that_the_hub_does_not_know_waits_for_the_store() {
+    let mut rig = Rig::at(at(1, 2), &[(1, 0)]);
+    let (peer, _) = rig.join(at(1, 2), &[(1, 0)], None);
+    assert_eq!(rig.ack(peer, at(2, 4)), Found::Gap, "the log is read");
+    assert_eq!(rig.ack(peer, at(9, 3)), Found::Gap);
+    assert_eq!(
+        rig.ack(peer, at(1, 5)),
+        Found::Repeat,
+        "it is behind, as far as is known"
+    );
+    assert!(rig.inner.doubt);
+    assert_eq!(rig.seen(peer), ".");
+    let line = [(1, 0), (2, 3)];
+    rig.read(&line, &commits(3..=3));
+    rig.inner.release();
+    // The third epoch's and the end of the first are lost: their changes never come.
+    assert_eq!(rig.seen(peer), ". 3 E2@3 a a");
+    rig.publish(&line, &commits(4..=4));
+    assert_eq!(rig.seen(peer), ". 3 E2@3 a a 4 a");
+    assert_eq!(rig.ack(peer, at(1, 7)), Found::Repeat, "known to be lost");
+    assert_eq!(rig.seen(peer), ". 3 E2@3 a a 4 a a");
+    // Where the store's history has forgotten the hub's epoch, nothing leads on: it starts over.
+    assert_eq!(rig.ack(peer, at(3, 19)), Found::Gap);
+    assert_eq!(rig.read(&[(3, 18)], &[]), Found::Lost);
+    assert_eq!(rig.seen(peer), ". 3 E2@3 a a 4 a a");
+    rig.inner.lose(state(at(3, 19), lineage(&[(3, 18)])));
+    assert_eq!(*rig.tapes[peer].1.lock(), [at(2, 4)], "it is not live any more");
+    assert_eq!(rig.seen(peer), ". 3 E2@3 a a 4 a a a");
 }
 
 #[test]
@@ -238,7 +330,8 @@ fn news_of_a_lost_history_are_never_applied() {
     let mut rig = Rig::at(at(1, 5), &[(1, 0)]);
     let (peer, _) = rig.join(at(1, 5), &[(1, 0)], None);
     // The store went back to 3 and on under a new name: 5 is none of its history.
-    assert_eq!(rig.publish(&[(1, 0), (2, 3)], &commits(4..=6)), Found::Lost);
+    assert_eq!(rig.publish(&[(1, 0), (2, 3)], &commits(4..=6)), Found::Gap);
+    assert_eq!(rig.read(&[(1, 0), (2, 3)], &commits(4..=6)), Found::Lost);
     rig.inner.lose(state(at(2, 6), lineage(&[(1, 0), (2, 3)])));
     assert_eq!(rig.seen(peer), ".");
     assert_eq!(
@@ -257,7 +350,7 @@ fn a_subscriber_that_was_brought_beyond_the_end_of_its_epoch_catches_up_anew() {
     let (ahead, live) = rig.join(at(1, 4), &[(1, 0)], None);
     let (with, _) = rig.join(at(1, 3), &[(1, 0)], None);
     assert!(live, "ahead of the hub");
-    rig.publish(&[(1, 0), (2, 3)], &commits(4..=5));
+    rig.read(&[(1, 0), (2, 3)], &commits(4..=5));
     assert_eq!(rig.seen(ahead), ".", "its 4 is lost, and 5 does not follow it");
     assert_eq!(*rig.tapes[ahead].1.lock(), [at(1, 4)]);
     assert_eq!(rig.seen(with), ". E2@3 4 5");
@@ -268,22 +361,15 @@ fn an_answer_waits_for_its_change_and_out_of_view_for_a_progress_that_covers_it(
     let mut rig = Rig::at(at(1, 0), &[(1, 0)]);
     let (all, _) = rig.join(at(1, 0), &[(1, 0)], None);
     let (even, _) = rig.join(at(1, 0), &[(1, 0)], Some("even"));
-    let ack = |at| Answer {
-        at,
-        frame: Bytes::from_static(b"\x82\x03ack"),
-        permit: None,
-    };
     for peer in [all, even] {
-        let to = Peer(rig.tapes[peer].0.clone(), peer as u64, rig.tapes[peer].1.clone());
-        rig.inner.answer(1, &to, ack(at(1, 1)));
+        rig.ack(peer, at(1, 1));
         assert_eq!(rig.seen(peer), ".", "held");
     }
     rig.publish(&[(1, 0)], &commits(1..=2));
     assert_eq!(rig.seen(all), ". 1 2 a");
     assert_eq!(rig.seen(even), ". 2 a");
     rig.publish(&[(1, 0)], &commits(3..=3));
-    let to = Peer(rig.tapes[even].0.clone(), even as u64, rig.tapes[even].1.clone());
-    rig.inner.answer(1, &to, ack(at(1, 3)));
+    rig.ack(even, at(1, 3));
     assert_eq!(rig.seen(even), ". 2 a p3 a");
     rig.publish(&[(1, 0)], &commits(5..=5));
     rig.publish(&[(1, 0)], &commits(4..=4));
@@ -306,8 +392,9 @@ fn a_commit_is_encoded_once_however_many_listen() {
 #[test]
 fn what_comes_in_while_a_space_is_opened_follows_the_head_that_is_then_read() {
     let mut inner = Inner::default();
-    assert_eq!(inner.take_in(&lineage(&[(1, 0)]), &commits(3..=5)), Found::Repeat);
-    inner.open(state(at(1, 4), lineage(&[(1, 0)])));
+    assert_eq!(inner.hear(&lineage(&[(1, 0)]), &commits(3..=5)), Found::Repeat);
+    let found = inner.open(state(at(1, 4), lineage(&[(1, 0)])));
+    assert_eq!(found, Found::Next);
     assert_eq!(inner.position(), at(1, 5));
     let mut rig = Rig {
         inner,

@@ -28,6 +28,11 @@ impl Lineage {
         self.0.last().map_or(Epoch(0), |entry| entry.epoch)
     }
 
+    /// Whether an epoch is one of them.
+    pub fn names(&self, epoch: Epoch) -> bool {
+        self.0.iter().any(|entry| entry.epoch == epoch)
+    }
+
     /// The seq at which an epoch ends: the next one's start, or `head` for the last. `None` for an unknown epoch.
     pub fn end_of(&self, epoch: Epoch, head: Seq) -> Option<Seq> {
         let at = self.0.iter().position(|entry| entry.epoch == epoch)?;
@@ -42,7 +47,7 @@ impl Lineage {
     /// Whether every commit after a position is of an epoch that is still named. Those at or below the floor may
     /// be forgotten; whoever was cut off among such commits would stand at a position without a name.
     pub fn names_all_after(&self, at: Position) -> bool {
-        self.0.iter().any(|entry| entry.epoch == at.epoch) || self.0.first().is_none_or(|first| first.start <= at.seq)
+        self.names(at.epoch) || self.0.first().is_none_or(|first| first.start <= at.seq)
     }
 
     /// The epoch that starts exactly at `at`, after `at`'s own. A position without an epoch of its own is at 0.

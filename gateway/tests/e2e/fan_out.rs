@@ -10,10 +10,10 @@ use tidegate::hub::{Hub, HubConfig, Joining, LocalPublish, Subscriber};
 use tidegate::metrics::Metrics;
 use tidegate::outbox::{Outbox, Transport};
 use tidegate::store::model::Model;
-use tidegate::store::{Lineage, LineageEntry, LogEntry, Retention, View};
+use tidegate::store::{Action, CommitGroup, Lineage, LogEntry, Prepared, Retention, Store, UserTag, View};
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{
-    DocChange, DocChangeKind, DocPath, Epoch, Mid, Position, Seq, SpaceId, ViewId, Writer, msgpack,
+    Code, DocChange, DocChangeKind, DocPath, Epoch, Mid, MutationKey, Position, Seq, SpaceId, ViewId, Writer, msgpack,
 };
 use tokio::io::ReadBuf;
 use tokio_util::task::TaskTracker;
@@ -58,16 +58,39 @@ fn commit(n: u64) -> LogEntry {
     LogEntry { seq, payload }
 }
 
+/// A refusal begins the history of a space.
+async fn first_epoch(store: &Model, space: &SpaceId) -> Lineage {
+    let refused = Prepared {
+        writer: Writer(1),
+        user: UserTag::of("alice"),
+        mid: Mid::new(1).expect("a mid"),
+        key: MutationKey(1),
+        prev: None,
+        first: None,
+        expects: vec![],
+        action: Action::Refuse {
+            code: Code::Invalid,
+            conflicts: vec![],
+            detail: Bytes::new(),
+        },
+    };
+    let group = CommitGroup {
+        space: space.clone(),
+        planned_on: Epoch(0),
+        fresh: Epoch(7),
+        now_ms: 0,
+        items: vec![refused],
+    };
+    store.commit(group).await.unwrap().lineage
+}
+
 #[tokio::test]
 async fn a_round_of_commits_is_one_write_call_per_writable_socket() {
     let space = SpaceId::parse("list:42").unwrap();
-    let lineage = Lineage(vec![LineageEntry {
-        epoch: Epoch(7),
-        incarnation: vec![],
-        start: Seq::ZERO,
-    }]);
     let metrics = Arc::new(Metrics::default());
     let store = Arc::new(Model::new(Retention::default()));
+    let lineage = first_epoch(&store, &space).await;
+    let start = Position::new(lineage.last_epoch(), Seq::ZERO);
     let hub = Hub::new(store, HubConfig::default(), metrics.clone(), TaskTracker::new());
     let mut leases = Vec::new();
     let calls: Vec<_> = (0..10).map(|_| Arc::new(AtomicUsize::new(0))).collect();
@@ -80,12 +103,7 @@ async fn a_round_of_commits_is_one_write_call_per_writable_socket() {
         let form = Form::Msgpack;
         let joining = Joining { to, sub: 1, view, form };
         let mut lease = hub.lease(&space).await.unwrap();
-        assert!(lease.go_live(
-            joining,
-            Position::START,
-            &Lineage::default(),
-            Bytes::from_static(b"\x82\x00")
-        ));
+        assert!(lease.go_live(joining, start, &lineage, Bytes::from_static(b"\x82\x00")));
         leases.push(lease);
     }
     let mut before = 0;
