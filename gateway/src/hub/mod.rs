@@ -274,10 +274,10 @@ impl Hub {
                     let before = inner.position();
                     self.metrics.gap_commits.inc_by(commits.len() as u64);
                     let found = inner.learn(&state.lineage, &commits);
-                    inner.deliver(space.n, &self.config, &self.metrics);
                     if !inner.doubt && found != Found::Lost {
                         inner.release();
                     }
+                    inner.deliver(space.n, &self.config, &self.metrics);
                     match found {
                         Found::Lost => Fill::Lost,
                         _ if inner.doubt => continue,

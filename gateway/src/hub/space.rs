@@ -329,18 +329,21 @@ impl Inner {
         Found::Repeat
     }
 
-    /// Sends the answers whose changes will never come, since they are none of this history. Only after a read
-    /// of the log that was begun when all of them were there.
+    /// Ends the subscriptions that hold answers whose changes will never come, since they are none of this history:
+    /// who is told of such a commit has seen what is lost, and learns from a `current` what stands. Only after a
+    /// read of the log that was begun when all of the answers were there.
     pub(super) fn release(&mut self) {
         let lineage = &self.lineage;
-        for member in self.groups.iter_mut().flat_map(|group| group.members.values_mut()) {
-            let lost: Vec<_> = member
-                .held
-                .extract_if(.., |held| !lineage.holds(held.at, held.at.seq))
-                .map(|held| held.frame)
-                .collect();
-            member.to.outbox().push(lost);
+        for group in &mut self.groups {
+            let told = group.members.extract_if(.., |_, member| {
+                member.held.iter().any(|held| !lineage.holds(held.at, held.at.seq))
+            });
+            for (_, member) in told {
+                let (sub, at) = (member.sub, member.at);
+                member.end().behind(sub, at);
+            }
         }
+        self.groups.retain(|group| !group.members.is_empty());
     }
 
     pub(super) fn leave(&mut self, id: u64) {
