@@ -39,6 +39,20 @@ SCENARIOS = ["-p", "tidegate-client", "--test", "scenarios"]
 
 # name: (file, code, what to put in its place, cargo arguments, test)
 RULES = {
+    "a client's first mutation is not behind itself": (
+        "gateway/src/engine/answer.rs",
+        "*mid != FIRST && self.newcomers.holds",
+        "self.newcomers.holds",
+        LIB,
+        "engine::tests::queue::a_first_mutation_that_is_too_old_is_of_an_unknown_client_though_it_was_refused_for_now",
+    ),
+    "a catch-up goes on behind what it has sent": (
+        "gateway/src/session/catchup.rs",
+        "                *from = From::Scan(next.clone());\n",
+        "",
+        E2E,
+        "resume::a_catch_up_that_the_store_breaks_off_goes_on_behind_what_it_has_sent",
+    ),
     "mid check": (
         COMMIT,
         "        if item.mid <= client.last {",

@@ -4,7 +4,7 @@ use super::newcomers::Newcomers;
 use super::stats::EngineStats;
 use super::{Done, Engine, Refusal, Report, WriteReply, WriteRequest};
 use std::sync::Arc;
-use tidegate_protocol::{Ack, Code, Mid, OpKind, Position, Reject, SpaceId, Value, Writer};
+use tidegate_protocol::{Ack, Code, Mid, OpKind, Position, Reject, SpaceId, Value, WriteHead, Writer};
 
 /// What to tell a writer.
 pub(super) enum Answer {
@@ -86,9 +86,7 @@ impl Pending {
             // A refusal has a reason; without one the guard's answer is the safe one.
             Answer::Refused(_) => drop(self),
             // The store knows nothing of a client whose first mutation was refused for now.
-            Answer::Later(Code::ClientUnknown, _) if self.newcomers.holds(&self.request.head.space, self.writer()) => {
-                self.out_of_order(FIRST);
-            }
+            Answer::Later(Code::ClientUnknown, _) if self.follows_a_newcomer() => self.out_of_order(FIRST),
             Answer::Later(code, message) => self.later(code, message),
             Answer::OutOfOrder(expected) => self.out_of_order(expected),
         }
@@ -121,6 +119,12 @@ impl Pending {
 
     fn name(&self) -> (SpaceId, Mid) {
         (self.request.head.space.clone(), self.request.head.mid)
+    }
+
+    /// Whether the client's first mutation was refused for now, and this is one behind it.
+    fn follows_a_newcomer(&self) -> bool {
+        let WriteHead { space, mid, .. } = &self.request.head;
+        *mid != FIRST && self.newcomers.holds(space, self.writer())
     }
 
     fn writer(&self) -> Writer {

@@ -101,11 +101,14 @@ impl CatchUp {
         match from {
             From::At(position) => match self.by_log(lease, position).await? {
                 Logged::Live(lease) => Ok(Step::Live(lease)),
-                Logged::Elsewhere(lease, position) => self.by_scan(lease, Some(position), None).await,
+                Logged::Elsewhere(lease, position) => self.by_scan(lease, Some(position), from).await,
                 Logged::Lost => Ok(Step::Again(From::Nothing)),
             },
-            From::Scan(cursor) => self.by_scan(lease, cursor.after, Some(cursor.clone())).await,
-            From::Nothing => self.by_scan(lease, None, None).await,
+            From::Scan(cursor) => {
+                let after = cursor.after;
+                self.by_scan(lease, after, from).await
+            }
+            From::Nothing => self.by_scan(lease, None, from).await,
         }
     }
 
@@ -217,17 +220,16 @@ impl CatchUp {
         at
     }
 
-    /// What changed after `after`, or the whole.
-    async fn by_scan(
-        &self,
-        mut lease: Lease,
-        after: Option<Position>,
-        from: Option<Cursor>,
-    ) -> Result<Step, StoreError> {
+    /// What changed after `after`, or the whole. `from` moves with what has been sent: another attempt goes on behind
+    /// it, or says that it does not.
+    async fn by_scan(&self, mut lease: Lease, after: Option<Position>, from: &mut From) -> Result<Step, StoreError> {
         let config = &self.node.config;
         let mode = if after.is_some() { Mode::Delta } else { Mode::Reset };
-        let resumed = from.is_some();
-        let mut cursor = from;
+        let mut cursor = match from {
+            From::Scan(cursor) => Some(cursor.clone()),
+            From::At(_) | From::Nothing => None,
+        };
+        let resumed = cursor.is_some();
         let mut begun = false;
         let mut budget = config.limits.page_bytes;
         let mut behind = u64::MAX;
@@ -278,6 +280,7 @@ impl CatchUp {
                     docs,
                     cursor: cursor::encode(next),
                 });
+                *from = From::Scan(next.clone());
             }
             if let Some((state, last_mid)) = done {
                 if self.go_live(&mut lease, state.head, &state.lineage, last_mid) {

@@ -2,6 +2,7 @@
 
 use crate::support::*;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tempfile::TempDir;
 use tidegate::server::ServerConfig;
 use tidegate::store::Retention;
@@ -255,6 +256,39 @@ async fn a_broken_catch_up_goes_on_where_it_broke_also_after_a_restart() {
     assert_eq!(replica.docs, fresh(&gateway, "s").await.docs);
     assert_eq!(replica.int("d/000", "n"), Some(-1));
     assert!(!replica.docs.contains_key("d/001"));
+}
+
+#[tokio::test]
+async fn a_catch_up_that_the_store_breaks_off_goes_on_behind_what_it_has_sent() {
+    let dir = Arc::new(TempDir::new().unwrap());
+    let store = open_store(dir.path(), Retention::default());
+    let gate = Gate::new(store.clone());
+    let gateway = Gateway::on(dir, store, gate.clone(), small_pages()).await;
+    let mut writer = WriterState::new("s", 1, gateway.peer("w").await.now);
+    write_all(&gateway, &mut writer, sets(0..120, 120)).await;
+    let mut peer = gateway.peer("r").await;
+    let (first, go) = gate.hold("changes");
+    peer.sub("s", None, None, None).await;
+    first.await.unwrap();
+    gate.closed.store(true, Ordering::Relaxed);
+    go.send(()).unwrap();
+    let (mut begins, mut docs) = (Vec::new(), Vec::new());
+    loop {
+        match peer.next().await {
+            ServerMessage::Begin(begin) => begins.push(begin.resumed),
+            ServerMessage::Page { docs: page, .. } => {
+                docs.extend(page.into_iter().map(|change| change.doc));
+                gate.closed.store(false, Ordering::Relaxed);
+            }
+            ServerMessage::Current { .. } => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(begins, [false, true], "from a page that it had not before");
+    let sent = docs.len();
+    docs.sort();
+    docs.dedup();
+    assert_eq!((sent, docs.len()), (120, 120), "each once");
 }
 
 #[tokio::test]

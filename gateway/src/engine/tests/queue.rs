@@ -144,6 +144,7 @@ impl Publish for Events {
 
 struct Rig {
     store: Arc<Faulty>,
+    clock: Arc<Ticks>,
     engine: Arc<Engine>,
     tasks: TaskTracker,
     sender: mpsc::UnboundedSender<Event>,
@@ -160,18 +161,19 @@ impl Rig {
             reads: Mutex::default(),
         });
         let (sender, events) = mpsc::unbounded_channel();
-        let (tasks, env) = (TaskTracker::new(), Arc::new(Ticks::default()));
+        let (tasks, clock) = (TaskTracker::new(), Arc::new(Ticks::default()));
         let engine = Engine::new(
             store.clone(),
             Arc::new(Events(sender.clone())),
             Arc::new(DevAuthoriser),
-            env,
+            clock.clone(),
             Limits::default(),
             config,
             tasks.clone(),
         );
         Self {
             store,
+            clock,
             engine,
             tasks,
             sender,
@@ -519,6 +521,22 @@ async fn a_store_that_stays_away_makes_writes_unavailable_and_one_that_comes_bac
     );
     rig.submit(1, 1, vec![inc("n", "a", 1)]);
     assert_eq!(rig.acked().await, 1);
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_mutation_that_is_too_old_is_of_an_unknown_client_though_it_was_refused_for_now() {
+    let mut rig = Rig::new((0..5).map(|_| Fault::Refuse), EngineConfig::default());
+    rig.submit(1, 1, vec![inc("n", "a", 1)]);
+    assert_eq!(rig.rejected().await.code, Code::Unavailable);
+    rig.clock
+        .0
+        .store(crate::store::Retention::default().clients_ms, Ordering::Relaxed);
+    for mid in [1, 2] {
+        rig.submit(1, mid, vec![inc("n", "a", 1)]);
+        let reject = rig.rejected().await;
+        assert_eq!((reject.code, reject.expected), (Code::ClientUnknown, None), "mid {mid}");
+    }
     rig.end().await;
 }
 
