@@ -5,6 +5,7 @@
 //! while it is overlaid on a confirmed state that has not reached it (see [`Mutation::overlaid`]).
 
 use crate::sync::Entropy;
+use crate::sync::event::NewIdReason;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use tidegate_protocol::limits::UNANSWERED;
@@ -142,6 +143,7 @@ struct Sending {
 /// What an answer is to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Answered {
+    /// The mutation, if it is listed: queued, or acked and overlaid.
     pub(crate) id: Option<MutationId>,
     /// The highest mid acked when it was sent.
     pub(crate) acked: Mid,
@@ -260,20 +262,21 @@ impl Queue {
         }
     }
 
-    /// A mutation was accepted: it leaves the queue, and stays listed while it is overlaid.
-    pub(crate) fn accept(&mut self, id: MutationId, position: Position, wall_ms: u64) {
+    /// A mutation was accepted: it leaves the queue, and stays listed while it is overlaid. Says whether for the
+    /// first time.
+    pub(crate) fn accept(&mut self, id: MutationId, position: Position, wall_ms: u64) -> bool {
         let Some(mutation) = self.mutations.get_mut(&id) else {
-            return;
+            return false;
         };
-        if mutation.answer.replace(position).is_none() {
-            self.sealed -= 1;
-        }
+        let first = mutation.answer.replace(position).is_none();
+        self.sealed -= usize::from(first);
         if let Some(seal) = mutation.seal {
             self.identity.acked = self.identity.acked.max(seal.mid);
             self.identity.acked_at = wall_ms;
             self.identity_changed = true;
         }
         self.changed.push(id);
+        first
     }
 
     /// A new epoch counts acks of the one before it as its own.
@@ -298,6 +301,18 @@ impl Queue {
     /// Whether the mutation of this mid is held: what `out_of_order` asks for can be sent.
     pub(crate) fn holds(&self, mid: Mid) -> bool {
         self.sealed_from(mid).next().is_some_and(|(_, seal)| seal.mid == mid) || mid == self.identity.next_mid
+    }
+
+    /// Whether a mid is on its way, so that an answer is still to come.
+    pub(crate) fn is_sent(&self, mid: Mid) -> bool {
+        self.outstanding.contains_key(&mid)
+    }
+
+    /// Whether a mutation of a mid before this one waits for its answer.
+    pub(crate) fn waits_before(&self, mid: Mid) -> bool {
+        self.sealed_from(Mid::ZERO)
+            .next()
+            .is_some_and(|(_, seal)| seal.mid < mid)
     }
 
     /// Queued mutations with a mid of the present id that is `from` or later.
@@ -397,11 +412,12 @@ impl Queue {
         if sending.client != self.identity.client {
             return None;
         }
-        let id = self
-            .sealed_from(mid)
-            .next()
-            .filter(|(_, seal)| seal.mid == mid)
-            .map(|(m, _)| m.id);
+        let named = |m: &&Mutation| {
+            m.seal
+                .is_some_and(|seal| seal.client == sending.client && seal.mid == mid)
+        };
+        let mut sealed = self.mutations.values().take_while(|m| m.seal.is_some());
+        let id = sealed.find(named).map(|m| m.id);
         Some(Answered {
             id,
             acked: sending.acked,
@@ -418,9 +434,10 @@ impl Queue {
             .next()
     }
 
-    /// Takes a new id. Queued mutations of which `keep` says so are renumbered under it, in order; the
-    /// others are taken out and returned.
-    pub(crate) fn take_new_id(&mut self, client: ClientId, keep_sealed: bool) -> Vec<Mutation> {
+    /// Takes a new id. Queued mutations are renumbered under it, in order, if none of them was applied; else those
+    /// that were sealed are taken out and returned.
+    pub(crate) fn take_new_id(&mut self, client: ClientId, why: NewIdReason) -> Vec<Mutation> {
+        let keep_sealed = matches!(why, NewIdReason::Cloned | NewIdReason::Gap);
         let mut out = Vec::new();
         self.identity = Identity::new(client);
         self.identity_changed = true;
@@ -434,7 +451,8 @@ impl Queue {
             if keep_sealed {
                 if let Some(mutation) = self.mutations.get_mut(&id) {
                     mutation.seal = None;
-                    mutation.overlaid = true;
+                    // What was taken for its change was another's.
+                    mutation.overlaid |= why == NewIdReason::Cloned;
                 }
                 self.changed.push(id);
             } else {

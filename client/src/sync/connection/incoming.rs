@@ -15,10 +15,13 @@ impl Machine {
                 let Some(name) = self.subs.get(&begin.id).cloned() else {
                     return Ok(());
                 };
-                self.numbers.retain(|_, space| *space != name);
-                self.numbers.insert(begin.n, name.clone());
                 // What this subscription replaced is answered in full.
                 self.subs.retain(|id, space| *space != name || *id >= begin.id);
+                if !self.spaces.get(&name).is_some_and(Space::is_subscribed) {
+                    return Ok(());
+                }
+                self.numbers.retain(|_, space| *space != name);
+                self.numbers.insert(begin.n, name.clone());
                 self.in_space(&name, |space, _| space.begin(&begin))
             }
             ServerMessage::Page { id, docs, cursor } => {

@@ -151,7 +151,8 @@ impl Machine {
         let Some(id) = self.spaces.get_mut(space).map(Space::unsubscribe) else {
             return;
         };
-        self.forget_subscription(space);
+        // It may be denied yet, with a purge.
+        self.numbers.retain(|_, name| name != space);
         if let (Some(id), Phase::Online(session)) = (id, &mut self.phase) {
             session.unsubs.push_back(id);
         }
@@ -461,11 +462,6 @@ impl Machine {
             }
             self.wake(&name);
         }
-    }
-
-    fn forget_subscription(&mut self, name: &SpaceId) {
-        self.subs.retain(|_, space| space != name);
-        self.numbers.retain(|_, space| space != name);
     }
 }
 

@@ -103,6 +103,11 @@ impl Space {
         write.into_iter().chain(self.resubscribe_at).min()
     }
 
+    /// Whether a subscription was sent on this connection, and is not ended.
+    pub(crate) fn is_subscribed(&self) -> bool {
+        self.sent.is_some()
+    }
+
     /// Whether this is of the subscription sent last, rather than of one that it replaces.
     fn is_of_latest(&self, id: u64) -> bool {
         self.sent.as_ref().is_some_and(|sent| sent.id == id)
@@ -172,6 +177,7 @@ impl Space {
         if let Some(before) = before.filter(|before| before.epoch != position.epoch) {
             self.drop_acks_of_ended_epoch(before);
         }
+        self.ask_about_acks();
         self.events.push(SpaceEvent::Confirmed(items));
         self.denied = None;
         self.set_live(true);
@@ -185,13 +191,14 @@ impl Space {
     /// The state of a `current` holds the client's mutations up to `reached`, or they were refused.
     fn settle_overlay(&mut self, reached: Mid, mode: Mode) {
         let client = self.queue.identity().client;
-        let sealed: Vec<_> = self
+        let known: Vec<_> = self
             .queue
             .iter()
-            .filter_map(|m| Some((m.id, m.seal.filter(|seal| seal.client == client)?.mid, m.is_queued())))
+            .filter(|m| m.seal.is_none_or(|seal| seal.client == client))
+            .map(|m| (m.id, m.seal.map(|seal| seal.mid), m.is_queued()))
             .collect();
-        for (id, mid, queued) in sealed {
-            if mid <= reached {
+        for (id, mid, queued) in known {
+            if mid.is_some_and(|mid| mid <= reached) {
                 self.end_overlay(id);
             } else if mode == Mode::Reset && queued && self.queue.set_overlaid(id, true) {
                 // Its change had been seen, and is not in the new history.
@@ -226,6 +233,22 @@ impl Space {
             .collect();
         for id in ids {
             self.end_overlay(id);
+        }
+    }
+
+    /// No position will ever confirm what was acked in an epoch that the confirmed state neither stands in nor has
+    /// gone through. A catch-up that is asked for after the last answer tells whether it is in the state or lost.
+    fn ask_about_acks(&mut self) {
+        let Some(position) = self.replica.position() else {
+            return;
+        };
+        let asked = self.sent.as_ref().is_none_or(|sent| !sent.answered);
+        let settled = |m: &Mutation| {
+            m.answer.is_some_and(|ack| ack.epoch != position.epoch)
+                && !m.seal.is_some_and(|seal| self.queue.is_sent(seal.mid))
+        };
+        if !asked && self.queue.iter().any(settled) {
+            self.needs_sub = true;
         }
     }
 
@@ -285,6 +308,9 @@ impl Space {
             if ack.seq <= position.seq {
                 self.queue.set_answer(id, Position::new(position.epoch, ack.seq));
             } else if seal.client == self.queue.identity().client {
+                if self.queue.is_sent(seal.mid) {
+                    continue;
+                }
                 lost = Some(lost.map_or(seal.mid, |from| from.min(seal.mid)));
             } else {
                 self.end_overlay(id);
@@ -333,7 +359,8 @@ impl Space {
             (Some(_), Some(present)) => Position::new(present.epoch, ack.position.seq),
             _ => ack.position,
         };
-        self.queue.accept(id, position, now.wall_ms);
+        // Of a repeat the answer is the one that counts: the first may be of a history that was lost.
+        let first = self.queue.accept(id, position, now.wall_ms);
         self.touch(id);
         self.confirm_position();
         if self.queue.get(id).is_some_and(|m| !m.overlaid) {
@@ -341,6 +368,7 @@ impl Space {
         } else if self.wanted.is_none() || self.denied.is_some() {
             self.bound_unconfirmed();
         }
+        self.ask_about_acks();
         let Ack {
             mid,
             position,
@@ -354,11 +382,13 @@ impl Space {
             conflicts,
             skipped,
         });
-        self.events.push(SpaceEvent::Settled {
-            id,
-            outcome,
-            ops: Vec::new(),
-        });
+        if first {
+            self.events.push(SpaceEvent::Settled {
+                id,
+                outcome,
+                ops: Vec::new(),
+            });
+        }
         self.finish();
     }
 
@@ -383,6 +413,12 @@ impl Space {
         match reject.code.row().action {
             Action::Settle => {
                 let Some(id) = answered.id else { return };
+                if self.queue.get(id).is_some_and(|m| !m.is_queued()) {
+                    // Acked in a history that was lost, and refused when it was sent again.
+                    self.report_lost(reject.mid, reject.mid);
+                    self.finish();
+                    return;
+                }
                 let Reject {
                     code,
                     message,
@@ -409,17 +445,24 @@ impl Space {
                         self.queue.go_back(expected);
                     }
                 }
-                // What the gateway waits for is not here, so nothing of the queue was applied.
+                // What the gateway waits for is not here. What comes before that was applied, or refused: the answers
+                // are on their way.
+                Some(expected) if self.queue.waits_before(expected) => self.back_off(now, &reject, answered.sent_again),
+                // Nothing of the queue was applied.
                 Some(_) => self.take_new_id(NewIdReason::Gap, entropy),
                 // Nothing, or what was sent just now: sending it at once would get the same answer.
                 None => self.back_off(now, &reject, answered.sent_again),
             },
             Action::NewClient if reject.code == Code::ClientCloned => self.take_new_id(NewIdReason::Cloned, entropy),
             Action::NewClient => {
-                if answered.acked > Mid::ZERO && !may_be_forgotten(now, self.queue.identity().acked_at) {
-                    self.lose(Mid::ZERO.next(), entropy);
-                } else {
+                let identity = self.queue.identity();
+                if identity.acked == Mid::ZERO || may_be_forgotten(now, identity.acked_at) {
                     self.take_new_id(NewIdReason::Unknown, entropy);
+                } else if answered.acked > Mid::ZERO {
+                    self.lose(Mid::ZERO.next(), entropy);
+                } else if !answered.sent_again {
+                    // Acked since: the answer to what is sent now tells.
+                    self.queue.go_back(reject.mid);
                 }
             }
             _ => self.back_off(now, &reject, answered.sent_again),
@@ -437,14 +480,19 @@ impl Space {
     /// The gateway lost mutations that it had acked: all from this one on, those too whose ack came after what showed
     /// the loss was asked for. None of them can be of the history that goes on, which has not come to the first.
     fn lose(&mut self, from: Mid, entropy: &mut dyn Entropy) {
-        let identity = self.queue.identity();
-        let (client, through) = (identity.client, identity.acked);
+        self.report_lost(from, self.queue.identity().acked);
+        self.take_new_id(NewIdReason::Loss, entropy);
+    }
+
+    /// Tells the app that the gateway lost mutations that it had acked.
+    fn report_lost(&mut self, from: Mid, through: Mid) {
+        let client = self.queue.identity().client;
         let known: Vec<_> = self
             .queue
             .iter()
             .filter(|m| !m.is_queued())
             .filter_map(|m| Some((m, m.seal?)))
-            .filter(|(_, seal)| seal.client == client && seal.mid >= from)
+            .filter(|(_, seal)| seal.client == client && (from..=through).contains(&seal.mid))
             .map(|(m, seal)| LostMutation {
                 id: m.id,
                 mid: seal.mid,
@@ -460,13 +508,11 @@ impl Space {
             through,
             known,
         }));
-        self.take_new_id(NewIdReason::Loss, entropy);
     }
 
     fn take_new_id(&mut self, why: NewIdReason, entropy: &mut dyn Entropy) {
         let client = ClientId(entropy.next_u64());
-        let keep_sealed = matches!(why, NewIdReason::Cloned | NewIdReason::Gap);
-        for mutation in self.queue.take_new_id(client, keep_sealed) {
+        for mutation in self.queue.take_new_id(client, why) {
             self.overlay.remove(&mutation);
             self.dirty.extend(mutation.docs().cloned());
             let Mutation { id, ops, .. } = mutation;
