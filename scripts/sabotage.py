@@ -40,17 +40,24 @@ SCENARIOS = ["-p", "tidegate-client", "--test", "scenarios"]
 
 # name: (file, code, what to put in its place, cargo arguments, test)
 RULES = {
-    "a purge is heeded after the end": (
-        "client/src/sync/connection/mod.rs",
-        "        self.numbers.retain(|_, name| name != space);\n",
-        "        self.numbers.retain(|_, name| name != space);\n        self.subs.retain(|_, name| name != space);\n",
-        SCENARIOS,
-        "the_machine_does_what_every_scenario_says",
+    "a catch-up goes on behind what it has sent": (
+        "gateway/src/session/catchup.rs",
+        "                *from = From::Scan(next.clone());\n",
+        "",
+        E2E,
+        "resume::a_catch_up_that_the_store_breaks_off_goes_on_behind_what_it_has_sent",
     ),
-    "what comes before a gap was applied": (
+    "a client's first mutation is not behind itself": (
+        "gateway/src/engine/answer.rs",
+        "*mid != FIRST && self.newcomers.holds",
+        "self.newcomers.holds",
+        LIB,
+        "engine::tests::queue::a_first_mutation_that_is_too_old_is_of_an_unknown_client_though_it_was_refused_for_now",
+    ),
+    "of an ack elsewhere a catch-up tells": (
         STREAM,
-        "Some(expected) if self.queue.waits_before(expected) =>",
-        "Some(expected) if false && self.queue.waits_before(expected) =>",
+        "        if !asked && self.queue.iter().any(settled) {",
+        "        if false && !asked && self.queue.iter().any(settled) {",
         SCENARIOS,
         "the_machine_does_what_every_scenario_says",
     ),
@@ -61,26 +68,19 @@ RULES = {
         SCENARIOS,
         "the_machine_does_what_every_scenario_says",
     ),
-    "of an ack elsewhere a catch-up tells": (
+    "what comes before a gap was applied": (
         STREAM,
-        "        if !asked && self.queue.iter().any(settled) {",
-        "        if false && !asked && self.queue.iter().any(settled) {",
+        "Some(expected) if self.queue.waits_before(expected) =>",
+        "Some(expected) if false && self.queue.waits_before(expected) =>",
         SCENARIOS,
         "the_machine_does_what_every_scenario_says",
     ),
-    "a client's first mutation is not behind itself": (
-        "gateway/src/engine/answer.rs",
-        "*mid != FIRST && self.newcomers.holds",
-        "self.newcomers.holds",
-        LIB,
-        "engine::tests::queue::a_first_mutation_that_is_too_old_is_of_an_unknown_client_though_it_was_refused_for_now",
-    ),
-    "a catch-up goes on behind what it has sent": (
-        "gateway/src/session/catchup.rs",
-        "                *from = From::Scan(next.clone());\n",
-        "",
-        E2E,
-        "resume::a_catch_up_that_the_store_breaks_off_goes_on_behind_what_it_has_sent",
+    "a purge is heeded after the end": (
+        "client/src/sync/connection/mod.rs",
+        "        self.numbers.retain(|_, name| name != space);\n",
+        "        self.numbers.retain(|_, name| name != space);\n        self.subs.retain(|_, name| name != space);\n",
+        SCENARIOS,
+        "the_machine_does_what_every_scenario_says",
     ),
     "mid check": (
         COMMIT,
@@ -695,6 +695,20 @@ RULES = {
         SCENARIOS,
         "the_machine_does_what_every_scenario_says",
     ),
+    "checker: copies are applied once each": (
+        "history/src/space.rs",
+        "applied.is_copied() && applied.times(&self.truth, here) <= applied.holders;",
+        "applied.is_copied();",
+        BROKEN,
+        "mutations::a_copy_is_applied_once_for_each_storage_and_not_where_it_was_refused",
+    ),
+    "checker: what an app was told is kept over a restart": (
+        "history/src/app.rs",
+        "        of.acked.clone_from(&of.kept);",
+        "        of.acked.clear();",
+        BROKEN,
+        "mutations::a_loss_of_what_an_app_was_told_before_a_restart_is_to_be_reported_after_it",
+    ),
     "client: a loss takes along what was acked since": (
         "client/src/sync/space/stream.rs",
         "self.report_lost(from, self.queue.identity().acked);",
@@ -703,7 +717,7 @@ RULES = {
         "the_machine_does_what_every_scenario_says",
     ),
     "checker: each own mutation in a view, once": (
-        "history/src/app.rs",
+        "history/src/view.rs",
         "        if count < expected || count > expected + perhaps {",
         "        if count < 0 {",
         BROKEN,

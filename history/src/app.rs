@@ -1,32 +1,36 @@
 //! What clients send, are answered and show their apps.
 
 use crate::event::{Docs, Fate, Tag};
+use crate::fold::Map;
 use crate::report::{Breach, Out};
-use crate::space::{Answer, Held, Move, Mutation, Own, Space, What, count_in};
+use crate::space::{Acked, Answer, Bearer, Covered, Held, Move, Mutation, Own, Space, What};
 use crate::trace::{Who, short, short_writer};
 use crate::truth::{Covers, Node, START};
 use crate::workload;
-use tidegate_protocol::{ClientId, Code, Mid, Mode, Position, Sub, Value, Write, Writer};
+use tidegate_protocol::{ClientId, Code, Mid, Mode, Position, Sub, Write, Writer};
 
 impl Space {
-    fn who(&self, replica: usize) -> Who {
+    pub(crate) fn who(&self, replica: usize) -> Who {
         Who::Installation(self.replicas[replica].installation)
     }
 
     // What is sent, and answered.
 
     /// A `sub`: it says where the client stands, and what it has staged.
-    pub(crate) fn asks(&mut self, out: &mut Out, replica: usize, sub: &Sub) {
+    pub(crate) fn asks(&mut self, out: &mut Out, replica: usize, sub: &Sub, client: Option<(ClientId, Writer)>) {
         self.must_report(out, replica);
+        if let Some((client, writer)) = client {
+            self.bears(replica, client, writer);
+        }
         let of = &mut self.replicas[replica];
         of.observed = true;
-        of.log_to = None;
-        if sub.client.is_some() {
-            of.client = sub.client;
-        }
         let Some(from) = &sub.from else {
-            of.held = None;
             of.staged.clear();
+            let held = of.held.take().filter(|_| !of.own.is_empty());
+            if let Some(held) = held {
+                let text = format!("{} says it is nowhere, and was brought there", self.who(replica));
+                self.breach(out, Breach::Misplaced, Some(held.position), text);
+            }
             return;
         };
         let staged = from
@@ -45,20 +49,37 @@ impl Space {
         }
     }
 
+    /// The replica's client is this one.
+    fn bears(&mut self, replica: usize, client: ClientId, writer: Writer) {
+        let of = &mut self.replicas[replica];
+        if of.client != Some(client) {
+            of.client = Some(client);
+            (of.sent, of.told) = (Mid::ZERO, Mid::ZERO);
+        }
+        let storage = of.storage;
+        let bearer = self.clients.entry(client).or_insert(Bearer {
+            storage,
+            writer,
+            shared: false,
+        });
+        bearer.shared |= bearer.storage != storage;
+    }
+
     /// A `write`.
     pub(crate) fn writes(&mut self, out: &mut Out, replica: usize, writer: Writer, write: &Write) {
         self.must_report(out, replica);
         let (client, mid) = (write.head.client, write.head.mid);
-        self.replicas[replica].client = Some(client);
-        let own = workload::tag_of(&write.ops).and_then(|tag| self.replicas[replica].by_tag.get(&tag).copied());
-        if let Some(own) = own {
-            let own = &mut self.replicas[replica].own[own];
+        self.bears(replica, client, writer);
+        let of = &mut self.replicas[replica];
+        of.sent = of.sent.max(mid);
+        if let Some(index) = workload::tag_of(&write.ops).and_then(|tag| of.by_tag.get(&tag).copied()) {
+            of.by_name.insert((client, mid), index);
+            let own = &mut of.own[index];
             if own.sent != Some((client, mid)) {
                 own.sent = Some((client, mid));
-                own.covered = false;
+                (own.heard, own.covered, own.unsure) = (None, None, false);
             }
         }
-        self.clients.insert((replica, client), writer);
         let highest = self.sent_max.entry(writer).or_default();
         *highest = mid.max(*highest);
         let known = self.mutations.get(&(writer, mid));
@@ -95,8 +116,9 @@ impl Space {
         position: Position,
     ) -> bool {
         let name = || format!("{} mid {mid}", short_writer(writer));
-        let highest = self.replicas[replica].acked.entry(client).or_default();
-        *highest = mid.max(*highest);
+        let of = &mut self.replicas[replica];
+        of.acked.entry(client).or_default().note(mid, out.event());
+        self.hears(replica, (client, mid), Ok(position));
         let Some(at) = self.place(out, position).filter(|at| *at != START) else {
             self.breach(
                 out,
@@ -156,15 +178,48 @@ impl Space {
     }
 
     /// A refusal that consumes the mid.
-    pub(crate) fn refused(&mut self, out: &mut Out, (writer, mid): (Writer, Mid), code: Code) {
+    pub(crate) fn refused(
+        &mut self,
+        out: &mut Out,
+        replica: usize,
+        (client, writer, mid): (ClientId, Writer, Mid),
+        code: Code,
+    ) {
         out.counts().refusals += 1;
+        self.hears(replica, (client, mid), Err(code));
         let (event, what) = (out.event(), Err(code));
         if let Some(mutation) = self.mutations.get_mut(&(writer, mid)) {
             mutation.answer = Some(Answer { what, event });
         }
-        if let Some(at) = self.find_mid(self.truth.tip, writer, mid) {
+        if let Some(at) = self.truth.find_mid(self.truth.tip, writer, mid) {
             let text = format!("{} mid {mid} is refused, {code}", short_writer(writer));
             self.breach(out, Breach::RefusedApplied, Some(self.truth.position(at)), text);
+        }
+    }
+
+    /// An answer reaches the storage that sent this.
+    fn hears(&mut self, replica: usize, name: (ClientId, Mid), answer: Result<Position, Code>) {
+        let of = &mut self.replicas[replica];
+        let own = of.by_name.get(&name).map(|index| &mut of.own[*index]);
+        if let Some(own) = own.filter(|own| own.sent == Some(name)) {
+            own.heard = Some(answer);
+            own.stood = of.held.as_ref().map(|held| held.position.epoch);
+        }
+    }
+
+    /// The client is told to take a new id. What it sent and goes on to send is as if it had never been sent.
+    pub(crate) fn disowned(&mut self, replica: usize, client: ClientId) {
+        let of = &mut self.replicas[replica];
+        if of.client != Some(client) {
+            return;
+        }
+        of.client = None;
+        for index in &of.open {
+            let own = &mut of.own[*index];
+            if own.fate.is_none() && own.sent.is_some_and(|(by, _)| by == client) {
+                own.sent = None;
+                (own.heard, own.covered, own.unsure) = (None, None, false);
+            }
         }
     }
 
@@ -177,7 +232,7 @@ impl Space {
     }
 
     /// What the client knows is reported before it does anything else.
-    fn must_report(&mut self, out: &mut Out, replica: usize) {
+    pub(crate) fn must_report(&mut self, out: &mut Out, replica: usize) {
         let of = &mut self.replicas[replica];
         if let Some((client, from)) = of.owes.take()
             && !of.own.is_empty()
@@ -190,27 +245,57 @@ impl Space {
         }
     }
 
-    /// A `current` says what of the client's own mutations is in the state. With `acked`, the highest mid acked
+    /// A `current` says what of the client's own mutations is in the state. With `acked`, what had been acked
     /// before the `sub` that it is the first to answer, it may tell of a loss.
     pub(crate) fn told_last_mid(
         &mut self,
         replica: usize,
         client: ClientId,
         last_mid: Option<Mid>,
-        mode: Mode,
-        acked: Option<Mid>,
+        (mode, covered): (Mode, Covered),
+        acked: Option<Acked>,
     ) {
         let reached = last_mid.unwrap_or(Mid::ZERO);
         let of = &mut self.replicas[replica];
-        for own in &of.open {
-            let own = &mut of.own[*own];
-            if let Some((_, mid)) = own.sent.filter(|(sent_by, _)| *sent_by == client) {
-                own.covered = mid <= reached || own.covered && mode != Mode::Reset;
+        if of.client == Some(client) {
+            of.told = of.told.max(reached);
+        }
+        for index in &of.open {
+            let own = &mut of.own[*index];
+            let Some((sent_by, mid)) = own.sent else { continue };
+            if sent_by != client {
+                // Under an id that was given up nobody tells whether it is in the state.
+                own.unsure |= acked.is_some() && own.fate == Some(Fate::Acked);
+                continue;
+            }
+            // One that was acked may have been purged, which nothing takes back.
+            own.unsure &= own.fate == Some(Fate::Acked);
+            if mid <= reached {
+                own.covered.get_or_insert(covered);
+            } else if mode == Mode::Reset {
+                own.covered = None;
             }
         }
-        let aged = last_mid.is_none() && self.aged.is_some();
-        if acked.is_some_and(|acked| reached < acked) && !aged {
+        let Some(acked) = acked else { return };
+        let aged = last_mid.is_none() && self.aged.is_some_and(|aged| acked.event < aged);
+        if reached < acked.mid && !aged {
             self.owes(replica, client, reached.next());
+        }
+    }
+
+    /// All that it held is to be forgotten.
+    pub(crate) fn purged(&mut self, replica: usize) {
+        let of = &mut self.replicas[replica];
+        of.staged.clear();
+        let Some(held) = of.held.take() else { return };
+        let at = self.truth.resolve(held.position);
+        of.purged = Some(held);
+        for index in &of.open {
+            let own = &mut of.own[*index];
+            let applied = self.tags.get(&own.tag);
+            let was_in = applied.is_some_and(|applied| at.is_none_or(|at| applied.is_in(&self.truth, at)));
+            let acked = own.fate == Some(Fate::Acked);
+            own.unsure |= own.covered.take().is_some() || was_in || acked;
         }
     }
 
@@ -240,25 +325,47 @@ impl Space {
 
     /// The storage holds that now: its own of before, or another.
     pub(crate) fn stands(&mut self, out: &mut Out, replica: usize, held: Option<Held>, copied: bool) {
+        let truth = &self.truth;
         let of = &mut self.replicas[replica];
         of.staged.clear();
-        let before = std::mem::replace(&mut of.held, held.clone());
-        of.client = None;
+        let before = std::mem::replace(&mut of.held, held.clone()).or(of.purged.take());
         of.owes = None;
-        // Neither the last ack nor the last `current` need have been stored.
-        of.acked.clear();
-        for own in &mut of.own {
-            own.unsure |= std::mem::take(&mut own.covered);
-        }
         if copied {
+            self.storages += 1;
+            of.storage = self.storages;
+            of.client = None;
+            of.by_name.clear();
+            of.acked.clear();
+            of.kept.clear();
+            of.lost.clear();
+            for own in &mut of.own {
+                own.sent = None;
+                own.unsure = true;
+            }
             return;
+        }
+        // An ack may not have been stored of which no app was told yet, and a `current` neither.
+        of.acked.clone_from(&of.kept);
+        let stands = held.as_ref().map(|held| held.position);
+        let leads = |a: Position, b: Option<Position>| {
+            let b = b.map_or(Some(START), |b| truth.resolve(b));
+            truth.resolve(a).zip(b).is_some_and(|(a, b)| truth.leads_to(a, b))
+        };
+        for index in &of.open {
+            let own = &mut of.own[*index];
+            let Some(Covered { from, to }) = own.covered else {
+                continue;
+            };
+            let kept = stands == Some(to) && from != stands || stands != Some(to) && leads(to, stands);
+            let unkept = stands != Some(to) && (stands == from || stands.is_none_or(|stands| leads(stands, Some(to))));
+            own.covered = own.covered.filter(|_| kept);
+            own.unsure |= !kept && !unkept;
         }
         // What is stored is what was delivered, or less.
         let place = |held: &Option<Held>| match held {
             Some(held) => self.truth.resolve(held.position),
             None => Some(START),
         };
-        // Of a purge that was not stored nothing is left.
         if let (Some(is), Some(was)) = (place(&held), place(&before))
             && before.is_some()
             && !self.truth.leads_to(is, was)
@@ -283,9 +390,11 @@ impl Space {
     // What apps issue and are told.
 
     pub(crate) fn issued(&mut self, replica: usize, tag: Tag, counts: bool) {
-        let elsewhere = self.replicas.iter().any(|replica| replica.by_tag.contains_key(&tag));
+        let mut copied = false;
         if counts {
-            self.tags.entry(tag).or_default().copied |= elsewhere;
+            let applied = self.tags.entry(tag).or_default();
+            applied.holders += 1;
+            copied = applied.is_copied();
         }
         let of = &mut self.replicas[replica];
         let index = of.own.len();
@@ -297,11 +406,13 @@ impl Space {
             tag,
             counts,
             fate: None,
-            event: 0,
             lost: false,
             sent: None,
-            covered: false,
-            unsure: false,
+            heard: None,
+            stood: None,
+            covered: None,
+            // A `last_mid` that its first holder was told may cover it.
+            unsure: copied,
         });
     }
 
@@ -315,7 +426,12 @@ impl Space {
         out.counts().fates += 1;
         let own = &mut of.own[index];
         own.fate = Some(fate);
-        own.event = out.event();
+        if fate == Fate::Acked
+            && let Some((client, mid)) = own.sent
+            && let Some(acked) = of.acked.get(&client)
+        {
+            of.kept.entry(client).or_default().note(mid, acked.event);
+        }
         if fate != Fate::Acked {
             of.open.retain(|open| *open != index);
         }
@@ -323,6 +439,7 @@ impl Space {
 
     pub(crate) fn lost(&mut self, out: &mut Out, replica: usize, client: ClientId, (from, through): (Mid, Mid)) {
         let of = &mut self.replicas[replica];
+        of.lost.insert(client, from);
         of.owes = of.owes.filter(|(owed, _)| *owed != client);
         // It has given that id up: what is still answered to it is no news.
         of.client = of.client.filter(|present| *present != client);
@@ -335,12 +452,18 @@ impl Space {
         let own = &of.own;
         of.open.retain(|open| !own[*open].lost);
         let installation = of.installation;
-        // Of which writer the client is, its mutations say.
-        let writer = self.writer_of(replica, client);
+        // Of which writer the client is, its mutations say. What is lost to one of several that bear it, another may have
+        // had applied.
+        let bearer = self.clients.get(&client);
+        let shared = bearer.is_some_and(|bearer| bearer.shared);
+        let writer = bearer.map(|bearer| bearer.writer);
         let mut falsely = None;
+        let sent = writer
+            .and_then(|writer| self.sent_max.get(&writer))
+            .map_or(0, |mid| mid.get());
         for (writer, mid) in writer
             .into_iter()
-            .flat_map(|writer| (from.get()..=through.get()).map(move |mid| (writer, mid)))
+            .flat_map(|writer| (from.get()..=through.get().min(sent)).map(move |mid| (writer, mid)))
         {
             let Some(mutation) = Mid::new(mid).and_then(|mid| self.mutations.get_mut(&(writer, mid))) else {
                 continue;
@@ -357,7 +480,7 @@ impl Space {
             let aged = self.aged.is_some_and(|aged| event < aged);
             let at = self.truth.resolve(position);
             match at.and_then(|at| self.truth.record(at)) {
-                Some(record) if !record.cut && !aged => falsely = Some((mid, position)),
+                Some(record) if !record.cut && !aged && !shared => falsely = Some((mid, position)),
                 _ => out.counts().losses += 1,
             }
         }
@@ -372,139 +495,11 @@ impl Space {
         }
     }
 
-    fn writer_of(&self, replica: usize, client: ClientId) -> Option<Writer> {
-        self.clients.get(&(replica, client)).copied()
-    }
-
     // What apps see.
-
-    /// A local view: the confirmed count and every own counting mutation that is not in it, once.
-    pub(crate) fn shown(
-        &mut self,
-        out: &mut Out,
-        replica: usize,
-        position: Option<Position>,
-        count: i64,
-        pairs: &[(Option<&Value>, Option<&Value>)],
-    ) {
-        self.must_report(out, replica);
-        let who = self.who(replica);
-        for (a, b) in pairs {
-            out.counts().pairs += 1;
-            if a != b {
-                self.breach(
-                    out,
-                    Breach::TornView,
-                    position,
-                    format!("{who} shows {a:?} beside {b:?}"),
-                );
-            }
-        }
-        self.stands_at(out, replica, position);
-        let covers = self.covered(replica);
-        let place = position.map_or(Some(START), |position| self.place(out, position));
-        let Some(at) = place else {
-            out.counts().unverified += 1;
-            return;
-        };
-        let known = self.truth.knows(at);
-        let hidden = !covers_counter(&covers);
-        let (mut open, mut perhaps) = (Vec::new(), 0);
-        let aged = self.aged;
-        let of = &mut self.replicas[replica];
-        let staged = !of.staged.is_empty();
-        let crosses = of.log_to.is_some_and(|to| position.is_some_and(|at| at.epoch != to));
-        let (truth, tags, clients, mutations) = (&self.truth, &self.tags, &self.clients, &self.mutations);
-        // Whether the state is known to hold the very commit that the ack names.
-        let is_ack_in = |own: &Own| {
-            if crosses {
-                return None;
-            }
-            let (client, mid) = own.sent?;
-            let answer = mutations.get(&(*clients.get(&(replica, client))?, mid))?.answer?;
-            Some(truth.leads_to(truth.resolve(answer.what.ok()?)?, at))
-        };
-        of.open.retain(|index| {
-            let own = &of.own[*index];
-            let applied = tags.get(&own.tag);
-            let acked = own.fate == Some(Fate::Acked);
-            let is_in = known && applied.is_some_and(|applied| applied.is_in(truth, at));
-            let copied = applied.is_some_and(|applied| applied.copied);
-            // Acked, and its commit is of no history any more: whether that is reported is judged elsewhere.
-            let cut = |node: &Node| truth.record(*node).is_some_and(|record| record.cut);
-            let gone = acked && !is_in && applied.is_some_and(|a| !a.at.is_empty() && a.at.iter().all(cut));
-            let aged = acked && aged.is_some_and(|aged| own.event < aged);
-            // Without the counter in view nothing shows whose commits brought it here, and an edit that needs the
-            // counter shows nothing once the mutation that made it here is confirmed. Nor does it show that a commit
-            // that is here was lost and is acked as another one, further on: only the ack's position ends that overlay.
-            if copied || hidden || gone || aged || own.unsure || acked && position.is_none() {
-                perhaps += 1;
-                return !(hidden && acked && is_ack_in(own) == Some(true));
-            } else if acked && is_in {
-                // It has left the overlay for good, unless it is lost and reported.
-                return false;
-            } else if !own.covered {
-                open.push(own.tag);
-            }
-            true
-        });
-        let what = What::View {
-            count,
-            open,
-            perhaps,
-            staged,
-        };
-        self.step(
-            out,
-            Move {
-                who,
-                from: at,
-                to: at,
-                covers,
-                what,
-            },
-        );
-    }
-
-    /// Whether a view shows the count that is confirmed there, and of the open mutations each that is not in it.
-    pub(crate) fn judge_view(
-        &self,
-        out: &mut Out,
-        (who, at, covers): (Who, Node, &Covers),
-        count: i64,
-        open: &[Tag],
-        (perhaps, staged): (i64, bool),
-    ) {
-        let counter = self
-            .truth
-            .known_doc(workload::COUNTER)
-            .filter(|_| covers_counter(covers));
-        let confirmed = counter.map_or(0, |id| count_in(self.truth.doc_at(at, id)));
-        let is_in = |tag: &&Tag| self.tags.get(tag).is_some_and(|applied| applied.is_in(&self.truth, at));
-        let certain = (open.len() - open.iter().filter(is_in).count()).cast_signed() as i64;
-        out.counts().views += 1;
-        out.counts().overlaid_views += u64::from(certain > 0);
-        out.counts().loose_views += u64::from(perhaps > 0);
-        let expected = confirmed + certain;
-        if count < expected || count > expected + perhaps {
-            let breach = match staged {
-                true => Breach::StagedShown,
-                false if count < expected => Breach::NotCounted,
-                false => Breach::CountedTwice,
-            };
-            let text = format!("{who} shows {count}, should show {confirmed} confirmed and {certain} of its own");
-            self.breach(out, breach, Some(self.truth.position(at)), text);
-        }
-    }
-
-    fn covered(&self, replica: usize) -> Covers {
-        let held = self.replicas[replica].held.as_ref();
-        held.map_or(Covers::All, |held| held.covers.clone())
-    }
 
     /// Whether a client is where what it was sent makes it. Of one whose connections nobody observes, what it says
     /// is believed.
-    fn stands_at(&mut self, out: &mut Out, replica: usize, position: Option<Position>) {
+    pub(crate) fn stands_at(&mut self, out: &mut Out, replica: usize, position: Option<Position>) {
         let of = &self.replicas[replica];
         let held = of.held.as_ref().map(|held| held.position);
         if of.observed && held != position {
@@ -604,6 +599,7 @@ impl Space {
     ) {
         self.must_report(out, replica);
         out.counts().at_rest += 1;
+        self.replicas[replica].rested = true;
         let who = self.who(replica);
         if queued > 0 {
             self.breach(
@@ -664,7 +660,7 @@ impl Space {
                 out.counts().unverified += 1;
                 continue;
             };
-            if self.truth.leads_to(at, tip) || self.find_mid(tip, *writer, *mid).is_some() {
+            if self.truth.leads_to(at, tip) || self.truth.find_mid(tip, *writer, *mid).is_some() {
                 continue;
             }
             if !out.account && !self.truth.rooted(tip) {
@@ -677,6 +673,13 @@ impl Space {
             } else if out.durable {
                 self.breach(out, Breach::AckedLost, Some(position), who());
             } else if mutation.lost {
+            } else if self.knows_loss(mutation.replica, *writer, *mid) {
+                self.breach(
+                    out,
+                    Breach::LossUnreported,
+                    Some(position),
+                    format!("{} is lost", who()),
+                );
             } else if self.aged.is_some_and(|aged| answer.event < aged) {
                 out.counts().aged_losses += 1;
             } else {
@@ -685,19 +688,41 @@ impl Space {
         }
     }
 
+    /// At rest, whether an app was told of an ack that is of a client that its storage has borne until the loss showed:
+    /// what is lost below a mid that it gave up for that loss, or that it still bears, is to be reported.
+    fn knows_loss(&self, replica: usize, writer: Writer, mid: Mid) -> bool {
+        let of = &self.replicas[replica];
+        if !of.rested {
+            return false;
+        }
+        let named = |client: &ClientId| self.clients.get(client).is_some_and(|bearer| bearer.writer == writer);
+        let lost = of.lost.iter().any(|(client, from)| named(client) && *from <= mid);
+        let borne = of.client.as_ref().is_some_and(named);
+        let told = of.kept.iter().any(|(client, acked)| named(client) && mid <= acked.mid);
+        told && (lost || borne)
+    }
+
     /// What apps were told is what became of it.
     fn judge_fates(&self, out: &mut Out, tip: Node) {
+        let mut holders: Map<Tag, usize> = Map::default();
+        for own in self.replicas.iter().flat_map(|replica| &replica.own) {
+            let may_be = !matches!(own.fate, Some(Fate::Refused | Fate::Cancelled));
+            *holders.entry(own.tag).or_default() += usize::from(may_be);
+        }
         for replica in &self.replicas {
             for own in &replica.own {
                 let name = || format!("tag {} of installation {}", own.tag.0, replica.installation.0);
-                let applied = self.tags.get(&own.tag).filter(|applied| !applied.copied);
-                let there = applied.and_then(|applied| applied.at.iter().find(|at| self.truth.leads_to(**at, tip)));
+                let applied = self.tags.get(&own.tag).filter(|_| own.counts);
+                let times = applied.map_or(0, |applied| applied.times(&self.truth, tip));
+                // Each of the copies may have had it applied, but those that were refused or taken back.
+                let most = holders.get(&own.tag).copied().unwrap_or(0);
                 match own.fate {
                     None => {
                         self.breach(out, Breach::Vanished, None, format!("{} has no end", name()));
                     }
-                    Some(Fate::Refused | Fate::Cancelled) if there.is_some() => {
-                        let at = there.map(|at| self.truth.position(*at));
+                    Some(Fate::Refused | Fate::Cancelled) if times > most => {
+                        let at = applied.and_then(|applied| applied.at.last());
+                        let at = at.map(|at| self.truth.position(*at));
                         self.breach(out, Breach::RefusedApplied, at, format!("{}: {:?}", name(), own.fate));
                     }
                     // Only by the store's own account is it known to be missing.
@@ -710,14 +735,5 @@ impl Space {
                 }
             }
         }
-    }
-}
-
-fn covers_counter(covers: &Covers) -> bool {
-    match covers {
-        Covers::All => true,
-        Covers::Only(list) => list
-            .iter()
-            .any(|name| workload::COUNTER.strip_suffix("/c") == Some(name.as_str())),
     }
 }

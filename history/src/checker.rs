@@ -6,7 +6,7 @@ use crate::fold::Map;
 use crate::report::{Breach, Out, Report};
 use crate::space::{Held, Space};
 use crate::trace::{EVERYWHERE, Note};
-use crate::truth::{Covers, Record};
+use crate::truth::{Covers, Node, Record, START};
 use tidegate_protocol::{Position, SpaceId, ViewId};
 
 /// Judges one history. Memory and time grow with the history, linearly.
@@ -89,12 +89,16 @@ impl Checker {
             Event::FellBack { space, head } => {
                 let (out, space) = self.account(space);
                 out.note(space.number, Note::FellBack(head));
-                match space.truth.find(head.epoch).filter(|_| head.seq.get() > 0) {
+                let epoch = match head.seq.get() {
+                    0 => Some(START.epoch),
+                    _ => space.truth.find(head.epoch),
+                };
+                match epoch {
                     Some(epoch) => {
                         let seq = head.seq.get();
-                        space.fall_back(out, crate::truth::Node { epoch, seq });
+                        space.forget(Node { epoch, seq });
+                        space.fall_back(out, Node { epoch, seq });
                     }
-                    None if head.seq.get() == 0 => space.fall_back(out, crate::truth::START),
                     None => {
                         space.breach(
                             out,
@@ -251,6 +255,9 @@ impl Checker {
 
     /// The verdict.
     pub fn finish(mut self) -> Report {
+        for connection in self.connections.values_mut() {
+            connection.rests(&mut self.out, &mut self.spaces);
+        }
         for space in &mut self.spaces.all {
             space.finish(&mut self.out);
         }

@@ -4,11 +4,11 @@ use crate::checker::Spaces;
 use crate::event::{ConnectionId, Installation};
 use crate::fold::Map;
 use crate::report::{Breach, Out};
-use crate::space::{Held, Move, Space, What};
+use crate::space::{Acked, Covered, Held, Move, Space, What};
 use crate::trace::{Note, Who, short};
 use crate::truth::{Covers, Node, Record};
 use tidegate_protocol::{
-    Ack, Action, Begin, Change, ClientId, ClientMessage, DocChange, Mid, Mode, Position, Reject, ResumeFrom, Seq,
+    Ack, Action, Begin, Change, ClientId, ClientMessage, Code, DocChange, Mid, Mode, Position, Reject, ResumeFrom, Seq,
     ServerMessage, Sub, ViewId, Write, Writer,
 };
 
@@ -32,8 +32,8 @@ struct Flight {
     client: ClientId,
     writer: Writer,
     mid: Mid,
-    /// The client's highest acked mid when it was sent.
-    acked: Mid,
+    /// What had been acked to the client when it was sent.
+    acked: Acked,
 }
 
 #[derive(Debug)]
@@ -46,10 +46,11 @@ struct Subscription {
     filter: Covers,
     /// What the client asked to go on from.
     from: Option<ResumeFrom>,
-    /// What had been acked to anybody when it was asked for.
+    /// What had been acked to anybody when it was asked for, and how often the store had fallen back.
     asked: Option<Node>,
-    /// The client's highest acked mid then.
-    acked: Mid,
+    cuts: usize,
+    /// What had been acked to the client then.
+    acked: Acked,
     /// Whether a catch-up has answered it.
     answered: bool,
     state: State,
@@ -103,6 +104,7 @@ impl Connection {
                 if let Some(sub) = self.subs.iter_mut().find(|sub| sub.id == *id) {
                     sub.state = State::Ended;
                     out.note(sub.space, Note::Unsub(self.id, *id));
+                    spaces.at(sub.space).replicas[sub.replica].log_to = None;
                 }
             }
             ClientMessage::Write(write) => self.write(out, spaces.get(&write.head.space), write),
@@ -119,9 +121,15 @@ impl Connection {
         out.note(space.number, Note::Sub(self.id, sub.id, from, sub.filter.is_some()));
         let client = sub.client.map(|client| (client, self.writer(client)));
         let replica = space.replica(self.installation);
-        space.asks(out, replica, sub);
-        let acked = sub.client.and_then(|client| space.replicas[replica].acked.get(&client));
-        // What still comes of one before is passed over: the replica stays at `from` until this one begins.
+        space.asks(out, replica, sub, client);
+        let acked = sub
+            .client
+            .and_then(|client| space.replicas[replica].acked.get(&client).copied());
+        if !self.subs.iter().any(|before| before.space == space.number) {
+            space.replicas[replica].log_to = None;
+        }
+        // What still comes of one before is passed over: the replica stays at `from` until this one begins, and in its
+        // catch-up.
         for before in self.subs.iter_mut().filter(|before| before.space == space.number) {
             before.state = State::Ended;
         }
@@ -133,7 +141,8 @@ impl Connection {
             filter: Covers::of(sub.filter.as_deref()),
             from: sub.from.clone(),
             asked: space.acked,
-            acked: acked.copied().unwrap_or(Mid::ZERO),
+            cuts: space.cuts,
+            acked: acked.unwrap_or_default(),
             answered: false,
             state: State::Asked,
             at: None,
@@ -156,7 +165,7 @@ impl Connection {
             client: head.client,
             writer,
             mid: head.mid,
-            acked: acked.copied().unwrap_or(Mid::ZERO),
+            acked: acked.copied().unwrap_or_default(),
         });
     }
 
@@ -219,11 +228,12 @@ impl Connection {
                     return;
                 };
                 out.note(sub.space, Note::Denied(self.id, *id, *purge));
-                sub.state = State::Ended;
+                let space = spaces.at(sub.space);
+                if std::mem::replace(&mut sub.state, State::Ended) != State::Ended {
+                    space.replicas[sub.replica].log_to = None;
+                }
                 if *purge {
-                    let replica = &mut spaces.at(sub.space).replicas[sub.replica];
-                    replica.held = None;
-                    replica.staged.clear();
+                    space.purged(sub.replica);
                 }
             }
             ServerMessage::Welcome(_)
@@ -321,6 +331,16 @@ impl Connection {
         }
     }
 
+    /// At rest nothing more comes, so no catch-up excuses an ack before its change.
+    pub(crate) fn rests(&mut self, out: &mut Out, spaces: &mut Spaces) {
+        for sub in self.subs.iter_mut().filter(|sub| sub.state != State::Ended) {
+            let space = spaces.at(sub.space);
+            if let Some((node, position, text)) = sub.early.take().filter(|_| space.rest.is_some()) {
+                space.breach_unless_lost(out, node, Breach::AckBeforeChange, Some(position), text);
+            }
+        }
+    }
+
     fn reject(&mut self, out: &mut Out, space: &mut Space, reject: &Reject) {
         out.note(space.number, Note::Reject(self.id, reject.mid, reject.code.row().name));
         let Some(flight) = self.answered(space, reject.mid, None) else {
@@ -330,9 +350,12 @@ impl Connection {
         };
         let replica = space.replica(self.installation);
         match reject.code.row().action {
-            Action::Settle => space.refused(out, (flight.writer, flight.mid), reject.code),
+            Action::Settle => {
+                let named = (flight.client, flight.writer, flight.mid);
+                space.refused(out, replica, named, reject.code);
+            }
             Action::GoBack => {
-                let told = reject.expected.filter(|expected| *expected <= flight.acked);
+                let told = reject.expected.filter(|expected| *expected <= flight.acked.mid);
                 if let Some(expected) = told {
                     space.owes(replica, flight.client, expected);
                 } else if reject.expected.is_some() {
@@ -340,7 +363,17 @@ impl Connection {
                     space.replicas[replica].client = None;
                 }
             }
-            Action::NewClient => space.replicas[replica].client = None,
+            Action::NewClient => {
+                let aged = space.aged.is_some_and(|aged| flight.acked.event < aged);
+                let unknown = reject.code == Code::ClientUnknown;
+                let acked_since = space.replicas[replica].acked.contains_key(&flight.client);
+                if unknown && flight.acked.mid > Mid::ZERO && !aged {
+                    space.owes(replica, flight.client, Mid::ZERO.next());
+                } else if !unknown || flight.acked.mid > Mid::ZERO || !acked_since {
+                    // Where something was acked since it was sent, what is sent again tells.
+                    space.disowned(replica, flight.client);
+                }
+            }
             _ => {}
         }
     }
@@ -436,6 +469,7 @@ impl Subscription {
             .into_iter()
             .flat_map(|(_, docs)| docs)
             .collect();
+        replica.purged = None;
         let before = replica.held.replace(Held {
             position,
             view: self.view,
@@ -490,9 +524,13 @@ impl Subscription {
         };
         space.step(out, step(what));
         if let Some((client, writer)) = self.client {
-            space.step(out, step(What::LastMid(writer, last_mid)));
+            space.step(out, step(What::LastMid(writer, last_mid, self.cuts)));
             let acked = first.then_some(self.acked);
-            space.told_last_mid(self.replica, client, last_mid, mode, acked);
+            let covered = Covered {
+                from: before.map(|held| held.position),
+                to: position,
+            };
+            space.told_last_mid(self.replica, client, last_mid, (mode, covered), acked);
         }
     }
 

@@ -56,7 +56,8 @@ pub enum Event<'a> {
         /// From where it goes on.
         after: Position,
     },
-    /// The store failed over to, or was restored from, a copy whose head is this. The rest is lost.
+    /// The store failed over to, or was restored from, a copy whose head is this. The rest is lost; where that is no
+    /// commit, refusals may be.
     /// It stays in the present epoch until the next commit mints one.
     FellBack {
         /// The space.
@@ -157,10 +158,11 @@ pub enum Event<'a> {
         space: &'a SpaceId,
         /// The app's label.
         tag: Tag,
-        /// Whether it is a counting mutation, made of `workload::counting`.
+        /// Whether it is a counting mutation, made of `workload::counting`; as an upsert, where its view may leave out or
+        /// lose the counter.
         counts: bool,
     },
-    /// The app is told what became of it.
+    /// The app is told what became of it, and that is stored.
     Settled {
         /// Whose.
         installation: Installation,

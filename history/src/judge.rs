@@ -37,7 +37,7 @@ impl Space {
         } = step;
         let whole = matches!(
             what,
-            What::Reset(_) | What::State(_) | What::LastMid(..) | What::View { .. }
+            What::Reset(_) | What::State(_) | What::LastMid(..) | What::View(_)
         );
         if !self.truth.knows(to) || !whole && !self.truth.knows(from) {
             out.counts().unverified += 1;
@@ -59,13 +59,8 @@ impl Space {
             }
             What::Delta(pages) => self.judge_pages(out, who, Some(from), to, &covers, &pages),
             What::Reset(pages) => self.judge_pages(out, who, None, to, &covers, &pages),
-            What::LastMid(writer, last_mid) => self.judge_last_mid(out, who, to, writer, last_mid),
-            What::View {
-                count,
-                open,
-                perhaps,
-                staged,
-            } => self.judge_view(out, (who, to, &covers), count, &open, (perhaps, staged)),
+            What::LastMid(writer, last_mid, cuts) => self.judge_last_mid(out, who, to, (writer, last_mid), cuts),
+            What::View(view) => self.judge_view(out, who, to, &covers, &view),
             What::State(docs) => {
                 self.judge_state(out, who, to, &covers, &docs, None);
             }
@@ -307,15 +302,23 @@ impl Space {
     }
 
     /// Whether the writer's mutations up to `last_mid`, and no others, are in the state or were refused.
-    fn judge_last_mid(&mut self, out: &mut Out, who: Who, at: Node, writer: Writer, last_mid: Option<Mid>) {
+    fn judge_last_mid(
+        &mut self,
+        out: &mut Out,
+        who: Who,
+        at: Node,
+        (writer, last_mid): (Writer, Option<Mid>),
+        cuts: usize,
+    ) {
         out.counts().last_mids += 1;
         let position = Some(self.truth.position(at));
         let there = self.truth.last_mid(at, writer);
         let told = last_mid.unwrap_or(Mid::ZERO);
         let name = short_writer(writer);
         if there.is_some_and(|there| told < there) {
-            // A record may be dropped that has grown old.
-            if last_mid.is_some() || self.aged.is_none() {
+            // A record may be dropped that nothing was written to since it grew old.
+            let wrote = self.wrote.get(&writer).copied().unwrap_or(0);
+            if last_mid.is_some() || self.aged.is_none_or(|aged| aged < wrote) {
                 let text = format!("{who} is told {last_mid:?} of {name}, whose mid {there:?} is in the state");
                 self.breach(out, Breach::LastMidLied, position, text);
             }
@@ -327,15 +330,26 @@ impl Space {
             self.breach(out, Breach::LastMidLied, position, text);
             return;
         }
-        let stretch = &mut self.truth.stretches[at.epoch];
-        let mids = stretch.writers.get(&writer).map_or(&[][..], Vec::as_slice);
+        let mids = self.truth.stretches[at.epoch].writers.get(&writer);
+        let mids = mids.map_or(&[][..], Vec::as_slice);
         let later = mids.get(mids.partition_point(|(seq, _)| *seq <= at.seq));
-        if let Some((seq, mid)) = later.filter(|(_, mid)| *mid <= told) {
+        // One that was lost may have been refused in the history that goes on.
+        let lost = |seq| {
+            self.truth
+                .record(Node { epoch: at.epoch, seq })
+                .is_some_and(|record| record.cut)
+        };
+        if let Some((seq, mid)) = later.filter(|(seq, mid)| *mid <= told && !lost(*seq)) {
             let text = format!("{who} is told {told} of {name}, whose mid {mid} comes later, as {seq}");
             self.breach(out, Breach::LastMidLied, position, text);
             return;
         }
-        let entry = stretch.told.entry(writer).or_insert((at.seq, told));
+        // Of a refusal by a history that was lost nothing is left, and it may be told after the loss.
+        if cuts < self.cuts {
+            return;
+        }
+        let told_of = &mut self.truth.stretches[at.epoch].told;
+        let entry = told_of.entry(writer).or_insert((at.seq, told));
         if told > entry.1 {
             *entry = (at.seq, told);
         }

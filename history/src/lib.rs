@@ -15,6 +15,7 @@ mod report;
 mod space;
 mod trace;
 mod truth;
+mod view;
 pub mod workload;
 
 pub use checker::Checker;

@@ -25,7 +25,7 @@ pub(crate) struct Mutation {
     /// Where its replica stood then.
     pub(crate) read: Option<Node>,
     pub(crate) base: Option<Position>,
-    /// How often commits had been lost when it was first sent.
+    /// How often the store had fallen back when it was first sent.
     pub(crate) cuts: usize,
     pub(crate) answer: Option<Answer>,
     /// Its client reported it lost.
@@ -45,6 +45,8 @@ pub(crate) struct Replica {
     pub(crate) held: Option<Held>,
     /// Whether it has subscribed on a connection that is observed.
     pub(crate) observed: bool,
+    /// Whether it was asked at rest.
+    pub(crate) rested: bool,
     /// Pages of a catch-up that is not complete, each with its cursor.
     pub(crate) staged: Vec<(Bytes, Vec<DocChange>)>,
     /// The epoch of the head that a catch-up by log leads to. Until it is reached acks confirm nothing.
@@ -53,12 +55,41 @@ pub(crate) struct Replica {
     pub(crate) by_tag: Map<Tag, usize>,
     /// The counting ones of `own` that may have to be shown over the confirmed state.
     pub(crate) open: Vec<usize>,
-    /// The highest mid acked to each client.
-    pub(crate) acked: Map<ClientId, Mid>,
+    /// Own mutations by what they were sent as.
+    pub(crate) by_name: Map<(ClientId, Mid), usize>,
+    /// What was acked to each client.
+    pub(crate) acked: Map<ClientId, Acked>,
+    /// … and is kept: its app was told.
+    pub(crate) kept: Map<ClientId, Acked>,
+    /// From which mid on each client's are lost, as its app was told.
+    pub(crate) lost: Map<ClientId, Mid>,
     /// The client that it bears, as far as it can be known.
     pub(crate) client: Option<ClientId>,
+    /// Under that: the highest mid that this storage sent, and that it was told of as `last_mid`.
+    pub(crate) sent: Mid,
+    pub(crate) told: Mid,
+    /// Which storage this is: a copy is another.
+    pub(crate) storage: usize,
+    /// Where it stood when a purge took that away, until something takes its place.
+    pub(crate) purged: Option<Held>,
     /// A loss that it has been told of and has not reported yet: from which mid.
     pub(crate) owes: Option<(ClientId, Mid)>,
+}
+
+/// Up to where a client's mutations have been acked.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Acked {
+    /// The highest mid.
+    pub(crate) mid: Mid,
+    /// The event of the latest ack.
+    pub(crate) event: usize,
+}
+
+impl Acked {
+    pub(crate) fn note(&mut self, mid: Mid, event: usize) {
+        self.mid = self.mid.max(mid);
+        self.event = event;
+    }
 }
 
 /// Where a replica stands.
@@ -75,26 +106,46 @@ pub(crate) struct Own {
     pub(crate) tag: Tag,
     pub(crate) counts: bool,
     pub(crate) fate: Option<Fate>,
-    /// The event of the fate.
-    pub(crate) event: usize,
     pub(crate) lost: bool,
     /// As what it was last sent.
     pub(crate) sent: Option<(ClientId, Mid)>,
+    /// How that was answered.
+    pub(crate) heard: Option<Result<Position, Code>>,
+    /// … and in which epoch its replica stood then.
+    pub(crate) stood: Option<Epoch>,
     /// A `last_mid` says that it is in the state, or was refused.
-    pub(crate) covered: bool,
-    /// It was so before a restart, and that may not have been stored.
+    pub(crate) covered: Option<Covered>,
+    /// It was so, or it was in the state: and then a restart or a purge came between, after which it may be shown
+    /// or not until a `last_mid` says more.
     pub(crate) unsure: bool,
+}
+
+/// The `current` whose `last_mid` covers a mutation: from where to where it brought the replica.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Covered {
+    pub(crate) from: Option<Position>,
+    pub(crate) to: Position,
 }
 
 /// A counting mutation's documents in the true history.
 #[derive(Debug, Default)]
 pub(crate) struct Applied {
     pub(crate) at: Vec<Node>,
-    /// Several storages held it, and each may have had it applied.
-    pub(crate) copied: bool,
+    /// How many storages held it; each may have had it applied once.
+    pub(crate) holders: usize,
 }
 
 impl Applied {
+    /// Whether several storages held it.
+    pub(crate) fn is_copied(&self) -> bool {
+        self.holders > 1
+    }
+
+    /// How often the state there holds it.
+    pub(crate) fn times(&self, truth: &Truth, at: Node) -> usize {
+        self.at.iter().filter(|node| truth.leads_to(**node, at)).count()
+    }
+
     /// Whether the state there holds it.
     pub(crate) fn is_in(&self, truth: &Truth, at: Node) -> bool {
         self.at.iter().any(|node| truth.leads_to(*node, at))
@@ -120,18 +171,34 @@ pub(crate) enum What {
     /// Pages were.
     Delta(Vec<DocChange>),
     Reset(Vec<DocChange>),
-    /// What `last_mid` said.
-    LastMid(Writer, Option<Mid>),
-    /// What a local view counts, of the mutations that it may hold over the confirmed state, and of those of which
-    /// nobody can say.
-    View {
-        count: i64,
-        open: Vec<Tag>,
-        perhaps: i64,
-        staged: bool,
-    },
+    /// What `last_mid` said, and how often the store had fallen back when it was asked for.
+    LastMid(Writer, Option<Mid>, usize),
+    /// What a local view shows.
+    View(View),
     /// What documents are there.
     State(crate::event::Docs),
+}
+
+/// What a local view counts, and the own mutations that it may hold over the confirmed state.
+#[derive(Debug)]
+pub(crate) struct View {
+    pub(crate) count: i64,
+    /// Those that it shows unless they are in that.
+    pub(crate) open: Vec<Tag>,
+    /// How many others it shows for certain, and of how many nobody can say.
+    pub(crate) sure: i64,
+    pub(crate) perhaps: i64,
+    /// Whether pages of a catch-up wait.
+    pub(crate) staged: bool,
+}
+
+/// Who bears a client's id.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bearer {
+    pub(crate) storage: usize,
+    pub(crate) writer: Writer,
+    /// Other storages do, too.
+    pub(crate) shared: bool,
 }
 
 #[derive(Debug)]
@@ -140,8 +207,11 @@ pub(crate) struct Space {
     pub(crate) name: SpaceId,
     pub(crate) truth: Truth,
     pub(crate) mutations: Map<(Writer, Mid), Mutation>,
-    /// The writer of each replica's clients.
-    pub(crate) clients: Map<(usize, ClientId), Writer>,
+    pub(crate) clients: Map<ClientId, Bearer>,
+    /// Storages so far.
+    pub(crate) storages: usize,
+    /// The event of each writer's latest commit.
+    pub(crate) wrote: Map<Writer, usize>,
     pub(crate) sent_max: Map<Writer, Mid>,
     pub(crate) tags: Map<Tag, Applied>,
     pub(crate) replicas: Vec<Replica>,
@@ -150,6 +220,8 @@ pub(crate) struct Space {
     pub(crate) acked: Option<Node>,
     /// Acks of commits that are not known yet.
     pub(crate) acks_ahead: Map<Node, (Writer, Mid)>,
+    /// How often the store fell back, or was emptied. Each time it may have forgotten refusals, too, also where it lost
+    /// no commit.
     pub(crate) cuts: usize,
     /// The event at which records last grew too old.
     pub(crate) aged: Option<usize>,
@@ -169,6 +241,8 @@ impl Space {
             truth: Truth::default(),
             mutations: Map::default(),
             clients: Map::default(),
+            storages: 0,
+            wrote: Map::default(),
             sent_max: Map::default(),
             tags: Map::default(),
             replicas: Vec::new(),
@@ -189,17 +263,26 @@ impl Space {
         let next = self.replicas.len();
         let index = *self.by_installation.entry(installation).or_insert(next);
         if index == next {
+            self.storages += 1;
             self.replicas.push(Replica {
                 installation,
                 held: None,
                 observed: false,
+                rested: false,
                 staged: Vec::new(),
                 log_to: None,
                 own: Vec::new(),
                 by_tag: Map::default(),
                 open: Vec::new(),
+                by_name: Map::default(),
                 acked: Map::default(),
+                kept: Map::default(),
+                lost: Map::default(),
                 client: None,
+                sent: Mid::ZERO,
+                told: Mid::ZERO,
+                storage: self.storages,
+                purged: None,
                 owes: None,
             });
         }
@@ -290,9 +373,17 @@ impl Space {
     pub(crate) fn fall_back(&mut self, out: &mut Out, to: Node) {
         let lost = self.truth.move_tip(to);
         if lost > 0 {
-            self.cuts += 1;
-            out.counts().lost_commits += lost as u64;
+            self.forget(to);
         }
+        out.counts().lost_commits += lost as u64;
+    }
+
+    /// The store is as it was when its head came to be there, or later: what it refused since may be gone.
+    pub(crate) fn forget(&mut self, head: Node) {
+        self.cuts += 1;
+        let head = self.truth.canonical(head);
+        let told = &mut self.truth.stretches[head.epoch].told;
+        told.retain(|_, (seq, _)| *seq < head.seq);
     }
 
     /// The store emptied the space.
@@ -300,6 +391,7 @@ impl Space {
         out.counts().epochs += 1;
         let index = self.truth.enter(epoch);
         self.truth.anchor(index, start, &[]);
+        self.cuts += 1;
         self.fall_back(
             out,
             Node {
@@ -373,6 +465,7 @@ impl Space {
             self.breach(out, Breach::TimeBackwards, position, format!("{at} after {}", last.at));
         }
         self.check_order(out, before, here, (writer, mid));
+        self.wrote.insert(writer, out.event());
         let effects = self.truth.append(epoch, record);
         self.check_effects(out, here, &effects);
         if let Some(acked) = self.acks_ahead.remove(&here)
@@ -390,7 +483,7 @@ impl Space {
         if let Some(last) = self.truth.last_mid(before, writer)
             && mid <= last
         {
-            let (breach, text) = match self.find_mid(before, writer, mid) {
+            let (breach, text) = match self.truth.find_mid(before, writer, mid) {
                 Some(first) => {
                     let first = short(Some(self.truth.position(first)));
                     (Breach::AppliedTwice, format!("{} was applied at {first}", who()))
@@ -453,24 +546,6 @@ impl Space {
         }
     }
 
-    /// Where a writer's mutation was applied, on the way to a place.
-    pub(crate) fn find_mid(&self, to: Node, writer: Writer, mid: Mid) -> Option<Node> {
-        let mut at = to;
-        loop {
-            let stretch = &self.truth.stretches[at.epoch];
-            let mids = stretch.writers.get(&writer).map_or(&[][..], Vec::as_slice);
-            let found = match mids.binary_search_by_key(&mid, |(_, mid)| *mid) {
-                Ok(index) => Some(mids[index].0),
-                // After a breach they may be out of order.
-                Err(_) => mids.iter().rev().take(8).find(|(_, m)| *m == mid).map(|(seq, _)| *seq),
-            };
-            if let Some(seq) = found.filter(|seq| *seq <= at.seq) {
-                return Some(Node { epoch: at.epoch, seq });
-            }
-            at = stretch.parent?;
-        }
-    }
-
     /// What the commit made of the workload's documents, and of leaves above one another.
     fn check_effects(&mut self, out: &mut Out, here: Node, effects: &[Effect]) {
         let position = Some(self.truth.position(here));
@@ -491,7 +566,8 @@ impl Space {
                     let tag = *tag;
                     let applied = self.tags.entry(tag).or_default();
                     applied.at.push(here);
-                    if effect.old.is_some() && !applied.copied {
+                    let often = applied.is_copied() && applied.times(&self.truth, here) <= applied.holders;
+                    if effect.old.is_some() && !often {
                         self.breach(
                             out,
                             Breach::AppliedTwice,

@@ -36,9 +36,13 @@ impl Covers {
     }
 
     pub(crate) fn doc(&self, doc: &DocPath) -> bool {
+        self.collection(doc.collection())
+    }
+
+    pub(crate) fn collection(&self, collection: &str) -> bool {
         match self {
             Self::All => true,
-            Self::Only(list) => list.iter().any(|name| name.as_str() == doc.collection()),
+            Self::Only(list) => list.iter().any(|name| name.as_str() == collection),
         }
     }
 }
@@ -384,6 +388,24 @@ impl Truth {
     /// The last mid of a writer as of a place.
     pub(crate) fn last_mid(&self, node: Node, writer: Writer) -> Option<Mid> {
         self.latest(node, |stretch| stretch.writers.get(&writer)).copied()
+    }
+
+    /// Where a writer's mutation was applied, on the way to a place.
+    pub(crate) fn find_mid(&self, to: Node, writer: Writer, mid: Mid) -> Option<Node> {
+        let mut at = to;
+        loop {
+            let stretch = &self.stretches[at.epoch];
+            let mids = stretch.writers.get(&writer).map_or(&[][..], Vec::as_slice);
+            let found = match mids.binary_search_by_key(&mid, |(_, mid)| *mid) {
+                Ok(index) => Some(mids[index].0),
+                // After a breach they may be out of order.
+                Err(_) => mids.iter().rev().take(8).find(|(_, m)| *m == mid).map(|(seq, _)| *seq),
+            };
+            if let Some(seq) = found.filter(|seq| *seq <= at.seq) {
+                return Some(Node { epoch: at.epoch, seq });
+            }
+            at = stretch.parent?;
+        }
     }
 
     /// The sum of what is covered as of a place.

@@ -5,6 +5,8 @@ use tidegate_protocol::{DocPath, FieldPath, Fields, Invalid, Limits, Number, Op,
 
 /// The document that counting mutations count in. Nothing else may write to it.
 pub const COUNTER: &str = "counters/c";
+/// Its collection.
+pub(crate) const COUNTERS: &str = "counters";
 /// Its field.
 pub const COUNT: &str = "n";
 /// The collection in which each counting mutation creates a document of its own, `tags/<tag>`.

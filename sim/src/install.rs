@@ -86,9 +86,6 @@ pub(crate) struct Install {
     current: BTreeSet<u64>,
     offered: BTreeSet<u64>,
     last_shown: Vec<Shown>,
-    /// Another copy may write under the same id: until that is found out, each takes the other's changes for
-    /// its own, and what its views show is not judged.
-    pub(crate) is_copied: bool,
     /// Something happened that local views have to follow.
     look: bool,
 }
@@ -151,7 +148,6 @@ impl Install {
             offered: BTreeSet::new(),
             last_shown: Vec::new(),
             look: false,
-            is_copied: false,
         }
     }
 
@@ -698,8 +694,7 @@ impl Install {
                     value(&cx.halves.1, &cx.half).cloned(),
                 ),
             };
-            // Without a confirmed state what was acked is no longer shown, and edits that need it show nothing.
-            if self.is_copied || shown.position.is_none() || self.last_shown[index] == shown && !look {
+            if self.last_shown[index] == shown && !look {
                 continue;
             }
             let core = &mut *cx.shared.core.lock();

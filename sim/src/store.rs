@@ -79,12 +79,10 @@ impl Disk {
         let mut lost = 0;
         for ((space, before), after) in self.spaces.iter().zip(&before).zip(&after) {
             lost += before.head.seq.get().saturating_sub(after.head.seq.get());
-            if before.head != after.head {
-                core.judge.observe(Told::FellBack {
-                    space,
-                    head: after.head,
-                });
-            }
+            core.judge.observe(Told::FellBack {
+                space,
+                head: after.head,
+            });
         }
         let mut state = self.state.lock();
         for (epoch, after) in state.epochs.iter_mut().zip(&after) {

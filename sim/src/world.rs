@@ -396,7 +396,6 @@ impl World {
         match act {
             Act::Snapshot => {
                 let kept = self.installs[at].kept.clone();
-                self.installs[at].is_copied = true;
                 self.installs[at].snapshots.push(kept);
             }
             Act::RollBack => {
@@ -419,7 +418,6 @@ impl World {
                 let user = self.installs[at].user;
                 let id = u32::try_from(self.installs.len()).unwrap_or(u32::MAX);
                 let mut clone = Install::new(id, user, Kept::default());
-                clone.is_copied = true;
                 clone.wanted.clone_from(&self.installs[at].wanted);
                 clone.replace(&self.cx, kept);
                 clone.boot(&self.cx);

@@ -1,7 +1,7 @@
 //! Catch-up and other reads.
 
 use crate::spoil::*;
-use crate::world::{E, Kind, doc, mid, path, seq};
+use crate::world::{E, Kind, World, doc, mid, path, seq};
 use tidegate_history::Breach::*;
 use tidegate_protocol::*;
 
@@ -133,6 +133,9 @@ fn a_last_mid_that_says_too_little_or_too_much_lies() {
         assert_eq!(*last_mid, Some(mid(2)));
         *last_mid = told;
         begins_with(&events, LastMidLied);
+        // A record does not grow old that was written to since.
+        events.insert(0, E::Aged);
+        begins_with(&events, LastMidLied);
     }
     // One that was never sent.
     let mut events = story();
@@ -247,5 +250,20 @@ fn an_ack_before_its_change_is_named() {
         .iter()
         .position(|event| matches!(event, E::Received(1, ServerMessage::Ack(_))));
     events.swap(at, at + ack.unwrap());
+    is(&events, &[AckBeforeChange]);
+}
+
+#[test]
+fn an_ack_before_its_change_is_named_at_rest_too() {
+    let mut world = World::new(&[None, Some(&["notes"])]);
+    world.issue(1, Kind::Count);
+    world.serve(1);
+    world.deliver_all(1);
+    let (head, docs) = (world.head(), world.docs().clone());
+    let mut events = world.events;
+    events.push(E::Rest(head, docs));
+    is(&events, &[]);
+    let progress = |event: &E| matches!(event, E::Received(2, ServerMessage::Progress { .. }));
+    events.retain(|event| !progress(event));
     is(&events, &[AckBeforeChange]);
 }

@@ -121,3 +121,65 @@ fn a_mutation_that_is_never_answered_has_vanished() {
     events.remove(at);
     is(&events, &[Vanished]);
 }
+
+#[test]
+fn a_loss_of_what_an_app_was_told_before_a_restart_is_to_be_reported_after_it() {
+    let mut world = World::new(&[None, None]);
+    for n in 0..4 {
+        world.issue(0, if n == 0 { Kind::Set(0, 1) } else { Kind::Count });
+        world.serve(0);
+        (0..2).for_each(|peer| world.deliver_all(peer));
+    }
+    world.restart(0);
+    world.fall_back(1);
+    world.issue(1, Kind::Set(1, 1));
+    world.rest();
+    let mut events = world.events;
+    is(&events, &[]);
+    let lost = find(&events, |event| matches!(event, E::Lost(..)));
+    events.remove(lost);
+    begins_with(&events, LossUnreported);
+}
+
+#[test]
+fn of_a_loss_the_last_is_to_be_reported_too() {
+    let mut events = fallen_back().events;
+    let lost = find(&events, |event| matches!(event, E::Lost(..)));
+    let E::Lost(_, _, _, through) = &mut events[lost] else {
+        panic!()
+    };
+    *through = mid(through.get() - 1);
+    is(&events, &[LossUnreported]);
+}
+
+#[test]
+fn a_copy_is_applied_once_for_each_storage_and_not_where_it_was_refused() {
+    let again = |events: &mut Vec<E>, n: u64, count: i64| {
+        let put = |at: &str, field: &str, value: i64| {
+            let set = vec![(crate::world::path(field), Value::int(value))];
+            let kind = DocChangeKind::Change { set, unset: vec![] };
+            let doc = crate::world::doc(at);
+            DocChange { doc, kind }
+        };
+        let commit = Commit {
+            seq: seq(n),
+            at: 1_000 + n,
+            writer: Writer(n),
+            mid: mid(1),
+            docs: vec![put("counters/c", "n", count), put("tags/1", "x", 1)],
+        };
+        events.push(E::Commit(Epoch(1 << 48 | 0xe), commit));
+    };
+    let copied = |fate| {
+        let mut events = unfinished();
+        events.extend([E::Replaced(5, None), E::Issued(5, 1, true)]);
+        again(&mut events, 10, 4);
+        events.push(E::Settled(5, 1, fate));
+        events
+    };
+    is(&copied(Fate::Acked), &[]);
+    is(&copied(Fate::Refused), &[RefusedApplied]);
+    let mut events = copied(Fate::Uncertain);
+    again(&mut events, 11, 5);
+    is(&events, &[AppliedTwice]);
+}

@@ -1,7 +1,7 @@
 //! What apps see.
 
 use crate::spoil::*;
-use crate::world::{E, doc, judge, path, seq};
+use crate::world::{E, Kind, World, doc, judge, path, seq};
 use tidegate_history::Breach::*;
 use tidegate_history::Docs;
 use tidegate_protocol::*;
@@ -107,4 +107,44 @@ fn replicas_that_end_elsewhere_have_diverged() {
     docs.clear();
     begins_with(&events, WrongState);
     assert!(judge(&events).breaches().contains(&Diverged));
+}
+
+#[test]
+fn a_view_without_the_counter_shows_what_it_has_no_answer_for_and_nothing_else() {
+    // Acked, and its position is reached.
+    let mut events = story();
+    *shown(&mut events, 2).1 += 1;
+    is(&events, &[CountedTwice]);
+    // Not answered; the state holds it, and nothing in view says so.
+    let mut world = World::new(&[None, Some(&["notes"])]);
+    world.issue(1, Kind::Count);
+    world.serve(1);
+    world.deliver(1);
+    world.deliver(1);
+    world.show(1);
+    let mut events = world.events;
+    is(&events[..events.len()], &[Vanished]);
+    let (_, count, _) = shown(&mut events, 1);
+    assert_eq!(std::mem::take(count), 1);
+    begins_with(&events, NotCounted);
+}
+
+#[test]
+fn what_was_covered_before_a_restart_is_covered_after_it() {
+    let mut world = rich();
+    world.connect(1);
+    world.deliver_all(1);
+    world.issue(1, Kind::Count);
+    world.serve(1);
+    world.cut(1);
+    // The state holds it, and the ack was lost.
+    world.connect_by(1, false);
+    world.deliver_all(1);
+    world.restart(1);
+    world.show(1);
+    let mut events = world.events;
+    is(&events, &[Vanished]);
+    let at = events.len() - 1;
+    *shown(&mut events[at..], 1).1 += 1;
+    begins_with(&events, CountedTwice);
 }

@@ -44,6 +44,9 @@ struct Pending {
     write: Option<Write>,
     sent: bool,
     acked: bool,
+    /// Where it was accepted, and whether a `last_mid` covers it.
+    place: Option<Position>,
+    covered: bool,
 }
 
 pub struct Peer {
@@ -57,6 +60,8 @@ pub struct Peer {
     pub held: Option<Position>,
     /// The cursor of the last staged page, and the documents of all.
     staged: Option<(Vec<u8>, BTreeSet<DocPath>)>,
+    /// Whether the catch-up that came last is a reset.
+    resets: bool,
     queue: Vec<Pending>,
     to_gateway: VecDeque<Write>,
     pub to_client: VecDeque<ServerMessage>,
@@ -90,6 +95,8 @@ pub struct World {
     states: HashMap<(Epoch, u64), State>,
     log: HashMap<(Epoch, u64), Commit>,
     lineage: Vec<(Epoch, u64)>,
+    /// From where each epoch goes on, also those that are of no history any more.
+    parents: HashMap<Epoch, Position>,
     head: u64,
     mint: bool,
     epochs: u64,
@@ -128,6 +135,7 @@ impl World {
             acked: 0,
             held: None,
             staged: None,
+            resets: false,
             queue: Vec::new(),
             to_gateway: VecDeque::new(),
             to_client: VecDeque::new(),
@@ -139,6 +147,7 @@ impl World {
             states: HashMap::from([((Epoch(0), 0), State::default())]),
             log: HashMap::new(),
             lineage: vec![(Epoch(0), 0)],
+            parents: HashMap::new(),
             head: 0,
             mint: true,
             epochs: 0,
@@ -207,6 +216,7 @@ impl World {
         self.lineage.push((epoch, self.head));
         self.states.insert((epoch, self.head), state);
         self.mint = false;
+        self.parents.insert(epoch, after);
         self.events.push(E::Epoch(epoch, after));
         let position = self.head();
         for peer in &mut self.peers {
@@ -454,6 +464,8 @@ impl World {
             write: None,
             sent: false,
             acked: false,
+            place: None,
+            covered: false,
         };
         of.queue.push(pending);
         self.events.push(E::Issued(of.number, tag, kind == Kind::Count));
@@ -503,7 +515,10 @@ impl World {
         let of = &mut self.peers[peer];
         let number = of.number;
         match message {
-            ServerMessage::Begin(begin) if !begin.resumed => of.staged = None,
+            ServerMessage::Begin(begin) => {
+                of.staged = of.staged.take().filter(|_| begin.resumed);
+                of.resets = begin.mode == Mode::Reset;
+            }
             ServerMessage::Page { cursor, docs, .. } => {
                 let mut staged = of.staged.take().map(|(_, docs)| docs).unwrap_or_default();
                 staged.extend(docs.into_iter().map(|change| change.doc));
@@ -513,6 +528,10 @@ impl World {
                 of.staged = None;
                 of.held = Some(position);
                 let reached = last_mid.map_or(0, Mid::get);
+                for pending in &mut of.queue {
+                    let mid = pending.mid().map_or(u64::MAX, Mid::get);
+                    pending.covered = mid <= reached || pending.covered && !of.resets;
+                }
                 if reached < of.acked {
                     self.lose(peer, reached + 1);
                 }
@@ -524,6 +543,7 @@ impl World {
                 of.acked = of.acked.max(ack.mid.get());
                 if let Some(pending) = of.by_mid(ack.mid) {
                     pending.acked = true;
+                    pending.place = Some(ack.position);
                     let tag = pending.tag;
                     self.events.push(E::Settled(number, tag, Fate::Acked));
                 }
@@ -592,14 +612,27 @@ impl World {
             ValueRef::Int(n) => n,
             other => panic!("{other:?}"),
         });
-        let reached = |pending: &&Pending| {
-            pending.kind == Kind::Count && !whole.contains_key(&doc(&format!("tags/{}", pending.tag)))
+        // Where nothing of it is in view, its client goes by what it is answered and told.
+        let tag = |pending: &Pending| doc(&format!("tags/{}", pending.tag));
+        let out = |pending: &Pending| match of.covers(&tag(pending)) || of.covers(&doc(workload::COUNTER)) {
+            true => whole.contains_key(&tag(pending)),
+            false => pending.covered || pending.place.is_some_and(|place| self.is_in(place, of.held)),
         };
-        let own = of.queue.iter().filter(reached).count() as i64;
+        let counts = of.queue.iter().filter(|pending| pending.kind == Kind::Count);
+        let own = counts.filter(|pending| !out(pending)).count() as i64;
         let (a, b) = workload::halves("p");
         let pair = (field(&seen, &a, workload::HALF), field(&seen, &b, workload::HALF));
         self.events
             .push(E::Shown(of.number, of.held, confirmed + own, vec![pair]));
+    }
+
+    /// Whether the way to a position goes over a commit.
+    fn is_in(&self, commit: Position, held: Option<Position>) -> bool {
+        let mut at = held;
+        while let Some(end) = at.filter(|at| at.epoch != commit.epoch) {
+            at = self.parents.get(&end.epoch).copied();
+        }
+        at.is_some_and(|at| commit.seq <= at.seq)
     }
 
     pub fn hold(&mut self, peer: usize) {

@@ -1,0 +1,182 @@
+//! What local views show.
+
+use crate::event::{Fate, Tag};
+use crate::report::{Breach, Out};
+use crate::space::{Applied, Move, Space, View, What, count_in};
+use crate::trace::Who;
+use crate::truth::{Covers, Node, START};
+use crate::workload;
+use tidegate_protocol::{Epoch, Mid, Position, Value};
+
+impl Space {
+    /// A local view: the confirmed count and every own counting mutation that is not in it, once.
+    pub(crate) fn shown(
+        &mut self,
+        out: &mut Out,
+        replica: usize,
+        position: Option<Position>,
+        count: i64,
+        pairs: &[(Option<&Value>, Option<&Value>)],
+    ) {
+        self.must_report(out, replica);
+        let who = self.who(replica);
+        for (a, b) in pairs {
+            out.counts().pairs += 1;
+            if a != b {
+                self.breach(
+                    out,
+                    Breach::TornView,
+                    position,
+                    format!("{who} shows {a:?} beside {b:?}"),
+                );
+            }
+        }
+        self.stands_at(out, replica, position);
+        let covers = self.covered(replica);
+        let place = position.map_or(Some(START), |position| self.place(out, position));
+        let Some(at) = place else {
+            out.counts().unverified += 1;
+            return;
+        };
+        let view = self.expect(replica, (position, at), &covers, count);
+        let (from, to, what) = (at, at, What::View(view));
+        self.step(
+            out,
+            Move {
+                who,
+                from,
+                to,
+                covers,
+                what,
+            },
+        );
+    }
+
+    /// What a view at this place shows over the confirmed state.
+    fn expect(
+        &mut self,
+        replica: usize,
+        (position, at): (Option<Position>, Node),
+        covers: &Covers,
+        count: i64,
+    ) -> View {
+        let known = self.truth.knows(at);
+        let raw = position.and_then(|position| {
+            let epoch = self.truth.find(position.epoch)?;
+            let seq = position.seq.get();
+            Some(Node { epoch, seq })
+        });
+        // Only a change that is in view shows whose commit it is.
+        let seen = [workload::COUNTERS, workload::TAGS]
+            .iter()
+            .any(|name| covers.collection(name));
+        let (truth, tags, clients) = (&self.truth, &self.tags, &self.clients);
+        let of = &mut self.replicas[replica];
+        let (client, sent, told) = (of.client.and_then(|client| clients.get(&client)), of.sent, of.told);
+        // Others write under the same id, and what they wrote is taken for its own.
+        let foreign = client.is_some_and(|bearer| {
+            bearer.shared && told.max(truth.last_mid(at, bearer.writer).unwrap_or(Mid::ZERO)) > sent
+        });
+        let mut view = View {
+            count,
+            open: Vec::new(),
+            sure: 0,
+            perhaps: 0,
+            staged: !of.staged.is_empty(),
+        };
+        // In a catch-up by log it is not certain of which epoch a seq is before that of the head is reached.
+        let crosses = of
+            .log_to
+            .is_some_and(|epoch| position.is_none_or(|position| position.epoch != epoch));
+        let own = &mut of.own;
+        of.open.retain(|index| {
+            let own = &mut own[*index];
+            let applied = tags.get(&own.tag);
+            let copied = applied.is_some_and(Applied::is_copied);
+            let name = own.sent.and_then(|(client, mid)| Some((clients.get(&client)?, mid)));
+            // Of several applications, one's own is the one of that name.
+            let is_in = known
+                && applied.is_some_and(|applied| match name {
+                    Some((bearer, mid)) if copied => {
+                        let named = truth.find_mid(at, bearer.writer, mid);
+                        named.is_some_and(|named| applied.at.contains(&named))
+                    }
+                    _ => applied.is_in(truth, at),
+                });
+            let acked = own.fate == Some(Fate::Acked);
+            let place = match own.heard {
+                Some(Ok(position)) => truth.resolve(position),
+                _ => applied.and_then(|applied| applied.at.last().copied()),
+            };
+            let reached = place.is_some_and(|place| truth.leads_to(place, at));
+            let reaches = acked && (if seen { is_in } else { reached });
+            // When such a catch-up breaks off, it may be confirmed or wait for the next.
+            own.unsure |= reaches && crosses;
+            if own.covered.is_some() || reaches && (seen || !own.unsure) {
+                // It has left the overlay; for good once it is acked, unless it is lost and reported.
+                return !acked;
+            }
+            // Acked, and from where the replica stands no history leads there any more: whether that is reported is
+            // judged elsewhere.
+            let leads = |(raw, place)| {
+                // From a space without history it does, unless that is what the history has become.
+                truth.leads_to(raw, place) && (raw != START || own.stood == Some(Epoch(0)))
+            };
+            // Without a confirmed state it is not kept, unless one is on its way.
+            let kept = own.stood.is_some() || own.heard.is_none();
+            let gone = acked && !(kept && raw.zip(place).is_some_and(leads));
+            // Under an id that others bear, too, a commit of theirs is taken for one's own.
+            let shared = match name {
+                Some((bearer, mid)) => !acked && bearer.shared && truth.find_mid(at, bearer.writer, mid).is_some(),
+                None => copied || foreign,
+            };
+            if gone || own.unsure || reaches || shared {
+                view.perhaps += 1;
+            } else if seen && !copied {
+                view.open.push(own.tag);
+            } else if !is_in || !seen {
+                view.sure += 1;
+            }
+            true
+        });
+        view
+    }
+
+    /// Whether a view shows the count that is confirmed there, and of the open mutations each that is not in it.
+    pub(crate) fn judge_view(&self, out: &mut Out, who: Who, at: Node, covers: &Covers, view: &View) {
+        let View {
+            count,
+            ref open,
+            sure,
+            perhaps,
+            staged,
+        } = *view;
+        let counter = self
+            .truth
+            .known_doc(workload::COUNTER)
+            .filter(|_| covers.collection(workload::COUNTERS));
+        let confirmed = counter.map_or(0, |id| count_in(self.truth.doc_at(at, id)));
+        let is_in = |tag: &&Tag| self.tags.get(tag).is_some_and(|applied| applied.is_in(&self.truth, at));
+        let certain = sure + (open.len() - open.iter().filter(is_in).count()).cast_signed() as i64;
+        out.counts().views += 1;
+        out.counts().overlaid_views += u64::from(certain > 0);
+        out.counts().loose_views += u64::from(perhaps > 0);
+        let expected = confirmed + certain;
+        if count < expected || count > expected + perhaps {
+            let breach = match staged {
+                true => Breach::StagedShown,
+                false if count < expected => Breach::NotCounted,
+                false => Breach::CountedTwice,
+            };
+            let text = format!(
+                "{who} shows {count}, should show {confirmed} confirmed and {certain} of its own, and may {perhaps} more"
+            );
+            self.breach(out, breach, Some(self.truth.position(at)), text);
+        }
+    }
+
+    pub(crate) fn covered(&self, replica: usize) -> Covers {
+        let held = self.replicas[replica].held.as_ref();
+        held.map_or(Covers::All, |held| held.covers.clone())
+    }
+}
