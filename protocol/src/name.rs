@@ -99,21 +99,24 @@ fn check_segments(what: &'static str, text: &str, least: usize) -> Result<(), In
     if text.len() > DOC_BYTES {
         return Err(Invalid::length(what, DOC_BYTES, text.len()));
     }
-    let mut count = 0;
-    for segment in text.split('/') {
-        count += 1;
-        if segment.is_empty() || segment.len() > SEGMENT_BYTES {
-            return Err(Invalid::length("path segment", SEGMENT_BYTES, segment.len()));
+    let (mut count, mut start, mut is_plain) = (0, 0, true);
+    for (at, byte) in text.bytes().chain([b'/']).enumerate() {
+        is_plain &= matches!(byte, b' '..=b'~');
+        if byte == b'/' {
+            let len = at - start;
+            if len == 0 || len > SEGMENT_BYTES {
+                return Err(Invalid::length("path segment", SEGMENT_BYTES, len));
+            }
+            (count, start) = (count + 1, at + 1);
         }
     }
     if count < least {
         return Err(Invalid::new(what, "needs a collection and an id, as in notes/n1"));
     }
-    let is_control = match text.is_ascii() {
-        true => text.bytes().any(|byte| byte.is_ascii_control()),
-        false => text.chars().any(char::is_control),
-    };
-    if is_control {
+    if is_plain {
+        return Ok(());
+    }
+    if text.chars().any(char::is_control) {
         return Err(Invalid::new(what, "holds a control character"));
     }
     if !is_nfc(text) {

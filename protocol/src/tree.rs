@@ -378,7 +378,14 @@ pub fn is_comparable(value: &Value) -> bool {
 }
 
 /// Applies a step to leaves; returns the paths of the leaves that it removed and did not write again.
-pub fn apply(leaves: &mut Leaves, step: Step) -> Vec<FieldPath> {
+pub fn apply(leaves: &mut Leaves, mut step: Step) -> Vec<FieldPath> {
+    // By the structure rule there is nothing above or below what is a leaf.
+    if let Step::Write(path, value) = &mut step
+        && let Some(leaf) = leaves.get_mut(path)
+    {
+        std::mem::swap(leaf, value);
+        return Vec::new();
+    }
     let removed = removed_by(leaves, &step);
     for path in &removed {
         leaves.remove(path.as_str());
