@@ -56,8 +56,8 @@ pub struct StoredSpace {
 pub struct Transaction {
     /// The user, when first known.
     pub user: Option<String>,
-    /// The spaces that changed.
-    pub spaces: BTreeMap<SpaceId, SpaceChanges>,
+    /// The spaces that changed, each once.
+    pub spaces: Vec<(SpaceId, SpaceChanges)>,
 }
 
 impl Transaction {
@@ -76,10 +76,10 @@ pub struct SpaceChanges {
     pub standing: Option<Option<Standing>>,
     /// Whether all documents kept so far go first.
     pub clear_docs: bool,
-    /// Documents by their new leaves; `None` removes.
-    pub docs: BTreeMap<DocPath, Option<Leaves>>,
-    /// Mutations by their new state; `None` removes.
-    pub queue: BTreeMap<MutationId, Option<Mutation>>,
+    /// Documents, each once, with their new leaves; `None` removes.
+    pub docs: Vec<(DocPath, Option<Leaves>)>,
+    /// Mutations, each once, with their new state; `None` removes.
+    pub queue: Vec<(MutationId, Option<Mutation>)>,
 }
 
 /// A storage that lasts as long as the process; clones share what they keep, so that a test can open it
@@ -138,7 +138,7 @@ impl Stored {
     }
 }
 
-fn merge<K: Ord, V>(kept: &mut BTreeMap<K, V>, changes: BTreeMap<K, Option<V>>) {
+fn merge<K: Ord, V>(kept: &mut BTreeMap<K, V>, changes: Vec<(K, Option<V>)>) {
     for (key, change) in changes {
         match change {
             Some(value) => kept.insert(key, value),

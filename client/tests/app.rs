@@ -421,11 +421,8 @@ async fn a_client_whose_storage_fails_stops_before_it_sends_what_it_could_not_ke
             self.0.load()
         }
         fn commit(&mut self, transaction: Transaction) -> Result<(), StorageError> {
-            if transaction
-                .spaces
-                .values()
-                .any(|changes| changes.queue.values().flatten().any(|m| m.seal.is_some()))
-            {
+            let changed = transaction.spaces.iter().flat_map(|(_, changes)| &changes.queue);
+            if changed.filter_map(|(_, m)| m.as_ref()).any(|m| m.seal.is_some()) {
                 return Err(StorageError("the disk is full".to_owned()));
             }
             self.0.commit(transaction)

@@ -2,6 +2,7 @@
 
 use crate::sync::queue::{Mutation, MutationId};
 use crate::sync::space::creates;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_protocol::tree::{self, Leaves};
 use tidegate_protocol::{DocPath, OpKind};
@@ -129,15 +130,21 @@ impl Overlay {
             }
         }
         for (doc, new) in state {
-            let is_other = match self.docs.get(&doc) {
-                Some(old) => *old != new,
+            match self.docs.entry(doc) {
+                Entry::Occupied(mut old) if *old.get() != new => {
+                    changed.push(old.key().clone());
+                    old.insert(new);
+                }
+                Entry::Occupied(_) => {}
                 // It was shown as confirmed until now.
-                None => confirmed_dirty.contains(&doc) || new.pending || new.leaves.as_ref() != confirmed.get(&doc),
-            };
-            if is_other {
-                changed.push(doc.clone());
+                Entry::Vacant(place) => {
+                    let doc = place.key();
+                    if confirmed_dirty.contains(doc) || new.pending || new.leaves.as_ref() != confirmed.get(doc) {
+                        changed.push(doc.clone());
+                    }
+                    place.insert(new);
+                }
             }
-            self.docs.insert(doc, new);
         }
         changed
     }

@@ -205,8 +205,9 @@ impl Storage for StateFile {
 
     /// Keeps the identity and what was sent. Documents are not kept: every command reads afresh. Nor is
     /// what was never sent: its command has failed, and said so.
-    fn commit(&mut self, mut transaction: Transaction) -> Result<(), StorageError> {
-        let Some(changes) = transaction.spaces.remove(&self.space) else {
+    fn commit(&mut self, transaction: Transaction) -> Result<(), StorageError> {
+        let mut spaces = transaction.spaces.into_iter();
+        let Some((_, changes)) = spaces.find(|(space, _)| *space == self.space) else {
             return Ok(());
         };
         if let Some(identity) = changes.identity {
@@ -386,7 +387,7 @@ mod tests {
             queue,
             ..SpaceChanges::default()
         };
-        let spaces = BTreeMap::from([(file.space.clone(), changes)]);
+        let spaces = vec![(file.space.clone(), changes)];
         file.commit(Transaction { user: None, spaces }).expect("written");
     }
 

@@ -12,7 +12,7 @@ use session::{Phase, Session};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use tidegate_protocol::limits::GET_DOCS;
 use tidegate_protocol::{
-    ClientMessage, Code, Collection, DocPath, Get, Hello, Invalid, Limits, ServerMessage, SpaceId, Welcome, Write,
+    ClientMessage, Code, Collection, DocPath, Get, Hello, Invalid, Limits, Op, ServerMessage, SpaceId, Welcome, Write,
     msgpack,
 };
 
@@ -134,7 +134,7 @@ impl Machine {
                 .insert(space.clone(), Space::new(space.clone(), stored, &mut *self.entropy));
             self.wake(space);
         }
-        self.touched.insert(space.clone());
+        self.touch(space);
         self.spaces.get_mut(space).expect("inserted just now")
     }
 
@@ -285,7 +285,7 @@ impl Machine {
         }
         for name in touched {
             if let Some(changes) = self.spaces.get_mut(&name).and_then(Space::take_changes) {
-                transaction.spaces.insert(name, changes);
+                transaction.spaces.push((name, changes));
             }
         }
         transaction
@@ -396,7 +396,7 @@ impl Machine {
             };
             if message.is_some() {
                 self.ready.push_back(name.clone());
-                self.touched.insert(name);
+                self.touch(&name);
                 return message;
             }
         }
@@ -415,10 +415,16 @@ impl Machine {
         }
     }
 
+    fn touch(&mut self, space: &SpaceId) {
+        if !self.touched.contains(space) {
+            self.touched.insert(space.clone());
+        }
+    }
+
     /// Passes on what happened in a space.
     fn collect(&mut self, name: &SpaceId) {
+        self.touch(name);
         if let Some(space) = self.spaces.get_mut(name) {
-            self.touched.insert(name.clone());
             self.events.extend(
                 space
                     .take_events()
@@ -465,8 +471,9 @@ impl Machine {
     }
 }
 
-/// Whether a write may be queued: within the limits, as the gateway will find. Its size in bytes.
-fn check(write: Write, limits: &Limits) -> Result<usize, Refusal> {
+/// Whether a write may be queued: within the limits, as the gateway will find. Its ops as the gateway will read them, and
+/// its size in bytes.
+fn check(write: Write, limits: &Limits) -> Result<(Vec<Op>, usize), Refusal> {
     if write.ops.len() > limits.ops {
         return Err(Invalid::too_large("ops", limits.ops, write.ops.len()).into());
     }
@@ -476,7 +483,8 @@ fn check(write: Write, limits: &Limits) -> Result<usize, Refusal> {
     }
     // What the gateway would refuse to decode must not reach it: it could close the connection over it.
     match msgpack::decode_client(&frame, limits) {
-        Ok(_) => Ok(frame.len()),
+        Ok(ClientMessage::Write(write)) => Ok((write.ops, frame.len())),
+        Ok(_) => unreachable!("a write is encoded as one"),
         Err(error) => Err(error.error.into()),
     }
 }

@@ -209,7 +209,7 @@ impl Space {
         &mut self,
         now: Now,
         request: Request,
-        check: impl Fn(Write) -> Result<usize, Refusal>,
+        check: impl Fn(Write) -> Result<(Vec<Op>, usize), Refusal>,
         limits: &Limits,
     ) -> Result<MutationId, Refusal> {
         let Request {
@@ -239,7 +239,7 @@ impl Space {
         if !upsert {
             fold::guard(&mut ops, |doc| self.exists(doc));
         }
-        let size = check(self.as_write(&ops, policy, base))?;
+        let (ops, size) = check(self.as_write(ops, policy, base))?;
         if self.queue.bytes() + size > QUEUED_BYTES {
             let message = format!("bytes of mutations waiting in a space are limited to {QUEUED_BYTES}");
             return Err(Refusal::new(Code::TooLarge, message));
@@ -264,7 +264,7 @@ impl Space {
     }
 
     /// A write of the largest envelope that the mutation may get.
-    fn as_write(&self, ops: &[Op], policy: Option<Policy>, base: Option<Position>) -> Write {
+    fn as_write(&self, ops: Vec<Op>, policy: Option<Policy>, base: Option<Position>) -> Write {
         let largest = Mid::new(tidegate_protocol::limits::SEQ_LIMIT - 1).unwrap_or(Mid::ZERO);
         Write {
             head: tidegate_protocol::WriteHead {
@@ -277,7 +277,7 @@ impl Space {
             },
             base,
             policy,
-            ops: ops.to_vec(),
+            ops,
         }
     }
 
@@ -289,7 +289,7 @@ impl Space {
         policy: Option<Policy>,
         base: Option<Position>,
         upsert: bool,
-        check: impl Fn(Write) -> Result<usize, Refusal>,
+        check: impl Fn(Write) -> Result<(Vec<Op>, usize), Refusal>,
         limits: &Limits,
     ) -> Option<MutationId> {
         let last = self.queue.last_unsent()?;
@@ -308,7 +308,7 @@ impl Space {
         }
         let kind = fold::fold(&old.kind, &new.kind, limits)?;
         let ops = vec![Op { kind, ..old.clone() }];
-        let size = check(self.as_write(&ops, policy, base)).ok()?;
+        let (ops, size) = check(self.as_write(ops, policy, base)).ok()?;
         let id = last.id;
         let doc = old.doc.clone();
         self.queue.replace_ops(id, ops.into(), size);
@@ -357,29 +357,30 @@ impl Space {
 
     /// What changed since the last call, for storage; `None` if nothing did.
     pub(crate) fn take_changes(&mut self) -> Option<SpaceChanges> {
-        let (identity, mutations) = self.queue.take_changes();
+        let (identity, mut mutations) = self.queue.take_changes();
         let clear_docs = std::mem::take(&mut self.unsaved_clear);
         let docs = std::mem::take(&mut self.unsaved_docs);
         let standing = std::mem::take(&mut self.standing_changed).then(|| self.replica.standing());
         if identity.is_none() && standing.is_none() && !clear_docs && docs.is_empty() && mutations.is_empty() {
             return None;
         }
-        let mut changes = SpaceChanges {
+        // One may have changed twice.
+        mutations.sort_unstable();
+        mutations.dedup();
+        let leaves = |doc: DocPath| {
+            let leaves = self.replica.docs().get(&doc).cloned();
+            (doc, leaves)
+        };
+        Some(SpaceChanges {
             identity,
             standing,
             clear_docs,
-            ..SpaceChanges::default()
-        };
-        // One by one: few as a rule, in order, and then cheaper than building a map of them all.
-        for doc in docs {
-            let leaves = self.replica.docs().get(&doc).cloned();
-            changes.docs.insert(doc, leaves);
-        }
-        for id in mutations {
-            // One may have changed twice.
-            changes.queue.entry(id).or_insert_with(|| self.queue.get(id).cloned());
-        }
-        Some(changes)
+            docs: docs.into_iter().map(leaves).collect(),
+            queue: mutations
+                .into_iter()
+                .map(|id| (id, self.queue.get(id).cloned()))
+                .collect(),
+        })
     }
 
     /// Forgets what changed; for a client without storage.
