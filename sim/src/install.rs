@@ -9,7 +9,7 @@ use crate::rules::{FILTERS, collections, user_name};
 use crate::shared::{Core, Event, Shared};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use tidegate_client::storage::Stored;
+use tidegate_client::storage::{Stored, Transaction};
 use tidegate_client::sync::{
     Command, Config, ConnectFailure, Event as Happened, Machine, MutationId, NewIdReason, Now, SpaceEvent, WriteError,
 };
@@ -86,6 +86,9 @@ pub(crate) struct Install {
     current: BTreeSet<u64>,
     offered: BTreeSet<u64>,
     last_shown: Vec<Shown>,
+    /// Spaces that were opened, or of which something was kept, since they were looked at: otherwise a local view stays
+    /// as it is.
+    changed: Vec<usize>,
     /// Something happened that local views have to follow.
     look: bool,
 }
@@ -147,6 +150,7 @@ impl Install {
             current: BTreeSet::new(),
             offered: BTreeSet::new(),
             last_shown: Vec::new(),
+            changed: Vec::new(),
             look: false,
         }
     }
@@ -177,6 +181,7 @@ impl Install {
         }
         self.machine = Some(machine);
         self.last_shown = vec![Shown::default(); cx.spaces.len()];
+        self.changed = (0..cx.spaces.len()).collect();
         self.armed = u64::MAX;
         self.settle(cx);
     }
@@ -287,6 +292,7 @@ impl Install {
                 self.unkept.push((space, id, tag, counts));
             }
         }
+        self.changed.push(space);
         self.settle(cx);
     }
 
@@ -297,6 +303,7 @@ impl Install {
             cx.shared.core.lock().cover.hit(Row::Filters);
         }
         machine.subscribe(&cx.spaces[space], FILTERS[filter].map(collections));
+        self.changed.push(space);
         self.settle(cx);
     }
 
@@ -335,10 +342,11 @@ impl Install {
     /// Takes back what was asked for last.
     pub(crate) fn cancel(&mut self, cx: &Context) {
         let last = self.kept.tags.last_key_value().map(|(key, _)| *key);
-        if let (Some(machine), Some((space, id))) = (&mut self.machine, last)
-            && machine.cancel(&cx.spaces[space], id)
-        {
-            cx.shared.core.lock().cover.hit(Row::Cancelled);
+        if let (Some(machine), Some((space, id))) = (&mut self.machine, last) {
+            self.changed.push(space);
+            if machine.cancel(&cx.spaces[space], id) {
+                cx.shared.core.lock().cover.hit(Row::Cancelled);
+            }
         }
         self.settle(cx);
     }
@@ -506,8 +514,7 @@ impl Install {
             if self.crash == Some(Point::BeforeCommit) {
                 return self.crash(cx);
             }
-            self.kept.stored.apply(transaction);
-            self.keep(cx);
+            self.keep(cx, transaction);
             self.events(cx);
             if self.crash == Some(Point::AfterCommit) {
                 return self.crash(cx);
@@ -531,8 +538,11 @@ impl Install {
         self.die(cx, &format!("crashes: {point:?}"));
     }
 
-    /// What the app asked for is durable.
-    fn keep(&mut self, cx: &Context) {
+    /// What the machine has done, and the app asked for, is durable.
+    fn keep(&mut self, cx: &Context, transaction: Transaction) {
+        self.changed
+            .extend(transaction.spaces.iter().map(|(name, _)| cx.index(name)));
+        self.kept.stored.apply(transaction);
         for (space, id, tag, counts) in self.unkept.drain(..) {
             self.look = true;
             self.kept.tags.insert((space, id), (tag, counts));
@@ -580,8 +590,7 @@ impl Install {
             };
             let transaction = machine.take_transaction();
             if !transaction.is_empty() {
-                self.kept.stored.apply(transaction);
-                self.keep(cx);
+                self.keep(cx, transaction);
                 if self.crash == Some(Point::BeforeSend) {
                     self.events(cx);
                     return self.crash(cx);
@@ -680,6 +689,9 @@ impl Install {
         let look = std::mem::take(&mut self.look);
         let Some(machine) = &self.machine else { return };
         for (index, name) in cx.spaces.iter().enumerate() {
+            if !look && !self.changed.contains(&index) {
+                continue;
+            }
             let Some(space) = machine.space(name) else { continue };
             let value = |doc, path: &FieldPath| space.leaves(doc).and_then(|leaves| leaves.get(path));
             let count = match value(&cx.counter, &cx.count).and_then(Value::as_number) {
@@ -718,6 +730,7 @@ impl Install {
             }
             self.last_shown[index] = shown;
         }
+        self.changed.clear();
     }
 }
 

@@ -279,7 +279,8 @@ impl Shared {
 impl Link {
     /// Takes the complete frames out of what has arrived.
     fn frames(&mut self) -> Vec<Incoming> {
-        let mut all = Vec::new();
+        // As a rule one.
+        let mut all = Vec::with_capacity(1);
         loop {
             let (head, len) = match *self.outbound {
                 [_, short @ 0..=125, ..] => (2, usize::from(short)),

@@ -8,13 +8,16 @@ use crate::rng::Rng;
 use parking_lot::Mutex;
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
+use std::task::{Poll, Waker};
+use std::time::Duration;
 use tidegate::env::Env;
 use tidegate::store::{Lineage, LogEntry};
 use tidegate_history::Checker;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// The wall clock when a history begins, ms since 1970.
@@ -121,8 +124,10 @@ pub(crate) struct Core {
     pub(crate) bus: Vec<Option<Published>>,
     pub(crate) store_down_until: u64,
     agenda: BinaryHeap<Entry>,
-    /// Until when the scheduler sleeps.
+    /// Until when the scheduler sleeps; 0 if something is due earlier than it knew when it went to sleep.
     sleeps_until: u64,
+    /// The scheduler's, while it sleeps.
+    sleeper: Option<Waker>,
 }
 
 /// See [`Core`].
@@ -134,8 +139,6 @@ pub(crate) struct Shared {
     pub(crate) months: AtomicU64,
     /// By how much each node's is beside that, ms.
     pub(crate) node_skew: Vec<AtomicI64>,
-    /// Something is due earlier than the scheduler knew when it went to sleep.
-    earlier: Notify,
     start: Instant,
     /// Time may have passed since `clock_ms` was read.
     passed: Arc<AtomicBool>,
@@ -165,9 +168,9 @@ impl Shared {
                 store_down_until: 0,
                 agenda: BinaryHeap::new(),
                 sleeps_until: 0,
+                sleeper: None,
                 plan,
             }),
-            earlier: Notify::new(),
             start: Instant::now(),
             passed,
             clock_ms: AtomicU64::new(0),
@@ -201,7 +204,7 @@ impl Shared {
         core.agenda.push(Entry { at, tie, event });
         if at < core.sleeps_until {
             core.sleeps_until = 0;
-            self.earlier.notify_one();
+            core.sleeper.take().into_iter().for_each(Waker::wake);
         }
     }
 
@@ -220,10 +223,18 @@ impl Shared {
                 (at, core.rng.below(3))
             };
             if at > self.clock() {
-                tokio::select! {
-                    biased;
-                    () = self.earlier.notified() => continue,
-                    () = tokio::time::sleep_until(self.start + std::time::Duration::from_millis(at)) => {}
+                let mut sleep = pin!(tokio::time::sleep_until(self.start + Duration::from_millis(at)));
+                let is_due = poll_fn(|cx| {
+                    let mut core = self.core.lock();
+                    if core.sleeps_until != at {
+                        return Poll::Ready(false);
+                    }
+                    core.sleeper = Some(cx.waker().clone());
+                    drop(core);
+                    sleep.as_mut().poll(cx).map(|()| true)
+                });
+                if !is_due.await {
+                    continue;
                 }
             } else {
                 for _ in 0..yields {
