@@ -5,7 +5,7 @@
 
 use crate::error::Invalid;
 use crate::limits::{DEPTH_MAX, Limits};
-use crate::message::{Content, OpKind};
+use crate::message::{Content, Fields, OpKind};
 use crate::name::{FieldPath, unescape};
 use crate::value::{Number, Timestamp, Value, ValueRef};
 use std::cmp::Ordering;
@@ -246,35 +246,36 @@ impl Present for Leaves {
 }
 
 /// The units of an op on fields; none for `create`, `replace`, `delete` and `check`, which are about the document.
-pub fn units(kind: &OpKind) -> Vec<Unit<'_>> {
+pub fn units(kind: &OpKind) -> impl Iterator<Item = Unit<'_>> {
     let unit = |path, what| Unit { path, what };
+    let (mut set, mut merged, mut unset, mut one) = (None, None, None, None);
     match kind {
-        OpKind::Set(fields) => fields
-            .iter()
-            .map(|(path, content)| match content {
-                Content::Leaf(value) => unit(path, What::Leaf(value)),
-                Content::Map(leaves) => unit(path, What::Map(leaves)),
-            })
-            .collect(),
-        OpKind::Merge(fields) => fields
-            .leaves()
-            .map(|(path, value)| match value.get() {
-                ValueRef::Map(_) => unit(path, What::MergeEmpty(value)),
-                _ => unit(path, What::Leaf(value)),
-            })
-            .collect(),
-        OpKind::Unset(paths) => paths.iter().map(|path| unit(path, What::Unset)).collect(),
-        OpKind::Inc { path, by } => vec![unit(path, What::Inc(*by))],
-        OpKind::Max { path, value } => vec![unit(path, What::Extreme(Ordering::Greater, value))],
-        OpKind::Min { path, value } => vec![unit(path, What::Extreme(Ordering::Less, value))],
-        OpKind::Add { path, values } => vec![unit(path, What::Add(values))],
-        OpKind::Remove { path, values } => vec![unit(path, What::Remove(values))],
-        OpKind::Now { path } => vec![unit(path, What::Now)],
-        OpKind::Create(_) | OpKind::Replace(_) | OpKind::Delete | OpKind::Check => vec![],
+        OpKind::Set(fields) => set = Some(fields),
+        OpKind::Merge(fields) => merged = Some(fields),
+        OpKind::Unset(paths) => unset = Some(paths),
+        OpKind::Inc { path, by } => one = Some(unit(path, What::Inc(*by))),
+        OpKind::Max { path, value } => one = Some(unit(path, What::Extreme(Ordering::Greater, value))),
+        OpKind::Min { path, value } => one = Some(unit(path, What::Extreme(Ordering::Less, value))),
+        OpKind::Add { path, values } => one = Some(unit(path, What::Add(values))),
+        OpKind::Remove { path, values } => one = Some(unit(path, What::Remove(values))),
+        OpKind::Now { path } => one = Some(unit(path, What::Now)),
+        OpKind::Create(_) | OpKind::Replace(_) | OpKind::Delete | OpKind::Check => {}
     }
+    let set = set.into_iter().flat_map(Fields::iter);
+    let set = set.map(move |(path, content)| match content {
+        Content::Leaf(value) => unit(path, What::Leaf(value)),
+        Content::Map(leaves) => unit(path, What::Map(leaves)),
+    });
+    let merged = merged.into_iter().flat_map(Fields::leaves);
+    let merged = merged.map(move |(path, value)| match value.get() {
+        ValueRef::Map(_) => unit(path, What::MergeEmpty(value)),
+        _ => unit(path, What::Leaf(value)),
+    });
+    let unset = unset.into_iter().flatten().map(move |path| unit(path, What::Unset));
+    set.chain(merged).chain(unset).chain(one)
 }
 
-impl Unit<'_> {
+impl<'a> Unit<'a> {
     /// Whether another writer's newer cell is a conflict; ops that take the present value in never conflict.
     pub fn can_conflict(&self) -> bool {
         matches!(
@@ -301,25 +302,30 @@ impl Unit<'_> {
     }
 
     /// What it does to the present leaves. `now_ms` is the commit's time, ms since 1970.
-    pub fn steps(&self, present: &dyn Present, now_ms: u64) -> Vec<Step> {
-        let write = |value| vec![Step::Write(self.path.clone(), value)];
+    pub fn steps(&self, present: &dyn Present, now_ms: u64) -> impl Iterator<Item = Step> + use<'a> {
+        let below = match self.what {
+            What::Map(leaves) => leaves,
+            _ => &[],
+        };
+        let below = below
+            .iter()
+            .map(|(path, value)| Step::Write(path.clone(), value.clone()));
+        self.first(present, now_ms).into_iter().chain(below)
+    }
+
+    /// The first step, and but for a map the only one.
+    fn first(&self, present: &dyn Present, now_ms: u64) -> Option<Step> {
+        let write = |value| Some(Step::Write(self.path.clone(), value));
         match &self.what {
             What::Leaf(value) => write((*value).clone()),
-            What::Map(leaves) => std::iter::once(Step::Clear(self.path.clone()))
-                .chain(
-                    leaves
-                        .iter()
-                        .map(|(path, value)| Step::Write(path.clone(), value.clone())),
-                )
-                .collect(),
+            What::Map(_) | What::Unset => Some(Step::Clear(self.path.clone())),
             What::MergeEmpty(value) => {
                 if present.any_below(self.path) || present.leaf(self.path) == Some(value) {
-                    vec![]
+                    None
                 } else {
                     write((*value).clone())
                 }
             }
-            What::Unset => vec![Step::Clear(self.path.clone())],
             What::Inc(by) => {
                 let old = present
                     .leaf(self.path)
@@ -328,7 +334,7 @@ impl Unit<'_> {
                 write(Value::number(old.plus(*by)))
             }
             What::Extreme(wanted, value) => match present.leaf(self.path).and_then(|old| compare(value, old)) {
-                Some(order) if order != *wanted => vec![],
+                Some(order) if order != *wanted => None,
                 _ => write((*value).clone()),
             },
             What::Add(values) => {
@@ -342,23 +348,21 @@ impl Unit<'_> {
                     }
                 }
                 if had_array && items.len() == before {
-                    vec![]
+                    None
                 } else {
                     write(Value::array(items.iter()))
                 }
             }
-            What::Remove(values) => match present.leaf(self.path).and_then(Value::as_array) {
-                Some(mut items) => {
-                    let before = items.len();
-                    items.retain(|item| !values.contains(item));
-                    if items.len() == before {
-                        vec![]
-                    } else {
-                        write(Value::array(items.iter()))
-                    }
+            What::Remove(values) => {
+                let mut items = present.leaf(self.path).and_then(Value::as_array)?;
+                let before = items.len();
+                items.retain(|item| !values.contains(item));
+                if items.len() == before {
+                    None
+                } else {
+                    write(Value::array(items.iter()))
                 }
-                None => vec![],
-            },
+            }
             What::Now => write(Value::timestamp(Timestamp::from_ms(now_ms))),
         }
     }
@@ -467,7 +471,7 @@ mod tests {
         assert_eq!(rebuild(&doc).as_map().expect("map"), [("m", map.clone())]);
         let set = OpKind::Set(fields(&[("m", map.clone())]));
         assert_eq!(
-            units(&set)[0].wanted(),
+            units(&set).next().and_then(|unit| unit.wanted()),
             Some(map),
             "a unit tells its value as it was written"
         );

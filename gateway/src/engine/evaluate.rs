@@ -125,12 +125,10 @@ impl<'a> Evaluation<'a> {
             (Some(true), _) => Some((None, "the document does not exist")),
             (Some(false), _) => Some((None, "the document exists")),
             (None, Some(since)) => {
-                let units = tree::units(&op.kind);
-                let paths = if units.is_empty() {
-                    vec![None]
-                } else {
-                    units.iter().map(|unit| Some(unit.path)).collect()
-                };
+                let mut paths: Vec<_> = tree::units(&op.kind).map(|unit| Some(unit.path)).collect();
+                if paths.is_empty() {
+                    paths.push(None);
+                }
                 let since = Seen::since(since, &self.planner.state);
                 let changed = |path| since.is_none_or(|since| guard::changed(before, path, since));
                 paths
@@ -155,30 +153,30 @@ impl<'a> Evaluation<'a> {
         match &op.kind {
             OpKind::Check => {}
             OpKind::Create(fields) | OpKind::Replace(fields) => {
-                if self.admits(index, op, None, Some(tree::rebuild(fields.leaves()))) {
+                if self.admits(index, op, None, || Some(tree::rebuild(fields.leaves()))) {
                     self.scratch(op).replace(fields);
                 }
             }
             OpKind::Delete => {
-                if self.admits(index, op, None, None) {
+                if self.admits(index, op, None, || None) {
                     self.scratch(op).delete();
                 }
             }
             OpKind::Set(fields) | OpKind::Merge(fields) if fields.is_empty() => {
                 // No field is written, but the document comes into being: a deletion may stand against it.
-                if !self.scratch(op).alive() && self.admits(index, op, None, Some(Value::empty_map())) {
+                if !self.scratch(op).alive() && self.admits(index, op, None, || Some(Value::empty_map())) {
                     self.scratch(op).come_alive();
                 }
             }
             kind => {
                 self.uses_now |= matches!(kind, OpKind::Now { .. });
-                tree::units(kind).iter().for_each(|unit| self.field(index, op, unit));
+                tree::units(kind).for_each(|unit| self.field(index, op, &unit));
             }
         }
     }
 
     fn field(&mut self, index: usize, op: &'a Op, unit: &Unit<'_>) {
-        if unit.can_conflict() && !self.admits(index, op, Some(unit.path), unit.wanted()) {
+        if unit.can_conflict() && !self.admits(index, op, Some(unit.path), || unit.wanted()) {
             return;
         }
         let now_ms = self.planner.now_ms;
@@ -193,7 +191,14 @@ impl<'a> Evaluation<'a> {
     }
 
     /// Whether a unit is to be written: no conflict, or one that the policy writes over.
-    fn admits(&mut self, index: usize, op: &Op, path: Option<&FieldPath>, ours: Option<Value>) -> bool {
+    /// `ours` is what it wants to stand there.
+    fn admits(
+        &mut self,
+        index: usize,
+        op: &Op,
+        path: Option<&FieldPath>,
+        ours: impl FnOnce() -> Option<Value>,
+    ) -> bool {
         let Some(base) = self.base else { return true };
         let before = self.docs[&op.doc].before;
         let Some(mut theirs) = guard::conflict(before, path, base, self.writer, op.exists == Some(true)) else {
@@ -225,7 +230,7 @@ impl<'a> Evaluation<'a> {
                 doc: op.doc.clone(),
                 path: path.cloned(),
                 theirs,
-                ours,
+                ours: ours(),
                 done,
             });
         }
