@@ -19,7 +19,7 @@ use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
@@ -331,6 +331,9 @@ impl Shell {
     async fn converse(&mut self, ws: &mut WebSocketStream<Duplex>) -> &'static str {
         let (node, conn) = (self.node.clone(), self.conn.clone());
         let in_flight = self.in_flight.clone();
+        // These wait on from one turn to the next.
+        let mut woken = pin!(conn.wake.notified());
+        let mut writer = pin!(conn.outbox.run_writer());
         // Once the node drains: when to close at the latest.
         let mut leaving = None;
         loop {
@@ -346,8 +349,11 @@ impl Shell {
                 _ = all_answered(&in_flight, &node.config, leaving), if leaving.is_some() => {
                     self.closing = Some((Code::GoingAway, "the node is stopping; reconnect".into()));
                 }
-                () = conn.wake.notified() => self.woken(),
-                end = conn.outbox.run_writer() => match end {
+                () = woken.as_mut() => {
+                    woken.set(conn.wake.notified());
+                    self.woken();
+                }
+                end = writer.as_mut() => match end {
                     End::Overflow => {
                         let bound = node.config.hard_bytes;
                         self.closing = Some((Code::SlowReader, format!("send queue is limited to {bound} bytes")));

@@ -283,6 +283,7 @@ impl Machine {
         if std::mem::take(&mut self.user_changed) {
             transaction.user.clone_from(&self.user);
         }
+        transaction.spaces.reserve_exact(touched.len());
         for name in touched {
             if let Some(changes) = self.spaces.get_mut(&name).and_then(Space::take_changes) {
                 transaction.spaces.push((name, changes));
