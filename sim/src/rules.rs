@@ -1,6 +1,7 @@
 //! Rules that change while the fleet runs.
 
 use parking_lot::Mutex;
+use std::sync::LazyLock;
 use tidegate::auth::{Authoriser, Denial, Identity, ReadScope};
 use tidegate::session::view_of;
 use tidegate_protocol::{Code, Collection, DocPath, Policy, SpaceId, ViewId};
@@ -46,7 +47,7 @@ pub(crate) fn user_name(user: usize) -> String {
 }
 
 /// Every view that a filter and the rules can make, and what it covers.
-pub(crate) fn views() -> Vec<(ViewId, Option<Vec<Collection>>)> {
+pub(crate) static VIEWS: LazyLock<Vec<(ViewId, Option<Vec<Collection>>)>> = LazyLock::new(|| {
     let mut all = Vec::new();
     for filter in FILTERS {
         for scope in SCOPES {
@@ -56,7 +57,7 @@ pub(crate) fn views() -> Vec<(ViewId, Option<Vec<Collection>>)> {
         }
     }
     all
-}
+});
 
 impl Rules {
     pub(crate) fn new(users: usize, spaces: Vec<SpaceId>) -> Self {

@@ -212,15 +212,15 @@ impl Shared {
     /// found wrong.
     pub(crate) async fn next(&self) -> Option<Event> {
         loop {
-            let (at, yields) = {
+            let (at, waits) = {
                 let mut core = self.core.lock();
                 if !core.failures.is_empty() {
                     return None;
                 }
                 let at = core.agenda.peek()?.at;
                 core.sleeps_until = at;
-                // What is due at once happens before, after or amidst what the fleet has to do now.
-                (at, core.rng.below(3))
+                // What is due at once happens before what the fleet has to do now, or after it.
+                (at, core.rng.below(3) > 0)
             };
             if at > self.clock() {
                 let mut sleep = pin!(tokio::time::sleep_until(self.start + Duration::from_millis(at)));
@@ -236,10 +236,8 @@ impl Shared {
                 if !is_due.await {
                     continue;
                 }
-            } else {
-                for _ in 0..yields {
-                    tokio::task::yield_now().await;
-                }
+            } else if waits {
+                tokio::task::yield_now().await;
             }
             let mut core = self.core.lock();
             core.sleeps_until = 0;

@@ -7,7 +7,7 @@ use crate::net::Link;
 use crate::node::Fleet;
 use crate::plan::{Act, Plan};
 use crate::rng::Rng;
-use crate::rules::{FILTERS, Right, Rules, views};
+use crate::rules::{FILTERS, Right, Rules, VIEWS};
 use crate::shared::{Event, Shared};
 use crate::store::Disk;
 use std::collections::BTreeMap;
@@ -105,9 +105,9 @@ impl World {
         self.say(|| format!("{:?}", self.plan));
         if self.plan.acts.iter().any(|(_, act)| *act == Act::Permissions) {
             let core = &mut *self.shared.core.lock();
-            for (view, collections) in views() {
+            for (view, collections) in VIEWS.iter() {
                 core.judge.observe(Told::Covers {
-                    view,
+                    view: *view,
                     collections: collections.as_deref(),
                 });
             }
