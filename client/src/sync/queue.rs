@@ -138,6 +138,8 @@ struct Sending {
     client: ClientId,
     /// The highest mid acked when it was sent.
     acked: Mid,
+    /// An ack of an earlier sending has come.
+    was_acked: bool,
 }
 
 /// What an answer is to.
@@ -149,6 +151,8 @@ pub(crate) struct Answered {
     pub(crate) acked: Mid,
     /// Whether the same mid was sent again since.
     pub(crate) sent_again: bool,
+    /// Whether an earlier answer to it was an ack.
+    pub(crate) was_acked: bool,
 }
 
 impl Queue {
@@ -362,6 +366,7 @@ impl Queue {
         let sending = Sending {
             client: seal.client,
             acked: self.identity.acked,
+            was_acked: false,
         };
         self.outstanding.entry(seal.mid).or_default().push_back(sending);
         Some(write)
@@ -401,11 +406,15 @@ impl Queue {
         self.unsent -= room;
     }
 
-    /// Takes note of an answer. `None`: to nothing that was sent under the present id on this connection.
-    pub(crate) fn answered(&mut self, mid: Mid) -> Option<Answered> {
+    /// Takes note of an answer, which may be an ack. `None`: to nothing that was sent under the present id on this
+    /// connection.
+    pub(crate) fn answered(&mut self, mid: Mid, is_ack: bool) -> Option<Answered> {
         let sendings = self.outstanding.get_mut(&mid)?;
         let sending = sendings.pop_front()?;
         let sent_again = !sendings.is_empty();
+        for again in sendings.iter_mut().filter(|again| again.client == sending.client) {
+            again.was_acked |= is_ack || sending.was_acked;
+        }
         if sendings.is_empty() {
             self.outstanding.remove(&mid);
         }
@@ -422,6 +431,7 @@ impl Queue {
             id,
             acked: sending.acked,
             sent_again,
+            was_acked: sending.was_acked,
         })
     }
 

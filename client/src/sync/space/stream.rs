@@ -174,7 +174,8 @@ impl Space {
                 self.end_overlay(id);
             }
         }
-        if let Some(before) = before.filter(|before| before.epoch != position.epoch) {
+        let ended = before.filter(|before| before.epoch != position.epoch);
+        if let Some(before) = ended.filter(|_| client != self.queue.identity().client) {
             self.drop_acks_of_ended_epoch(before);
         }
         self.ask_about_acks();
@@ -222,8 +223,8 @@ impl Space {
         }
     }
 
-    /// What was acked in an epoch that ended is in the state now, or was lost with the epoch's end. The loss
-    /// shows in `last_mid`, or in the answer to the next write.
+    /// What was acked in an epoch that ended is in the state now, or was lost with the epoch's end. Which of the two the
+    /// `last_mid` of another id does not say; the loss shows in that of the next `sub`, or in an answer.
     fn drop_acks_of_ended_epoch(&mut self, before: Position) {
         let ids: Vec<_> = self
             .queue
@@ -349,7 +350,7 @@ impl Space {
     }
 
     pub(crate) fn ack(&mut self, now: Now, ack: Ack) {
-        let Some(answered) = self.queue.answered(ack.mid) else {
+        let Some(answered) = self.queue.answered(ack.mid, true) else {
             return;
         };
         let Some(id) = answered.id else { return };
@@ -407,18 +408,18 @@ impl Space {
     }
 
     pub(crate) fn reject(&mut self, now: Now, reject: Reject, entropy: &mut dyn Entropy) {
-        let Some(answered) = self.queue.answered(reject.mid) else {
+        let Some(answered) = self.queue.answered(reject.mid, false) else {
             return;
         };
         match reject.code.row().action {
             Action::Settle => {
-                let Some(id) = answered.id else { return };
-                if self.queue.get(id).is_some_and(|m| !m.is_queued()) {
-                    // Acked in a history that was lost, and refused when it was sent again.
+                if answered.was_acked {
+                    // In a history that was lost; and refused when it was sent again.
                     self.report_lost(reject.mid, reject.mid);
                     self.finish();
                     return;
                 }
+                let Some(id) = answered.id else { return };
                 let Reject {
                     code,
                     message,
