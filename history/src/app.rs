@@ -76,8 +76,10 @@ impl Space {
             of.by_name.insert((client, mid), index);
             let own = &mut of.own[index];
             if own.sent != Some((client, mid)) {
+                // Of what was copied it may be the first storage's name, and no news.
+                own.unsure &= own.sent.is_none();
                 own.sent = Some((client, mid));
-                (own.heard, own.covered, own.unsure) = (None, None, false);
+                (own.heard, own.covered) = (None, None);
             }
         }
         let highest = self.sent_max.entry(writer).or_default();
@@ -118,6 +120,7 @@ impl Space {
         let name = || format!("{} mid {mid}", short_writer(writer));
         let of = &mut self.replicas[replica];
         of.acked.entry(client).or_default().note(mid, out.event());
+        let reported = of.lost.get(&client).is_some_and(|from| *from <= mid);
         self.hears(replica, (client, mid), Ok(position));
         let Some(at) = self.place(out, position).filter(|at| *at != START) else {
             self.breach(
@@ -159,11 +162,15 @@ impl Space {
         let Some(mutation) = self.mutations.get_mut(&(writer, mid)) else {
             return true;
         };
+        mutation.lost |= reported;
         let before = mutation.answer;
-        mutation.answer = Some(Answer {
-            what: Ok(position),
-            event,
-        });
+        // Answers to two sendings may change places: what its app was told is that it was refused.
+        if before.is_none_or(|before| before.what.is_ok()) {
+            mutation.answer = Some(Answer {
+                what: Ok(position),
+                event,
+            });
+        }
         if let Some(Ok(before)) = before.map(|before| before.what) {
             out.counts().repeated_acks += 1;
             let place = self.truth.resolve(before);

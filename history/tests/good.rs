@@ -5,7 +5,7 @@
 mod world;
 
 use tidegate_history::Counts;
-use world::generate::generate;
+use world::generate::{generate, generate_steps};
 use world::{judge, judge_outside};
 
 #[test]
@@ -61,5 +61,37 @@ fn without_the_stores_account_subscribers_tell_the_truth() {
         ("held", counts.held),
     ] {
         assert!(count > 500, "{name}: {count}");
+    }
+}
+
+/// Time on a core so far, ns, whoever else is busy.
+fn cpu() -> u64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    stat.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_history_sixteen_times_as_large_takes_about_sixteen_times_as_long() {
+    let per_byte = |steps: usize, account: bool| {
+        let world = generate_steps(7, account, steps);
+        let bytes = format!("{:?}", world.events).len();
+        let (start, mut times) = (cpu(), 0);
+        // The kernel counts by ticks of milliseconds.
+        while cpu() - start < 200_000_000 {
+            let judged = if account {
+                judge(&world.events).verdict()
+            } else {
+                judge_outside(&world.events).verdict()
+            };
+            judged.unwrap();
+            times += 1;
+        }
+        (bytes, (cpu() - start) as f64 / f64::from(times) / bytes as f64)
+    };
+    for account in [true, false] {
+        let (small, large) = (per_byte(400, account), per_byte(3_000, account));
+        println!("account {account}: {small:?} {large:?} bytes and ns a byte");
+        assert!(large.0 > 16 * small.0, "{} and {}", small.0, large.0);
+        assert!(large.1 < 2.0 * small.1, "{} and {} ns a byte", small.1, large.1);
     }
 }

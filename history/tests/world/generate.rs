@@ -15,12 +15,17 @@ impl Dice {
     }
 }
 
-/// 200 steps of four installations, two of which see a part only, until all is at rest. With `faults` the store
-/// falls back now and then.
+/// As [`generate_steps`], 200 of them.
 pub fn generate(seed: u64, faults: bool) -> World {
+    generate_steps(seed, faults, 200)
+}
+
+/// Steps of four installations, two of which see a part only, until all is at rest. With `faults` the store falls
+/// back now and then.
+pub fn generate_steps(seed: u64, faults: bool, steps: usize) -> World {
     let mut dice = Dice(seed);
     let mut world = World::new(&[None, None, Some(&["notes"]), Some(&["counters", "pairs"])]);
-    for _ in 0..200 {
+    for _ in 0..steps {
         let peer = dice.roll(4) as usize;
         let connected = world.peers[peer].connection.is_some();
         match dice.roll(40) {
