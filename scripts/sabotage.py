@@ -737,6 +737,13 @@ RULES = {
         SIM,
         "every_promise_holds_in_every_history",
     ),
+    "sim: erased client": (
+        "gateway/src/store/model.rs",
+        '            client.erased = true;\n            client.results.clear();\n',
+        '',
+        SIM,
+        "every_promise_holds_in_every_history",
+    ),
     "sim: born": (
         "gateway/src/store/model.rs",
         'after.filter(|after| header.born.seq <= *after) else {',

@@ -1,5 +1,6 @@
 //! What clients send, are answered and show their apps.
 
+use crate::erasure::Since;
 use crate::event::{Docs, Fate, Tag};
 use crate::fold::Map;
 use crate::report::{Breach, Out};
@@ -198,7 +199,12 @@ impl Space {
         if let Some(mutation) = self.mutations.get_mut(&(writer, mid)) {
             mutation.answer = Some(Answer { what, event });
         }
-        if let Some(at) = self.truth.find_mid(self.truth.tip, writer, mid) {
+        let tip = self.truth.tip;
+        if let Some(at) = self
+            .truth
+            .find_mid(tip, writer, mid)
+            .filter(|at| self.truth.holds(*at, tip))
+        {
             let text = format!("{} mid {mid} is refused, {code}", short_writer(writer));
             self.breach(out, Breach::RefusedApplied, Some(self.truth.position(at)), text);
         }
@@ -312,7 +318,7 @@ impl Space {
     pub(crate) fn recent(&mut self, out: &mut Out, who: Who, asked: Option<Node>, at: Node, position: Position) {
         let Some(asked) = asked else { return };
         out.counts().recent_reads += 1;
-        if at != asked && self.truth.leads_to(at, asked) {
+        if at != asked && self.truth.precedes(at, asked) {
             let acked = short(Some(self.truth.position(asked)));
             let text = format!("{who} reads it, and {acked} had been acked when it asked");
             self.breach_unless_lost(out, asked, Breach::StaleRead, Some(position), text);
@@ -323,7 +329,7 @@ impl Space {
     pub(crate) fn not_back(&mut self, out: &mut Out, who: Who, before: Position, at: Node, position: Position) {
         if let Some(old) = self.truth.resolve(before)
             && old != at
-            && self.truth.leads_to(at, old)
+            && self.truth.precedes(at, old)
         {
             let text = format!("{who} stood at {}", short(Some(before)));
             self.breach_unless_lost(out, old, Breach::Backwards, Some(position), text);
@@ -391,7 +397,10 @@ impl Space {
     /// Whether a state may be one from before a reset that was not stored any more.
     fn was_reset(&self, held: &Option<Held>) -> bool {
         let at = held.as_ref().and_then(|held| self.truth.resolve(held.position));
-        at.is_some_and(|at| self.truth.record(at).is_some_and(|record| record.cut))
+        at.is_some_and(|at| {
+            let erased = !self.truth.leads_to(at, self.truth.tip) && self.truth.precedes(at, self.truth.tip);
+            erased || self.truth.record(at).is_some_and(|record| record.cut)
+        })
     }
 
     // What apps issue and are told.
@@ -667,7 +676,9 @@ impl Space {
                 out.counts().unverified += 1;
                 continue;
             };
-            if self.truth.leads_to(at, tip) || self.truth.find_mid(tip, *writer, *mid).is_some() {
+            if self.truth.since(at, tip, *writer) != Since::Elsewhere
+                || self.truth.find_mid(tip, *writer, *mid).is_some()
+            {
                 continue;
             }
             if !out.account && !self.truth.rooted(tip) {

@@ -109,10 +109,16 @@ impl Checker {
                     }
                 }
             }
-            Event::Erased { space, epoch, start } => {
+            Event::Erased {
+                space,
+                epoch,
+                start,
+                user,
+                docs,
+            } => {
                 let (out, space) = self.account(space);
                 out.note(space.number, Note::Erased(epoch, start));
-                space.erase(out, epoch, start.get());
+                space.erased(out, (epoch, start), user, docs);
             }
             Event::Commit { space, epoch, commit } => {
                 let (out, space) = self.account(space);

@@ -7,6 +7,7 @@ use crate::report::{Breach, Out};
 use crate::space::{Acked, Covered, Held, Move, Space, What};
 use crate::trace::{Note, Who, short};
 use crate::truth::{Covers, Node, Record};
+use std::sync::Arc;
 use tidegate_protocol::{
     Ack, Action, Begin, Change, ClientId, ClientMessage, Code, DocChange, Mid, Mode, Position, Reject, ResumeFrom, Seq,
     ServerMessage, Sub, ViewId, Write, Writer,
@@ -16,7 +17,7 @@ use tidegate_protocol::{
 pub(crate) struct Connection {
     id: ConnectionId,
     installation: Installation,
-    user: String,
+    user: Arc<str>,
     writers: Vec<(ClientId, Writer)>,
     subs: Vec<Subscription>,
     /// The subscription that a node's number stands for.
@@ -79,7 +80,7 @@ impl Connection {
         Self {
             id,
             installation,
-            user: user.to_owned(),
+            user: user.into(),
             writers: Vec::new(),
             subs: Vec::new(),
             by_n: Map::default(),
@@ -159,6 +160,7 @@ impl Connection {
         out.note(space.number, Note::Write(self.id, writer, head.mid, write.base));
         let replica = space.replica(self.installation);
         space.writes(out, replica, writer, write);
+        space.users.entry(writer).or_insert_with(|| self.user.clone());
         let acked = space.replicas[replica].acked.get(&head.client);
         self.flight.push(Flight {
             space: space.number,

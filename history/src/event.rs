@@ -65,14 +65,18 @@ pub enum Event<'a> {
         /// The head now; `Position::START` if the copy knows nothing of the space.
         head: Position,
     },
-    /// The space was emptied, and its lineage begins anew with this epoch, after `start`.
+    /// The space's data was erased, or a user's in it, and its lineage begins anew with this epoch, after `start`.
     Erased {
         /// The space.
         space: &'a SpaceId,
         /// The new name.
         epoch: Epoch,
-        /// Its first commit is the one after this.
+        /// The head; the first commit is the one after it.
         start: Seq,
+        /// Whose data; `None` is everybody's.
+        user: Option<&'a str>,
+        /// All documents that are left.
+        docs: &'a Docs,
     },
     /// A commit was applied.
     Commit {

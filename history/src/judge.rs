@@ -313,6 +313,14 @@ impl Space {
         out.counts().last_mids += 1;
         let position = Some(self.truth.position(at));
         let there = self.truth.last_mid(at, writer);
+        if last_mid.is_some() && self.aged.is_none() && self.truth.is_gone(at, writer) {
+            let text = format!(
+                "{who} is told {last_mid:?} of {}, whose data was erased",
+                short_writer(writer)
+            );
+            self.breach(out, Breach::LastMidLied, position, text);
+            return;
+        }
         let told = last_mid.unwrap_or(Mid::ZERO);
         let name = short_writer(writer);
         if there.is_some_and(|there| told < there) {

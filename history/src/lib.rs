@@ -8,6 +8,7 @@ mod app;
 mod checker;
 mod connection;
 mod doc;
+mod erasure;
 mod event;
 mod fold;
 mod judge;

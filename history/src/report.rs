@@ -18,6 +18,10 @@ pub enum Breach {
     StoreGap,
     /// It gave one (epoch, seq) two contents.
     SeqReused,
+    /// Erased, and there all the same.
+    NotErased,
+    /// A client whose data was erased was not told so, and wrote on.
+    ErasedWrites,
     /// A commit's time lies before that of the one before.
     TimeBackwards,
     /// A mutation was applied twice in one history.

@@ -143,12 +143,12 @@ impl Applied {
 
     /// How often the state there holds it.
     pub(crate) fn times(&self, truth: &Truth, at: Node) -> usize {
-        self.at.iter().filter(|node| truth.leads_to(**node, at)).count()
+        self.at.iter().filter(|node| truth.holds(**node, at)).count()
     }
 
     /// Whether the state there holds it.
     pub(crate) fn is_in(&self, truth: &Truth, at: Node) -> bool {
-        self.at.iter().any(|node| truth.leads_to(*node, at))
+        self.at.iter().any(|node| truth.holds(*node, at))
     }
 }
 
@@ -213,6 +213,8 @@ pub(crate) struct Space {
     /// The event of each writer's latest commit.
     pub(crate) wrote: Map<Writer, usize>,
     pub(crate) sent_max: Map<Writer, Mid>,
+    /// Whose a writer is.
+    pub(crate) users: Map<Writer, Arc<str>>,
     pub(crate) tags: Map<Tag, Applied>,
     pub(crate) replicas: Vec<Replica>,
     pub(crate) by_installation: Map<Installation, usize>,
@@ -244,6 +246,7 @@ impl Space {
             storages: 0,
             wrote: Map::default(),
             sent_max: Map::default(),
+            users: Map::default(),
             tags: Map::default(),
             replicas: Vec::new(),
             by_installation: Map::default(),
@@ -386,22 +389,6 @@ impl Space {
         told.retain(|_, (seq, _)| *seq < head.seq);
     }
 
-    /// The store emptied the space.
-    pub(crate) fn erase(&mut self, out: &mut Out, epoch: Epoch, start: u64) {
-        out.counts().epochs += 1;
-        let index = self.truth.enter(epoch);
-        self.truth.anchor(index, start, &[]);
-        self.cuts += 1;
-        self.fall_back(
-            out,
-            Node {
-                epoch: index,
-                seq: start,
-            },
-        );
-        self.anchored = true;
-    }
-
     /// The store's own account of a commit.
     pub(crate) fn commit(&mut self, out: &mut Out, epoch: Epoch, seq: u64, record: Record) {
         let at = Position::new(epoch, tidegate_protocol::Seq::new(seq).unwrap_or_default());
@@ -480,6 +467,9 @@ impl Space {
     fn check_order(&mut self, out: &mut Out, before: Node, here: Node, (writer, mid): (Writer, Mid)) {
         let position = Some(self.truth.position(here));
         let who = || format!("{} mid {mid}", short_writer(writer));
+        if self.aged.is_none() && self.truth.is_gone(before, writer) {
+            self.breach(out, Breach::ErasedWrites, position, who());
+        }
         if let Some(last) = self.truth.last_mid(before, writer)
             && mid <= last
         {
@@ -492,18 +482,11 @@ impl Space {
             };
             self.breach(out, breach, position, text);
         }
-        let mut at = Some(here);
-        while let Some(node) = at {
-            let stretch = &self.truth.stretches[node.epoch];
-            if let Some((seq, told)) = stretch.told.get(&writer)
-                && *seq <= node.seq
-                && mid <= *told
-            {
-                let text = format!("{} is applied, and last_mid {told} was told at seq {seq}", who());
-                self.breach(out, Breach::LastMidLied, position, text);
-                break;
-            }
-            at = stretch.parent;
+        if let Some(told) = self.truth.told(here, writer)
+            && mid <= told
+        {
+            let text = format!("{} is applied, and last_mid {told} was told", who());
+            self.breach(out, Breach::LastMidLied, position, text);
         }
         let Some(mutation) = self.mutations.get(&(writer, mid)) else {
             out.counts().foreign_commits += 1;

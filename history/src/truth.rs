@@ -2,6 +2,7 @@
 //! at every position of it.
 
 use crate::doc::{Doc, name_sum};
+use crate::erasure::Erasure;
 use crate::event::Tag;
 use crate::fold::Map;
 use crate::workload;
@@ -120,6 +121,8 @@ pub(crate) struct Stretch {
     pub(crate) parent: Option<Node>,
     /// The seq from which on states are known; `None` if no state of it is known yet.
     pub(crate) base: Option<u64>,
+    /// It begins with this.
+    pub(crate) erasure: Option<Erasure>,
     /// Below `base` the parent's states hold.
     inherits: bool,
     base_sum: u64,
@@ -140,6 +143,7 @@ impl Stretch {
             name,
             parent,
             base: None,
+            erasure: None,
             inherits: false,
             base_sum: 0,
             commits: Vec::new(),
@@ -288,11 +292,26 @@ impl Truth {
 
     /// Whether all that lies before a place is known by name: no epoch on the way goes on from where nobody knows.
     pub(crate) fn rooted(&self, node: Node) -> bool {
+        self.root(node) == START.epoch
+    }
+
+    /// The first epoch of those that go on from one another up to a place.
+    pub(crate) fn root(&self, node: Node) -> usize {
         let mut epoch = node.epoch;
         while let Some(parent) = self.stretches[epoch].parent {
             epoch = parent.epoch;
         }
-        epoch == START.epoch
+        epoch
+    }
+
+    /// A commit is lost.
+    pub(crate) fn cut(&mut self, node: Node) {
+        let stretch = &mut self.stretches[node.epoch];
+        let index = stretch.base.and_then(|base| node.seq.checked_sub(base + 1));
+        let index = index.and_then(|index| usize::try_from(index).ok());
+        if let Some(record) = index.and_then(|index| stretch.commits.get_mut(index)) {
+            record.cut = true;
+        }
     }
 
     /// The commits after `from` up to `to`, as stretches (epoch, first, last), the last ones first.
@@ -390,7 +409,20 @@ impl Truth {
         self.latest(node, |stretch| stretch.writers.get(&writer)).copied()
     }
 
-    /// Where a writer's mutation was applied, on the way to a place.
+    /// The highest `last_mid` that was told of a writer on the way to a place.
+    pub(crate) fn told(&self, to: Node, writer: Writer) -> Option<Mid> {
+        let mut at = Some(to);
+        let mut highest = None;
+        while let Some(node) = at {
+            let stretch = &self.stretches[node.epoch];
+            let told = stretch.told.get(&writer).filter(|(seq, _)| *seq <= node.seq);
+            highest = highest.max(told.map(|(_, mid)| *mid));
+            at = stretch.parent;
+        }
+        highest
+    }
+
+    /// Where a writer's mutation was applied, on the way to a place, erased since or not.
     pub(crate) fn find_mid(&self, to: Node, writer: Writer, mid: Mid) -> Option<Node> {
         let mut at = to;
         loop {
@@ -401,10 +433,11 @@ impl Truth {
                 // After a breach they may be out of order.
                 Err(_) => mids.iter().rev().take(8).find(|(_, m)| *m == mid).map(|(seq, _)| *seq),
             };
-            if let Some(seq) = found.filter(|seq| *seq <= at.seq) {
+            // What stands at the base is of before an erasure.
+            if let Some(seq) = found.filter(|seq| *seq <= at.seq && stretch.base.is_none_or(|base| base < *seq)) {
                 return Some(Node { epoch: at.epoch, seq });
             }
-            at = stretch.parent?;
+            at = stretch.parent.or_else(|| Some(stretch.erasure.as_ref()?.before))?;
         }
     }
 

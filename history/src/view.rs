@@ -99,7 +99,7 @@ impl Space {
                 && applied.is_some_and(|applied| match name {
                     Some((bearer, mid)) if copied => {
                         let named = truth.find_mid(at, bearer.writer, mid);
-                        named.is_some_and(|named| applied.at.contains(&named))
+                        named.is_some_and(|named| applied.at.contains(&named) && truth.holds(named, at))
                     }
                     _ => applied.is_in(truth, at),
                 });

@@ -3,7 +3,7 @@
 use crate::coverage::Row;
 use crate::net::Socket;
 use crate::plan::Plan;
-use crate::rules::Rules;
+use crate::rules::{Rules, user_name};
 use crate::shared::{Core, Event, NodeEnv, Published, Shared};
 use crate::store::{Disk, NodeStore};
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use tidegate::env::Env;
 use tidegate::hub::{Hub, HubConfig, LocalPublish};
 use tidegate::metrics::Metrics;
 use tidegate::session::{Accepted, Node, NodeConfig, SessionConfig, serve};
-use tidegate::store::{Lineage, LogEntry, Store};
+use tidegate::store::{Erase, Lineage, LogEntry, Store, UserTag};
 use tidegate_protocol::{Form, Limits, SpaceId};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -255,6 +255,15 @@ impl Fleet {
             }
             _ => false,
         }
+    }
+
+    /// A node is asked to erase a space, or a user in it.
+    pub(crate) fn erase(&self, at: usize, space: usize, user: Option<usize>) {
+        let Some(running) = &self.slots[at] else { return };
+        let (engine, space) = (Arc::clone(&running.node.engine), self.spaces[space].clone());
+        let whom = user.map_or(Erase::Space, |user| Erase::User(UserTag::of(&user_name(user))));
+        // Whoever asked hears of a failure; what was begun goes on.
+        self.tasks.spawn(async move { drop(engine.erase(&space, whom).await) });
     }
 
     /// A publication arrives.

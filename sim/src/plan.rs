@@ -31,6 +31,7 @@ pub(crate) enum Act {
     Reopen,
     Trim,
     Floor,
+    Erase,
     Permissions,
 }
 
@@ -104,6 +105,7 @@ impl Plan {
         faults(rng, 250, 6, Act::Trim);
         faults(rng, 200, 5, Act::Floor);
         faults(rng, 200, 6, Act::Permissions);
+        faults(rng, 200, 4, Act::Erase);
         // A loss that nobody hears of for longer than records are kept shows in nothing: not both.
         if rng.chance(350) {
             faults(rng, 1_000, 5, Act::Failover);

@@ -1,6 +1,7 @@
 //! The one store of all nodes: late, unavailable, of unknown outcome, failed over, opened again.
 
 use crate::coverage::Row;
+use crate::rules::user_name;
 use crate::shared::{Core, Shared};
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -10,10 +11,10 @@ use std::time::Duration;
 use tidegate::store::model::{Model, Spaces};
 use tidegate::store::{
     Begun, ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Erase, Erased, LogReply, Outcome,
-    ReadCut, Retention, SpaceState, Store, StoreError, Usage,
+    ReadCut, Retention, SpaceState, Store, StoreError, Usage, UserTag, View,
 };
-use tidegate_history::Event as Told;
-use tidegate_protocol::{Epoch, Position, Seq, SpaceId, Writer, msgpack};
+use tidegate_history::{Docs, Event as Told};
+use tidegate_protocol::{DocChange, DocChangeKind, Epoch, Position, Seq, SpaceId, ViewId, Writer, msgpack};
 
 /// Copies that a failover may find.
 const COPIES: usize = 6;
@@ -144,6 +145,61 @@ impl Disk {
     }
 }
 
+impl Disk {
+    /// Tells the checker of an erasure; in the same step. A copy from before it would bring back what is gone.
+    async fn erased(&self, shared: &Shared, model: &Model, (name, whom): (&SpaceId, Erase), erased: Erased) {
+        let (head, docs) = everything(model, name).await;
+        let core = &mut *shared.core.lock();
+        core.cover.add(Row::ErasedClients, erased.clients);
+        let all = (0..core.plan.users).map(user_name);
+        let user = all.into_iter().find(|user| whom == Erase::User(UserTag::of(user)));
+        core.cover.hit(if user.is_some() {
+            Row::ErasedUsers
+        } else {
+            Row::ErasedSpaces
+        });
+        core.say(shared.clock(), || {
+            format!("store: {user:?} erased in {name}, {erased:?}, it goes on as {head}")
+        });
+        core.judge.observe(Told::Erased {
+            space: name,
+            epoch: head.epoch,
+            start: head.seq,
+            user: user.as_deref(),
+            docs: &docs,
+        });
+        let mut state = self.state.lock();
+        if let Some(index) = self.spaces.iter().position(|space| space == name) {
+            state.epochs[index] = head.epoch;
+        }
+        if state.keeps_copies {
+            state.copies = vec![model.checkpoint()];
+        }
+    }
+}
+
+/// All documents of a space.
+pub(crate) async fn everything(model: &Model, name: &SpaceId) -> (Position, Docs) {
+    let request = ChangesRequest {
+        after: None,
+        cursor: None,
+        view: View {
+            id: ViewId(0),
+            collections: None,
+        },
+        writer: None,
+        budget: usize::MAX,
+    };
+    let Ok(ChangesReply::Done { docs, state, .. }) = model.changes(name, request).await else {
+        unreachable!("the model answers a whole scan at once")
+    };
+    let whole = |change: DocChange| match change.kind {
+        DocChangeKind::Whole(leaves) => Some((change.doc, leaves.into_iter().collect())),
+        _ => None,
+    };
+    (state.head, docs.into_iter().filter_map(whole).collect())
+}
+
 /// A node's way to the store. Ends with the node: what it asked then is never answered.
 pub(crate) struct NodeStore {
     pub(crate) shared: Arc<Shared>,
@@ -272,7 +328,16 @@ impl Store for NodeStore {
         begun: Begun<'_>,
     ) -> Result<Erased, StoreError> {
         let (fate, model) = self.ask().await?;
-        let erased = model.erase(space, whom, fresh, now_ms, begun).await?;
+        let begins = Mutex::new(false);
+        let erased = model
+            .erase(space, whom, fresh, now_ms, &|lineage| {
+                *begins.lock() = true;
+                begun(lineage);
+            })
+            .await?;
+        if begins.into_inner() {
+            self.disk.erased(&self.shared, &model, (space, whom), erased).await;
+        }
         self.answer(fate, erased).await
     }
 

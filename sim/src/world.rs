@@ -9,15 +9,14 @@ use crate::plan::{Act, Plan};
 use crate::rng::Rng;
 use crate::rules::{FILTERS, Right, Rules, VIEWS};
 use crate::shared::{Event, Shared};
-use crate::store::Disk;
-use std::collections::BTreeMap;
+use crate::store::{Disk, everything};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use tidegate::metrics::Metrics;
-use tidegate::store::{ChangesReply, ChangesRequest, Retention, Store, View};
-use tidegate_history::{Docs, Event as Told, Tag};
-use tidegate_protocol::{DocChangeKind, Form, Position, Seq, SpaceId, ViewId};
+use tidegate::store::{Retention, Store};
+use tidegate_history::{Event as Told, Tag};
+use tidegate_protocol::{Form, Seq, SpaceId};
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 /// Within this much time after the last fault everything comes to rest, ms: the longest backoff, and a few
@@ -350,6 +349,14 @@ impl World {
                 }
             }
             Act::Floor => self.raise_floor(space).await,
+            Act::Erase => {
+                let open = self.fleet.open();
+                if !open.is_empty() {
+                    let node = self.draw(|rng| rng.pick(&open));
+                    let user = self.draw(|rng| rng.chance(700)).then_some(self.installs[at].user);
+                    self.fleet.erase(node, space, user);
+                }
+            }
             Act::Months => {
                 self.hit(Row::Months);
                 {
@@ -510,7 +517,7 @@ impl World {
     /// Compares what all hold with what the store holds.
     async fn verify(&mut self) {
         for name in self.cx.spaces.iter() {
-            let (position, docs) = self.everything(name).await;
+            let (position, docs) = everything(&self.disk.model(), name).await;
             let core = &mut *self.shared.core.lock();
             core.say(self.shared.now(), || format!("rest: {name} at {position}"));
             core.judge.observe(Told::Rest {
@@ -535,37 +542,6 @@ impl World {
                 {
                     core.fail(format!("{:?} does not keep what it holds of {name}", install.id));
                 }
-            }
-        }
-    }
-
-    async fn everything(&self, name: &SpaceId) -> (Position, Docs) {
-        let request = ChangesRequest {
-            after: None,
-            cursor: None,
-            view: View {
-                id: ViewId(0),
-                collections: None,
-            },
-            writer: None,
-            budget: usize::MAX,
-        };
-        let mut docs = BTreeMap::new();
-        match self.disk.model().changes(name, request).await {
-            Ok(ChangesReply::Done { docs: all, state, .. }) => {
-                for change in all {
-                    if let DocChangeKind::Whole(leaves) = change.kind {
-                        docs.insert(change.doc, leaves.into_iter().collect());
-                    }
-                }
-                (state.head, docs)
-            }
-            other => {
-                self.shared
-                    .core
-                    .lock()
-                    .fail(format!("the store does not show {name}: {other:?}"));
-                (Position::START, docs)
             }
         }
     }

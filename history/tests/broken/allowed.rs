@@ -106,11 +106,12 @@ fn subscribes(
 
 #[test]
 fn an_erased_space_begins_anew_and_every_position_resets() {
-    let mut events = rich().events;
+    let world = rich();
+    let mut events = world.events.clone();
     let standing = Some((Position::new(Epoch(1 << 48 | 0xe), seq(16)), ViewId(1)));
     events.push(E::Replaced(8, standing));
     let new = Epoch(0x77 << 48);
-    events.push(E::Erased(new, seq(16)));
+    events.push(E::Erased(new, seq(16), None, Docs::new()));
     let set = vec![(path("x"), Value::int(1))];
     let docs = vec![DocChange {
         doc: doc("notes/n9"),
@@ -133,6 +134,13 @@ fn an_erased_space_begins_anew_and_every_position_resets() {
         events.push(E::AtRest(8, Some(end), held, 0));
         is(&events, expected);
     }
+    // Who has come that far does not go back to before.
+    let mut back = events.clone();
+    back.extend(subscribes(standing, (Mode::Reset, ViewId(1)), docs.clone(), end));
+    let (there, before) = (Some((end, ViewId(1))), world.head());
+    let pages = world.docs().iter().map(whole).collect();
+    back.extend(subscribes(there, (Mode::Reset, ViewId(1)), pages, before));
+    is(&back, &[Backwards]);
     // What was there before is a ghost.
     let mut left = docs;
     left.push(DocChange {

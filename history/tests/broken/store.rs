@@ -1,8 +1,9 @@
 //! What the store does, and in which order.
 
 use crate::spoil::*;
-use crate::world::{E, doc, judge, mid, path, seq};
+use crate::world::{E, Kind, World, doc, judge, mid, path, seq};
 use tidegate_history::Breach::*;
+use tidegate_history::Docs;
 use tidegate_protocol::*;
 
 #[test]
@@ -216,4 +217,78 @@ fn the_order_in_real_time_reads_and_bases_bind_a_mutation() {
     is_outside(&reordered(true, false, None), &[RealTimeOrder]);
     is_outside(&reordered(false, true, None), &[WriteBeforeRead]);
     is_outside(&reordered(false, false, Some(base)), &[WriteBeforeBase]);
+}
+
+#[test]
+fn what_an_erasure_leaves_is_named() {
+    let mut events = rich().events;
+    let left: Docs = [(doc("notes/n1"), [(path("x"), Value::int(1))].into())].into();
+    events.push(E::Erased(Epoch(0x77 << 48), seq(16), None, left));
+    is(&events, &[NotErased]);
+}
+
+#[test]
+fn a_client_that_writes_on_after_it_was_erased_is_named() {
+    let mut events = rich().events;
+    let last = last_commit(&events);
+    let new = Epoch(0x77 << 48);
+    events.push(E::Erased(new, seq(16), None, Docs::new()));
+    let commit = |writer| Commit {
+        seq: seq(17),
+        at: last.at,
+        writer,
+        mid: mid(last.mid.get() + 1),
+        docs: vec![],
+    };
+    let mut others = events.clone();
+    others.push(E::Commit(new, commit(Writer(4))));
+    is(&others, &[]);
+    events.push(E::Commit(new, commit(last.writer)));
+    is(&events, &[ErasedWrites]);
+}
+
+#[test]
+fn what_a_users_erasure_leaves_and_takes_too_much_is_named() {
+    let mut world = World::new(&[None, None]);
+    for (peer, n) in [(0, 1), (1, 2)] {
+        world.issue(peer, Kind::Set(n, 5));
+        world.serve(peer);
+        (0..2).for_each(|peer| world.deliver_all(peer));
+    }
+    let commits: Vec<Commit> = (world.events.iter())
+        .filter_map(|event| match event {
+            E::Commit(_, commit) => Some(commit.clone()),
+            _ => None,
+        })
+        .collect();
+    let [theirs, others] = &commits[..] else { panic!() };
+    let (all, new) = (world.docs().clone(), Epoch(0x77 << 48));
+    let mut left = all.clone();
+    left.remove(&theirs.docs[0].doc);
+    // Installation 0's peer is that user.
+    let erased = |docs: &Docs, then: Option<(Writer, u64)>| {
+        let mut events = world.events.clone();
+        events.push(E::Erased(new, seq(2), Some(0), docs.clone()));
+        events.extend(then.map(|(writer, of)| {
+            let (seq, at) = (seq(3), others.at);
+            let (mid, docs) = (mid(of), vec![]);
+            E::Commit(
+                new,
+                Commit {
+                    seq,
+                    at,
+                    writer,
+                    mid,
+                    docs,
+                },
+            )
+        }));
+        events
+    };
+    is(&erased(&left, None), &[]);
+    is(&erased(&all, None), &[NotErased]);
+    is(&erased(&Docs::new(), None), &[WrongState]);
+    is(&erased(&left, Some((theirs.writer, 2))), &[ErasedWrites]);
+    is(&erased(&left, Some((others.writer, 2))), &[]);
+    is(&erased(&left, Some((others.writer, 1))), &[AppliedTwice]);
 }

@@ -8,7 +8,7 @@ use tidegate_protocol::*;
 pub enum E {
     Epoch(Epoch, Position),
     FellBack(Position),
-    Erased(Epoch, Seq),
+    Erased(Epoch, Seq, Option<u32>, Docs),
     Covers(ViewId, Vec<Collection>),
     Commit(Epoch, Commit),
     Aged,
@@ -46,10 +46,13 @@ pub fn observe(checker: &mut Checker, event: &E) {
             after: *after,
         }),
         E::FellBack(head) => checker.observe(Event::FellBack { space, head: *head }),
-        E::Erased(epoch, start) => {
-            let (epoch, start) = (*epoch, *start);
-            checker.observe(Event::Erased { space, epoch, start });
-        }
+        E::Erased(epoch, start, by, docs) => checker.observe(Event::Erased {
+            space,
+            epoch: *epoch,
+            start: *start,
+            user: by.map(user).as_deref(),
+            docs,
+        }),
         E::Covers(view, collections) => checker.observe(Event::Covers {
             view: *view,
             collections: Some(collections),
