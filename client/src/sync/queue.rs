@@ -347,6 +347,11 @@ impl Queue {
             self.seal(with, entropy);
         }
         let (mutation, seal) = self.sealed_from(self.cursor).next()?;
+        // An answer does not say under which id: what a former one sent with this mid has to be answered first.
+        let former = |sending: &Sending| sending.client != seal.client;
+        if self.outstanding.get(&seal.mid).is_some_and(|of| of.iter().any(former)) {
+            return None;
+        }
         // One that is too large under new limits is settled by its name alone.
         let fits = mutation.size <= message_bytes;
         let write = Write {
