@@ -346,6 +346,8 @@ impl Space {
             }
             self.events.push(SpaceEvent::Denied { code, purged: purge });
         }
+        // The one sent since goes on from what is held no longer.
+        self.needs_sub |= purge && self.sent.is_some();
         self.finish();
     }
 
@@ -412,13 +414,9 @@ impl Space {
             return;
         };
         match reject.code.row().action {
+            // In a history that was lost; and refused when it was sent again.
+            Action::Settle if answered.was_acked => self.report_lost(reject.mid, reject.mid),
             Action::Settle => {
-                if answered.was_acked {
-                    // In a history that was lost; and refused when it was sent again.
-                    self.report_lost(reject.mid, reject.mid);
-                    self.finish();
-                    return;
-                }
                 let Some(id) = answered.id else { return };
                 let Reject {
                     code,
@@ -468,6 +466,7 @@ impl Space {
             }
             _ => self.back_off(now, &reject, answered.sent_again),
         }
+        self.ask_about_acks();
         self.finish();
     }
 
