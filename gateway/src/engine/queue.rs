@@ -44,6 +44,8 @@ struct Known {
     mutations: usize,
     /// About how large those are that have been read.
     bytes: usize,
+    /// The last epoch as of the first call.
+    planned_on: Option<Epoch>,
 }
 
 impl Engine {
@@ -140,8 +142,9 @@ impl Engine {
 
     /// Reads the documents of a group, as far as they are not too much at a time.
     ///
-    /// Those of a later call may be newer: what each was planned on is checked when it is committed. The state
-    /// is the last call's, so that no tombstone is missed that a floor of before would promise.
+    /// Those of a later call may be newer: what each was planned on is checked when it is committed, and that the
+    /// first call's epoch is still the last, since a version tells nothing across a loss. The state is the last
+    /// call's, so that no tombstone is missed that a floor of before would promise.
     async fn known(&self, space: &SpaceId, reads: Vec<Read>) -> Result<Known, StoreError> {
         let mut known = Known::default();
         for Read { docs, mutations } in reads {
@@ -149,6 +152,7 @@ impl Engine {
             known.bytes += cut.docs.iter().map(bytes_of).sum::<usize>();
             known.docs.extend(docs);
             known.cut.docs.extend(cut.docs);
+            known.planned_on.get_or_insert(cut.state.lineage.last_epoch());
             known.cut.state = cut.state;
             known.mutations = mutations;
             let enough = match mutations {
@@ -170,10 +174,11 @@ impl Engine {
             cut,
             mutations,
             bytes,
+            planned_on,
         } = known;
         let limit = self.config.mutation_bytes;
         let too_large = || Invalid::too_large("bytes of the documents that a mutation is about", limit, bytes);
-        let planned_on = cut.state.lineage.last_epoch();
+        let planned_on = planned_on.unwrap_or_default();
         let now_ms = self.env.now_ms();
         let mut planner = Planner::new(&*self.rules, &self.limits, space, docs, cut, now_ms)
             .within(self.config.quota, self.store.usage().bytes)

@@ -36,6 +36,8 @@ struct Faulty {
     calls: Mutex<Vec<usize>>,
     /// Documents of each call of `read`.
     reads: Mutex<Vec<usize>>,
+    /// Answers the next `read`: a failover comes behind it.
+    before: Mutex<Option<Model>>,
 }
 
 #[async_trait]
@@ -65,7 +67,8 @@ impl Store for Faulty {
             return Err(StoreError::Damaged("a test".into()));
         }
         self.reads.lock().push(docs.len());
-        self.model.read(space, docs).await
+        let before = self.before.lock().take();
+        before.as_ref().unwrap_or(&self.model).read(space, docs).await
     }
 
     async fn log(
@@ -159,6 +162,7 @@ impl Rig {
             gate: Semaphore::new(1_000_000),
             calls: Mutex::default(),
             reads: Mutex::default(),
+            before: Mutex::default(),
         });
         let (sender, events) = mpsc::unbounded_channel();
         let (tasks, clock) = (TaskTracker::new(), Arc::new(Ticks::default()));
@@ -367,6 +371,21 @@ async fn a_mutation_about_too_much_is_refused_before_all_of_it_is_read_and_the_n
         "the mid was consumed, and 64 documents are taken whatever they are"
     );
     assert_eq!(*rig.store.reads.lock(), [64, 64, 64]);
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_read_in_parts_is_of_one_history() {
+    let mut rig = Rig::new([], EngineConfig::default());
+    let mut lost = Bench::default();
+    lost.apply(9, body(vec![set("d0", &[("n", int(100))])]));
+    rig.submit(1, 1, vec![set("d0", &[("n", int(1))])]);
+    assert_eq!(rig.acked().await, 1, "the version that the other history has, too");
+    *rig.store.before.lock() = Some(lost.model);
+    rig.submit(1, 2, (0..100).map(|n| inc(&format!("d{n}"), "n", 1)).collect());
+    assert_eq!(rig.acked().await, 2);
+    let cut = rig.store.model.read(&space(), &[doc("d0")]).await.expect("answers");
+    assert_eq!(cut.docs[0].cells[&field("n")].value, Some(int(2)));
     rig.end().await;
 }
 
