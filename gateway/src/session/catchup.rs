@@ -90,7 +90,11 @@ impl CatchUp {
                 }
                 Some(_) => {
                     resets.with_label_values(&["foreign_cursor"]).inc();
-                    From::At(from.position)
+                    match from.position {
+                        // Nothing but what it has staged: there is no state that commits could be applied to.
+                        Position::START => From::Nothing,
+                        held => From::At(held),
+                    }
                 }
             },
         }

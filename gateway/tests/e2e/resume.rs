@@ -185,6 +185,16 @@ async fn a_forged_position_is_answered_with_reset() {
         gateway.peer("r").await.follow("s", &mut replica, None).await;
         assert_eq!(replica.resumed.last(), Some(&false));
         assert_eq!(replica.docs, truth.docs);
+        // Who holds nothing but what is staged is not brought commits: there is no state to apply them to.
+        let mut empty = Replica {
+            at: Position::START,
+            docs: Default::default(),
+            ..replica
+        };
+        empty.cursor = Some(bytes::Bytes::from(cursor));
+        gateway.peer("r").await.follow("s", &mut empty, None).await;
+        assert_eq!(empty.mode(), Mode::Reset);
+        assert_eq!(empty.docs, truth.docs);
     }
 }
 
