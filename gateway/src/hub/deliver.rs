@@ -1,9 +1,10 @@
 //! Fan-out: one encoding per commit, view and form; one push per subscriber and round.
 
+use super::Answer;
 use super::space::{Event, Group, Member};
 use crate::frame;
 use crate::metrics::Metrics;
-use crate::store::{LogEntry, View};
+use crate::store::{Lineage, LogEntry, View};
 use bytes::Bytes;
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{Position, Seq, ServerMessage, msgpack};
@@ -22,21 +23,21 @@ enum At {
 
 impl Group {
     /// Hands a round of events to every member, with the answers that waited for them, in one push each.
-    pub(super) fn deliver(&mut self, n: u32, events: &[Event], metrics: &Metrics) {
+    pub(super) fn deliver(&mut self, n: u32, events: &[Event], lineage: &Lineage, metrics: &Metrics) {
         if self.members.is_empty() || events.is_empty() {
             return;
         }
         let round = self.prepare(n, events, metrics);
         let form = self.form;
         for member in self.members.values_mut() {
-            hand_over(form, n, member, &round, metrics);
+            hand_over(form, n, member, &round, lineage, metrics);
         }
     }
 
     /// Hands one member what it has missed.
-    pub(super) fn catch_up(&self, n: u32, member: &mut Member, missed: &[Event], metrics: &Metrics) {
+    pub(super) fn catch_up(&self, n: u32, member: &mut Member, missed: &[Event], lineage: &Lineage, metrics: &Metrics) {
         let round = self.prepare(n, missed, metrics);
-        hand_over(self.form, n, member, &round, metrics);
+        hand_over(self.form, n, member, &round, lineage, metrics);
     }
 
     fn prepare(&self, n: u32, events: &[Event], metrics: &Metrics) -> Vec<Prepared> {
@@ -83,7 +84,7 @@ pub(crate) fn change(form: Form, n: u32, view: &View, commit: &LogEntry) -> Opti
     ))
 }
 
-fn hand_over(form: Form, n: u32, member: &mut Member, round: &[Prepared], metrics: &Metrics) {
+fn hand_over(form: Form, n: u32, member: &mut Member, round: &[Prepared], lineage: &Lineage, metrics: &Metrics) {
     let mut frames = Vec::with_capacity(round.len() + member.held.len());
     let mut changes = 0;
     for event in round {
@@ -112,10 +113,10 @@ fn hand_over(form: Form, n: u32, member: &mut Member, round: &[Prepared], metric
     }
     metrics.deliveries.inc_by(changes);
     let at = member.at;
-    if member.held.iter().any(|held| held.at.seq <= at.seq) {
-        let (due, held): (Vec<_>, Vec<_>) = std::mem::take(&mut member.held)
-            .into_iter()
-            .partition(|held| held.at.seq <= at.seq);
+    // A commit of another history that has the same seq is not the one.
+    let is_due = |held: &Answer| held.at.seq <= at.seq && lineage.holds(held.at, held.at.seq);
+    if member.held.iter().any(is_due) {
+        let (due, held): (Vec<_>, Vec<_>) = std::mem::take(&mut member.held).into_iter().partition(is_due);
         member.held = held;
         if due.iter().any(|due| due.at.seq > member.told) {
             frames.extend(member.progress(form, n));

@@ -204,7 +204,7 @@ impl Inner {
     pub(super) fn deliver(&mut self, n: u32, config: &HubConfig, metrics: &Metrics) {
         let events = std::mem::take(&mut self.outgoing);
         for group in &mut self.groups {
-            group.deliver(n, &events, metrics);
+            group.deliver(n, &events, &self.lineage, metrics);
         }
         for event in events {
             if let Event::Commit(commit) = event {
@@ -258,7 +258,7 @@ impl Inner {
                 self.groups.len() - 1
             });
         let group = &mut self.groups[index];
-        group.catch_up(n, &mut member, &missed, metrics);
+        group.catch_up(n, &mut member, &missed, &self.lineage, metrics);
         group.members.insert(member.to.id(), member);
         true
     }
@@ -315,8 +315,8 @@ impl Inner {
         let known = self.lineage.names(at.epoch);
         for group in &mut self.groups {
             if let Some(member) = group.members.get_mut(&to.id()) {
-                let ahead = at.seq > member.at.seq && (!known || self.lineage.holds(at, at.seq));
-                if !ahead {
+                let ahead = at.seq > member.at.seq && self.lineage.holds(at, at.seq);
+                if known && !ahead {
                     member.send_answer(group.form, n, answer);
                     return Found::Repeat;
                 }

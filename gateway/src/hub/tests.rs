@@ -333,6 +333,53 @@ fn an_answer_of_an_epoch_that_the_hub_does_not_know_waits_for_the_store() {
 }
 
 #[test]
+fn an_answer_is_not_due_by_a_change_of_another_history() {
+    let line = [(1, 0)];
+    // While the log is read: a publication, and an answer from before the question.
+    for is_read in [false, true] {
+        let mut rig = Rig::at(at(1, 2), &line);
+        let (peer, _) = rig.join(at(1, 2), &line, None);
+        rig.ack(peer, at(9, 3));
+        let (now, next) = (lineage(&line), commits(3..=3));
+        let found = match is_read {
+            true => rig.inner.learn(&now, &next),
+            false => rig.inner.hear(&now, &next),
+        };
+        assert_eq!(found, Found::Next);
+        rig.deliver();
+        assert_eq!(rig.seen(peer), ". 3");
+        rig.read(&line, &[]);
+        assert_eq!(rig.seen(peer), ". 3 a");
+        assert_eq!(
+            *rig.tapes[peer].1.lock(),
+            [at(1, 3)],
+            "what stands it learns by a catch-up"
+        );
+    }
+    // Of an epoch that forked off before where the subscription stands.
+    let mut rig = Rig::at(at(1, 5), &line);
+    let (peer, _) = rig.join(at(1, 5), &line, None);
+    assert_eq!(rig.ack(peer, at(2, 4)), Found::Gap);
+    assert_eq!(rig.seen(peer), ".");
+    let line = [(1, 0), (2, 3)];
+    assert_eq!(rig.read(&line, &[]), Found::Lost);
+    rig.inner.lose(state(at(2, 4), lineage(&line)));
+    assert_eq!(rig.seen(peer), ". a");
+    assert_eq!(*rig.tapes[peer].1.lock(), [at(1, 5)]);
+    // What is beyond the end of its epoch is lost, whatever was told of the next meanwhile.
+    let mut rig = Rig::at(at(1, 2), &[(1, 0)]);
+    let (peer, _) = rig.join(at(1, 2), &[(1, 0)], None);
+    rig.ack(peer, at(1, 4));
+    rig.inner.doubt = true;
+    assert_eq!(rig.inner.learn(&lineage(&line), &commits(3..=4)), Found::Next);
+    rig.deliver();
+    assert_eq!(rig.seen(peer), ". 3 E2@3 4");
+    rig.read(&line, &[]);
+    assert_eq!(rig.seen(peer), ". 3 E2@3 4 a");
+    assert_eq!(*rig.tapes[peer].1.lock(), [at(2, 4)]);
+}
+
+#[test]
 fn news_of_a_lost_history_are_never_applied() {
     let mut rig = Rig::at(at(1, 5), &[(1, 0)]);
     let (peer, _) = rig.join(at(1, 5), &[(1, 0)], None);
