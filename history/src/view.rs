@@ -110,8 +110,10 @@ impl Space {
             };
             let reached = place.is_some_and(|place| truth.leads_to(place, at));
             let reaches = acked && (if seen { is_in } else { reached });
-            // When such a catch-up breaks off, it may be confirmed or wait for the next.
-            own.unsure |= reaches && crosses;
+            // When such a catch-up breaks off, it may be confirmed or wait for the next; and which epochs led to the present
+            // one is forgotten at a restart.
+            let elsewhere = matches!(own.heard, Some(Ok(ack)) if position.is_some_and(|at| at.epoch != ack.epoch));
+            own.unsure |= reaches && (crosses || elsewhere && !seen);
             if own.covered.is_some() || reaches && (seen || !own.unsure) {
                 // It has left the overlay; for good once it is acked, unless it is lost and reported.
                 return !acked;
