@@ -196,14 +196,17 @@ impl Space {
         out.counts().refusals += 1;
         self.hears(replica, (client, mid), Err(code));
         let (event, what) = (out.event(), Err(code));
+        let mut lost = false;
         if let Some(mutation) = self.mutations.get_mut(&(writer, mid)) {
             mutation.answer = Some(Answer { what, event });
+            // By a history that was lost: it may have been sent again, and applied, before that is heard.
+            lost = mutation.cuts < self.cuts;
         }
         let tip = self.truth.tip;
         if let Some(at) = self
             .truth
             .find_mid(tip, writer, mid)
-            .filter(|at| self.truth.holds(*at, tip))
+            .filter(|at| !lost && self.truth.holds(*at, tip))
         {
             let text = format!("{} mid {mid} is refused, {code}", short_writer(writer));
             self.breach(out, Breach::RefusedApplied, Some(self.truth.position(at)), text);
