@@ -270,13 +270,15 @@ impl Engine {
         let seqs: Vec<Option<Seq>> = outcomes.iter().map(applied_seq).collect();
         let seq_of = |index: usize| seqs.get(index).copied().flatten();
         let mut commits = Vec::new();
-        let mut answers: Vec<(Pending, Answer)> = Vec::new();
-        let mut repeats: Vec<(Pending, Kept)> = Vec::new();
+        // With the place in the group: they are given in its order, as a client tells by it which of two sendings of
+        // a mid is answered.
+        let mut answers: Vec<(usize, Pending, Answer)> = Vec::new();
+        let mut repeats: Vec<(usize, Pending, Kept)> = Vec::new();
         let mut again = VecDeque::new();
         // Writers of whom a mutation has to be planned again: those behind it have to wait for it. If it
         // is a client's first, the store does not know the client yet.
         let mut held: HashSet<Writer> = HashSet::new();
-        for ((mut pending, writer, mut report), outcome) in planned.into_iter().zip(outcomes) {
+        for (place, ((mut pending, writer, mut report), outcome)) in planned.into_iter().zip(outcomes).enumerate() {
             match outcome {
                 Outcome::Applied { position, payload, .. } => {
                     self.stats.commits.add(1);
@@ -287,7 +289,7 @@ impl Engine {
                         payload,
                     });
                     report.resolve(&seq_of);
-                    answers.push((pending, Answer::Ack(position, report)));
+                    answers.push((place, pending, Answer::Ack(position, report)));
                 }
                 Outcome::Refused { .. } => {
                     let conflict = report
@@ -296,17 +298,17 @@ impl Engine {
                         .is_some_and(|refusal| refusal.code == Code::Conflict);
                     self.stats.conflicts_rejected.add(u64::from(conflict));
                     report.resolve(&seq_of);
-                    answers.push((pending, Answer::Refused(report)));
+                    answers.push((place, pending, Answer::Refused(report)));
                 }
                 Outcome::Duplicate(kept) => {
                     self.stats.duplicates.add(1);
-                    repeats.push((pending, kept));
+                    repeats.push((place, pending, kept));
                 }
                 Outcome::Stale { .. } => {
                     pending.stale += 1;
                     if pending.stale > self.config.stale_tries {
                         self.stats.stale_given_up.add(1);
-                        answers.push((pending, Answer::Later(Code::Unavailable, TOO_BUSY)));
+                        answers.push((place, pending, Answer::Later(Code::Unavailable, TOO_BUSY)));
                     } else {
                         self.stats.stale_replans.add(1);
                         held.insert(writer);
@@ -316,18 +318,23 @@ impl Engine {
                 Outcome::OutOfOrder { .. } | Outcome::ClientUnknown if held.contains(&writer) => {
                     again.push_back(pending)
                 }
-                Outcome::OutOfOrder { expected } => answers.push((pending, Answer::OutOfOrder(expected))),
-                Outcome::ClientCloned => answers.push((pending, Answer::Later(Code::ClientCloned, CLONED))),
-                Outcome::ClientUnknown => answers.push((pending, Answer::Later(Code::ClientUnknown, UNKNOWN))),
+                Outcome::OutOfOrder { expected } => answers.push((place, pending, Answer::OutOfOrder(expected))),
+                Outcome::ClientCloned => answers.push((place, pending, Answer::Later(Code::ClientCloned, CLONED))),
+                Outcome::ClientUnknown => answers.push((place, pending, Answer::Later(Code::ClientUnknown, UNKNOWN))),
             }
         }
-        let missed = |(pending, kept): &(Pending, Kept)| {
+        let missed = |(_, pending, kept): &(usize, Pending, Kept)| {
             (pending.unknown > 0 && kept.refused.is_none()).then_some(kept.position)
         };
         let missed = repeats.iter().filter_map(missed).min_by_key(|position| position.seq);
         self.publish_all(space, &lineage, commits, missed).await;
-        answers.into_iter().for_each(|(pending, answer)| pending.give(answer));
-        self.repeat(space, repeats).await;
+        if !repeats.is_empty() {
+            answers.extend(self.repeat(space, repeats).await);
+            answers.sort_by_key(|(place, ..)| *place);
+        }
+        for (_, pending, answer) in answers {
+            pending.give(answer);
+        }
         again
     }
 
@@ -367,12 +374,12 @@ impl Engine {
     }
 
     /// Answers what was answered before, with cells read afresh.
-    async fn repeat(&self, space: &SpaceId, repeats: Vec<(Pending, Kept)>) {
+    async fn repeat(&self, space: &SpaceId, repeats: Vec<(usize, Pending, Kept)>) -> Vec<(usize, Pending, Answer)> {
         let mut repeats: Vec<_> = repeats
             .into_iter()
-            .map(|(p, kept)| {
+            .map(|(place, p, kept)| {
                 let report = Report::kept(kept.refused, &kept.detail);
-                (p, kept.position, cells_share(&self.limits), report)
+                ((place, p), kept.position, cells_share(&self.limits), report)
             })
             .collect();
         let docs: BTreeSet<&DocPath> = repeats.iter().flat_map(|(.., report)| report.docs()).collect();
@@ -381,7 +388,7 @@ impl Engine {
             match self.store.read(space, docs).await {
                 Ok(cut) => {
                     let docs: BTreeMap<DocPath, DocState> = docs.iter().cloned().zip(cut.docs).collect();
-                    for (pending, _, left, report) in &mut repeats {
+                    for ((_, pending), _, left, report) in &mut repeats {
                         let scope = self.rules.read(&pending.request.who, space).ok();
                         report.fill(&docs, |doc| readable(scope.as_ref(), doc), left);
                     }
@@ -390,18 +397,20 @@ impl Engine {
                     tracing::warn!(%space, %error, "could not read what stands for a repeated mutation");
                     return repeats
                         .into_iter()
-                        .for_each(|(pending, ..)| pending.later(Code::Unavailable, NO_STORE));
+                        .map(|((place, pending), ..)| (place, pending, Answer::Later(Code::Unavailable, NO_STORE)))
+                        .collect();
                 }
             }
         }
-        for (pending, position, _, report) in repeats {
+        let answer = |((place, pending), position, _, report): (_, _, _, Report)| {
             let refused = report.refusal.is_some();
-            pending.give(if refused {
-                Answer::Refused(report)
-            } else {
-                Answer::Ack(position, report)
-            });
-        }
+            let answer = match refused {
+                true => Answer::Refused(report),
+                false => Answer::Ack(position, report),
+            };
+            (place, pending, answer)
+        };
+        repeats.into_iter().map(answer).collect()
     }
 
     /// After a store call that may or may not have done its work: waits, and hands back what is to be

@@ -114,14 +114,15 @@ fn hand_over(form: Form, n: u32, member: &mut Member, round: &[Prepared], lineag
     metrics.deliveries.inc_by(changes);
     let at = member.at;
     // A commit of another history that has the same seq is not the one.
-    let is_due = |held: &Answer| held.at.seq <= at.seq && lineage.holds(held.at, held.at.seq);
-    if member.held.iter().any(is_due) {
-        let (due, held): (Vec<_>, Vec<_>) = std::mem::take(&mut member.held).into_iter().partition(is_due);
-        member.held = held;
-        if due.iter().any(|due| due.at.seq > member.told) {
-            frames.extend(member.progress(form, n));
-        }
-        frames.extend(due.into_iter().map(|due| due.frame));
+    let is_due = |held: &&Answer| {
+        held.at
+            .is_none_or(|held| held.seq <= at.seq && lineage.holds(held, held.seq))
+    };
+    let due = member.held.iter().take_while(is_due).count();
+    let due: Vec<_> = member.held.drain(..due).collect();
+    if due.iter().filter_map(|due| due.at).any(|due| due.seq > member.told) {
+        frames.extend(member.progress(form, n));
     }
+    frames.extend(due.into_iter().map(|due| due.frame));
     member.to.outbox().push(frames);
 }

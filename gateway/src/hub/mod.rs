@@ -105,8 +105,8 @@ pub struct Lease {
 
 /// The answer to a mutation.
 pub struct Answer {
-    /// The mutation's commit.
-    pub at: Position,
+    /// The mutation's commit, if it was applied.
+    pub at: Option<Position>,
     /// What to send.
     pub frame: Bytes,
     /// Given back once it has been sent: answers that wait are as many as may be in flight.
@@ -184,9 +184,9 @@ impl Hub {
         self.spaces.get(space).map(|entry| entry.value().news.clone())
     }
 
-    /// Sends an answer to a mutation committed at `at`: after the change, if the connection has a live
-    /// subscription that will bring it; at once otherwise. If only the store knows whether it will, the store
-    /// is asked first.
+    /// Sends an answer to a mutation: after its change, if the connection has a live subscription that will bring it,
+    /// and never before an answer that was given earlier; at once otherwise. If only the store knows whether the
+    /// change will come, the store is asked first.
     pub fn answer(self: &Arc<Self>, space: &SpaceId, to: &dyn Subscriber, answer: Answer) {
         match self.spaces.get(space).map(|entry| entry.value().clone()) {
             Some(space) => {

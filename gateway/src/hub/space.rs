@@ -70,8 +70,9 @@ pub(super) struct Member {
     pub(super) at: Position,
     /// Up to where it knows that: by a change, `current` or `progress`.
     pub(super) told: Seq,
-    /// Answers that wait for their change, in no order. A commit is published before it is answered, so only
-    /// a gap that is being filled, or an epoch that is being looked up, makes any wait.
+    /// Answers that wait for their change, and those behind them: a client tells by their order to which of two
+    /// sendings of a mid each is. A commit is published before it is answered, so only a gap that is being filled,
+    /// or an epoch that is being looked up, makes any wait.
     pub(super) held: Vec<Answer>,
 }
 
@@ -311,18 +312,21 @@ impl Inner {
     /// Sends an answer, or holds it until its change has been handed over. `Gap`: it is of an epoch that the
     /// hub does not know, which may be newer or lost; read the log, then `release`.
     pub(super) fn answer(&mut self, n: u32, to: &dyn Subscriber, answer: Answer) -> Found {
-        let at = answer.at;
-        let known = self.lineage.names(at.epoch);
+        let known = answer.at.is_none_or(|at| self.lineage.names(at.epoch));
         for group in &mut self.groups {
             if let Some(member) = group.members.get_mut(&to.id()) {
-                let ahead = at.seq > member.at.seq && self.lineage.holds(at, at.seq);
-                if known && !ahead {
+                let holds = |at: Position| self.lineage.holds(at, at.seq);
+                let ahead = answer.at.is_some_and(|at| at.seq > member.at.seq && holds(at));
+                if known && !ahead && member.held.is_empty() {
                     member.send_answer(group.form, n, answer);
                     return Found::Repeat;
                 }
+                // One behind others waits with them, and is never due if its commit is lost.
+                let doubtful = answer.at.is_some_and(|at| !known || !holds(at));
                 member.held.push(answer);
-                self.doubt |= !known;
-                return if known { Found::Repeat } else { Found::Gap };
+                self.doubt |= doubtful;
+                let found = if doubtful { Found::Gap } else { Found::Repeat };
+                return found;
             }
         }
         to.outbox().push([answer.frame]);
@@ -336,7 +340,8 @@ impl Inner {
         let lineage = &self.lineage;
         for group in &mut self.groups {
             let told = group.members.extract_if(.., |_, member| {
-                member.held.iter().any(|held| !lineage.holds(held.at, held.at.seq))
+                let mut held = member.held.iter().filter_map(|held| held.at);
+                held.any(|at| !lineage.holds(at, at.seq))
             });
             for (_, member) in told {
                 let (sub, at) = (member.sub, member.at);
@@ -390,8 +395,8 @@ impl Member {
 
     /// Sends an answer whose commit has been delivered, or was out of view.
     fn send_answer(&mut self, form: Form, n: u32, answer: Answer) {
-        let at = answer.at;
-        let progress = (self.told < at.seq).then(|| self.progress(form, n)).flatten();
+        let untold = answer.at.is_some_and(|at| self.told < at.seq);
+        let progress = untold.then(|| self.progress(form, n)).flatten();
         self.to.outbox().push(progress.into_iter().chain([answer.frame]));
     }
 }

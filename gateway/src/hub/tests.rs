@@ -139,13 +139,22 @@ impl Rig {
 
     /// A mutation of a peer's was committed at `at`.
     fn ack(&mut self, peer: usize, at: Position) -> Found {
+        self.answer(peer, Some(at), b"\x82\x03ack")
+    }
+
+    /// It was refused.
+    fn reject(&mut self, peer: usize) -> Found {
+        self.answer(peer, None, b"\x82\x03rej")
+    }
+
+    fn answer(&mut self, peer: usize, at: Option<Position>, frame: &'static [u8]) -> Found {
         let (outbox, behind) = self.tapes[peer].clone();
-        let ack = Answer {
+        let answer = Answer {
             at,
-            frame: Bytes::from_static(b"\x82\x03ack"),
+            frame: Bytes::from_static(frame),
             permit: None,
         };
-        self.inner.answer(1, &Peer(outbox, peer as u64, behind), ack)
+        self.inner.answer(1, &Peer(outbox, peer as u64, behind), answer)
     }
 
     fn peer(&mut self) -> (usize, Arc<Peer>) {
@@ -191,6 +200,7 @@ impl Rig {
             all.push(match body {
                 [] => ".".to_owned(),
                 b"ack" => "a".to_owned(),
+                b"rej" => "r".to_owned(),
                 body => match msgpack::decode_server(body).unwrap() {
                     ServerMessage::Change(change) => change.commit.seq.to_string(),
                     ServerMessage::Epoch { position, .. } => format!("E{}@{}", position.epoch.0, position.seq),
@@ -430,6 +440,26 @@ fn an_answer_waits_for_its_change_and_out_of_view_for_a_progress_that_covers_it(
     rig.inner.tell_progress(1);
     rig.inner.tell_progress(1);
     assert_eq!(rig.seen(even), ". 2 a p3 a 4 p5", "told once");
+}
+
+#[test]
+fn an_answer_does_not_overtake_one_that_waits() {
+    let mut rig = Rig::at(at(1, 0), &[(1, 0)]);
+    let (peer, _) = rig.join(at(1, 0), &[(1, 0)], None);
+    rig.reject(peer);
+    assert_eq!(rig.seen(peer), ". r");
+    rig.ack(peer, at(1, 2));
+    rig.reject(peer);
+    rig.ack(peer, at(1, 1));
+    rig.ack(peer, at(1, 3));
+    rig.reject(peer);
+    rig.publish(&[(1, 0)], &commits(1..=1));
+    assert_eq!(rig.seen(peer), ". r 1", "none before that of the second");
+    rig.publish(&[(1, 0)], &commits(2..=2));
+    assert_eq!(rig.seen(peer), ". r 1 2 a r a");
+    // What ends the subscription lets them all go, in order.
+    rig.read(&[(1, 0), (2, 2)], &[]);
+    assert_eq!(rig.seen(peer), ". r 1 2 a r a a r");
 }
 
 #[test]

@@ -573,10 +573,7 @@ impl Shell {
             };
             node.metrics.writes.with_label_values(&[label]).inc();
             let frame = frame::message(conn.form, &message);
-            match at {
-                Some(at) => node.hub.answer(&space, &*conn, Answer { at, frame, permit }),
-                None => conn.outbox.push([frame]),
-            }
+            node.hub.answer(&space, &*conn, Answer { at, frame, permit });
         });
         self.node.engine.clone().submit(request, done);
     }
