@@ -38,6 +38,8 @@ pub struct Request {
 #[derive(Clone, Debug)]
 struct Sent {
     id: u64,
+    /// It says from where.
+    goes_on: bool,
     client: ClientId,
     /// The highest mid acked before the `sub` was sent, and when.
     acked: Mid,

@@ -62,8 +62,10 @@ impl Space {
         }
         let filter = self.wanted.clone()?;
         let identity = self.queue.identity();
+        let from = self.replica.resume_from();
         self.sent = Some(Sent {
             id,
+            goes_on: from.is_some(),
             client: identity.client,
             acked: identity.acked,
             acked_at: identity.acked_at,
@@ -75,7 +77,7 @@ impl Space {
             id,
             space: self.name.clone(),
             client: Some(identity.client),
-            from: self.replica.resume_from(),
+            from,
             filter,
         })
     }
@@ -346,8 +348,9 @@ impl Space {
             }
             self.events.push(SpaceEvent::Denied { code, purged: purge });
         }
-        // The one sent since goes on from what is held no longer.
-        self.needs_sub |= purge && self.sent.is_some();
+        // The one sent since goes on from what is held no longer. One that goes on from nothing stays as it is: else
+        // each of two that are denied would make another.
+        self.needs_sub |= purge && self.sent.as_ref().is_some_and(|sent| sent.goes_on || sent.begun);
         self.finish();
     }
 
