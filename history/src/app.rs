@@ -554,16 +554,7 @@ impl Space {
             self.judge_state(out, who, at, &covers, docs, named);
         } else {
             let what = What::State(docs.clone());
-            self.step(
-                out,
-                Move {
-                    who,
-                    from: at,
-                    to: at,
-                    covers,
-                    what,
-                },
-            );
+            self.step(out, Move::within(who, at, covers, what));
         }
     }
 
@@ -595,16 +586,7 @@ impl Space {
         } else {
             let covers = Covers::All;
             let what = What::State(docs.clone());
-            self.step(
-                out,
-                Move {
-                    who: Who::Server,
-                    from: at,
-                    to: at,
-                    covers,
-                    what,
-                },
-            );
+            self.step(out, Move::within(Who::Server, at, covers, what));
         }
     }
 

@@ -681,18 +681,7 @@ impl Subscription {
             let text = format!("{who}, at {}, is told so", short(Some(at)));
             space.breach(out, Breach::WrongEpoch, Some(position), text);
         } else if from != end {
-            let covers = self.covers.clone();
-            let what = What::Skip;
-            space.step(
-                out,
-                Move {
-                    who,
-                    from,
-                    to: end,
-                    covers,
-                    what,
-                },
-            );
+            self.passes(out, space, who, (from, end));
         }
         let log_to = &mut space.replicas[self.replica].log_to;
         // One that begins during a catch-up by log, after all that it was to cross.
@@ -700,6 +689,21 @@ impl Subscription {
             *log_to = Some(position.epoch);
         }
         self.advance(space, position);
+    }
+
+    /// It is led from one place to another, and nothing is sent of what lies between.
+    fn passes(&self, out: &mut Out, space: &mut Space, who: Who, (from, to): (Node, Node)) {
+        let (covers, what) = (self.covers.clone(), What::Skip);
+        space.step(
+            out,
+            Move {
+                who,
+                from,
+                to,
+                covers,
+                what,
+            },
+        );
     }
 
     fn progress(&mut self, out: &mut Out, space: &mut Space, connection: ConnectionId, seq: Seq) {
@@ -717,18 +721,7 @@ impl Subscription {
         if let (Some(from), Some(to)) = (space.place(out, at), space.place(out, position))
             && from != to
         {
-            let covers = self.covers.clone();
-            let who = Who::Connection(connection);
-            space.step(
-                out,
-                Move {
-                    who,
-                    from,
-                    to,
-                    covers,
-                    what: What::Skip,
-                },
-            );
+            self.passes(out, space, Who::Connection(connection), (from, to));
         }
         self.advance(space, position);
     }

@@ -162,6 +162,19 @@ pub(crate) struct Move {
     pub(crate) what: What,
 }
 
+impl Move {
+    /// What is seen at a place, without leaving it.
+    pub(crate) fn within(who: Who, at: Node, covers: Covers, what: What) -> Self {
+        Self {
+            who,
+            from: at,
+            to: at,
+            covers,
+            what,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum What {
     /// Nothing was sent.

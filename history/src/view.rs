@@ -39,17 +39,7 @@ impl Space {
             return;
         };
         let view = self.expect(replica, (position, at), &covers, count);
-        let (from, to, what) = (at, at, What::View(view));
-        self.step(
-            out,
-            Move {
-                who,
-                from,
-                to,
-                covers,
-                what,
-            },
-        );
+        self.step(out, Move::within(who, at, covers, What::View(view)));
     }
 
     /// What a view at this place shows over the confirmed state.
