@@ -40,6 +40,20 @@ SCENARIOS = ["-p", "tidegate-client", "--test", "scenarios"]
 
 # name: (file, code, what to put in its place, cargo arguments, test)
 RULES = {
+    "what was acked while a reset was on its way is shown over it": (
+        STREAM,
+        "} else if mode == Mode::Reset && self.queue.set_overlaid(id, true) {",
+        "} else if mode == Mode::Reset && self.queue.get(id).is_some_and(|m| m.is_queued()) && self.queue.set_overlaid(id, true) {",
+        SCENARIOS,
+        "the_machine_does_what_every_scenario_says",
+    ),
+    "what was seen of a lost history only stays listed when it is acked anew": (
+        STREAM,
+        "if ack.mid <= self.reached || !is_settled_later {",
+        "{",
+        SCENARIOS,
+        "the_machine_does_what_every_scenario_says",
+    ),
     "what goes on from nothing is not asked for again": (
         STREAM,
         "|sent| sent.goes_on || sent.begun",

@@ -161,6 +161,7 @@ impl Space {
         let reached = last_mid.unwrap_or(Mid::ZERO);
         let mut lost = None;
         if client == self.queue.identity().client {
+            self.reached = reached;
             self.settle_overlay(reached, mode);
             if first {
                 let forgotten = last_mid.is_none() && may_be_forgotten(now, acked_at);
@@ -198,13 +199,13 @@ impl Space {
             .queue
             .iter()
             .filter(|m| m.seal.is_none_or(|seal| seal.client == client))
-            .map(|m| (m.id, m.seal.map(|seal| seal.mid), m.is_queued()))
+            .map(|m| (m.id, m.seal.map(|seal| seal.mid)))
             .collect();
-        for (id, mid, queued) in known {
+        for (id, mid) in known {
             if mid.is_some_and(|mid| mid <= reached) {
                 self.end_overlay(id);
-            } else if mode == Mode::Reset && queued && self.queue.set_overlaid(id, true) {
-                // Its change had been seen, and is not in the new history.
+            } else if mode == Mode::Reset && self.queue.set_overlaid(id, true) {
+                // Its change had been seen, and is not in the new history; or it is, and comes after this state.
                 self.touch(id);
             }
         }
@@ -369,9 +370,13 @@ impl Space {
         let first = self.queue.accept(id, position, now.wall_ms);
         self.touch(id);
         self.confirm_position();
+        let is_settled_later = self.wanted.is_some() && self.denied.is_none();
         if self.queue.get(id).is_some_and(|m| !m.overlaid) {
-            self.take_out(id);
-        } else if self.wanted.is_none() || self.denied.is_some() {
+            // In the state, if a `last_mid` said so. What was seen of it may else be of a history that was lost.
+            if ack.mid <= self.reached || !is_settled_later {
+                self.take_out(id);
+            }
+        } else if !is_settled_later {
             self.bound_unconfirmed();
         }
         self.ask_about_acks();
@@ -515,6 +520,7 @@ impl Space {
 
     fn take_new_id(&mut self, why: NewIdReason, entropy: &mut dyn Entropy) {
         let client = ClientId(entropy.next_u64());
+        self.reached = Mid::ZERO;
         for mutation in self.queue.take_new_id(client, why) {
             self.overlay.remove(&mutation);
             self.dirty.extend(mutation.docs().cloned());
