@@ -77,8 +77,10 @@ impl Space {
             of.by_name.insert((client, mid), index);
             let own = &mut of.own[index];
             if own.sent != Some((client, mid)) {
-                // Of what was copied it may be the first storage's name, and no news.
+                // Of what was copied it may be the first storage's name, and no news. What a `last_mid` covered may have
+                // been renumbered, and is hidden still.
                 own.unsure &= own.sent.is_none();
+                own.unsure |= own.covered.is_some();
                 own.sent = Some((client, mid));
                 (own.heard, own.covered) = (None, None);
             }
@@ -226,15 +228,17 @@ impl Space {
     /// The client is told to take a new id. What it sent and goes on to send is as if it had never been sent.
     pub(crate) fn disowned(&mut self, replica: usize, client: ClientId) {
         let of = &mut self.replicas[replica];
-        if of.client != Some(client) {
+        if of.client.is_some_and(|present| present != client) {
             return;
         }
-        of.client = None;
+        // It may have given that id up before, and then what a `last_mid` covered is hidden still.
+        let is_certain = of.client.take().is_some();
         for index in &of.open {
             let own = &mut of.own[*index];
             if own.fate.is_none() && own.sent.is_some_and(|(by, _)| by == client) {
+                let may_be_hidden = own.unsure || own.covered.is_some();
                 own.sent = None;
-                (own.heard, own.covered, own.unsure) = (None, None, false);
+                (own.heard, own.covered, own.unsure) = (None, None, !is_certain && may_be_hidden);
             }
         }
     }
@@ -287,7 +291,11 @@ impl Space {
             // One that was acked may have been purged, which nothing takes back.
             own.unsure &= own.fate == Some(Fate::Acked);
             if mid <= reached {
-                own.covered.get_or_insert(covered);
+                own.covered = Some(match own.covered {
+                    Some(_) if mode == Mode::Reset => Covered { again: true, ..covered },
+                    Some(first) => first,
+                    None => covered,
+                });
             } else if mode == Mode::Reset {
                 own.covered = None;
             }
@@ -369,11 +377,12 @@ impl Space {
         };
         for index in &of.open {
             let own = &mut of.own[*index];
-            let Some(Covered { from, to }) = own.covered else {
+            let Some(Covered { from, to, again }) = own.covered else {
                 continue;
             };
             let kept = stands == Some(to) && from != stands || stands != Some(to) && leads(to, stands);
-            let unkept = stands != Some(to) && (stands == from || stands.is_none_or(|stands| leads(stands, Some(to))));
+            let unkept =
+                !again && stands != Some(to) && (stands == from || stands.is_none_or(|stands| leads(stands, Some(to))));
             own.covered = own.covered.filter(|_| kept);
             own.unsure |= !kept && !unkept;
         }

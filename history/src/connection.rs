@@ -531,6 +531,7 @@ impl Subscription {
             let covered = Covered {
                 from: before.map(|held| held.position),
                 to: position,
+                again: false,
             };
             space.told_last_mid(self.replica, client, last_mid, (mode, covered), acked);
         }

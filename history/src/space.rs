@@ -125,6 +125,8 @@ pub(crate) struct Own {
 pub(crate) struct Covered {
     pub(crate) from: Option<Position>,
     pub(crate) to: Position,
+    /// It was a reset, and one before it covered the mutation, too.
+    pub(crate) again: bool,
 }
 
 /// A counting mutation's documents in the true history.

@@ -91,6 +91,8 @@ impl Space {
                         let named = truth.find_mid(at, bearer.writer, mid);
                         named.is_some_and(|named| applied.at.contains(&named) && truth.holds(named, at))
                     }
+                    // Of which one's own is among them, nobody knows.
+                    None if copied => !applied.at.is_empty() && applied.times(truth, at) == applied.at.len(),
                     _ => applied.is_in(truth, at),
                 });
             let acked = own.fate == Some(Fate::Acked);
@@ -105,8 +107,9 @@ impl Space {
             let elsewhere = matches!(own.heard, Some(Ok(ack)) if position.is_some_and(|at| at.epoch != ack.epoch));
             own.unsure |= reaches && (crosses || elsewhere && !seen);
             if own.covered.is_some() || reaches && (seen || !own.unsure) {
-                // It has left the overlay; for good once it is acked, unless it is lost and reported.
-                return !acked;
+                // It is hidden; for good once the ack's position is reached, too, unless it is lost and reported. Before
+                // that a reset may bring a state that does not hold it.
+                return !(acked && reached);
             }
             // Acked, and from where the replica stands no history leads there any more: whether that is reported is
             // judged elsewhere.
