@@ -117,12 +117,9 @@ fn plan_a_set(criterion: &mut Criterion) {
             cells,
         }],
     };
-    let request = WriteRequest {
-        who: Arc::new(Identity {
-            user: "ada".into(),
-            expires: None,
-        }),
-        head: WriteHead {
+    let request = WriteRequest::new(
+        Arc::new(Identity::new("ada", None)),
+        WriteHead {
             space: space.clone(),
             client: ClientId(1),
             mid: Mid::new(8).expect("a mid"),
@@ -130,7 +127,7 @@ fn plan_a_set(criterion: &mut Criterion) {
             prev: Some(MutationKey(7)),
             first: None,
         },
-        body: Ok(WriteBody {
+        Ok(WriteBody {
             base: None,
             policy: None,
             ops: vec![Op {
@@ -140,7 +137,7 @@ fn plan_a_set(criterion: &mut Criterion) {
                 unchanged_since: None,
             }],
         }),
-    };
+    );
     let mut group = criterion.benchmark_group("plan a set in a document of 10 fields");
     group.bench_function("plan", |b| {
         b.iter_batched(

@@ -1,15 +1,35 @@
 //! The seam for authentication and rules. So far there is one authoriser: dev mode, which admits
 //! anyone from this machine to everything.
 
+use crate::store::UserTag;
 use tidegate_protocol::{Code, Collection, DocPath, Policy, SpaceId};
 
 /// Who a connection speaks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Identity {
-    /// The user's name; part of the writer.
-    pub user: String,
+    user: String,
+    tag: UserTag,
     /// When the token expires, ms since 1970.
     pub expires: Option<u64>,
+}
+
+impl Identity {
+    /// This user, until then.
+    pub fn new(user: impl Into<String>, expires: Option<u64>) -> Self {
+        let user = user.into();
+        let tag = UserTag::of(&user);
+        Self { user, tag, expires }
+    }
+
+    /// The user's name; part of the writer.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// The user, as the store knows one.
+    pub fn tag(&self) -> UserTag {
+        self.tag
+    }
 }
 
 /// A refusal, in words for the one refused.
@@ -55,10 +75,7 @@ impl Authoriser for DevAuthoriser {
                 message: "in dev mode the token is the user's name: 1 to 128 bytes without control characters".into(),
             });
         }
-        Ok(Identity {
-            user: user.to_owned(),
-            expires: None,
-        })
+        Ok(Identity::new(user, None))
     }
 
     fn read(&self, _who: &Identity, _space: &SpaceId) -> Result<ReadScope, Denial> {

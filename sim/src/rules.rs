@@ -81,7 +81,7 @@ impl Rules {
     }
 
     fn right(&self, who: &Identity, space: &SpaceId) -> Right {
-        let user = who.user.strip_prefix("user").and_then(|n| n.parse::<usize>().ok());
+        let user = who.user().strip_prefix("user").and_then(|n| n.parse::<usize>().ok());
         let space = self.spaces.iter().position(|name| name == space);
         match (user, space) {
             (Some(user), Some(space)) => self.rights.lock()[user][space],
@@ -92,10 +92,7 @@ impl Rules {
 
 impl Authoriser for Rules {
     fn authenticate(&self, token: Option<&str>, _now_ms: u64) -> Result<Identity, Denial> {
-        Ok(Identity {
-            user: token.unwrap_or_default().to_owned(),
-            expires: None,
-        })
+        Ok(Identity::new(token.unwrap_or_default(), None))
     }
 
     fn read(&self, who: &Identity, space: &SpaceId) -> Result<ReadScope, Denial> {

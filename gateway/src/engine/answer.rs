@@ -128,7 +128,7 @@ impl Pending {
     }
 
     fn writer(&self) -> Writer {
-        Writer::of(&self.request.who.user, self.request.head.client)
+        self.request.writer()
     }
 
     fn answer(mut self, reply: WriteReply) {

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidegate_protocol::{
     Ack, At, Code, DocChange, DocChangeKind, DocPath, Epoch, Invalid, Limits, Op, Policy, Position, Reject, SpaceId,
-    WriteHead,
+    WriteHead, Writer,
 };
 use tokio_util::task::TaskTracker;
 
@@ -39,10 +39,29 @@ use tokio_util::task::TaskTracker;
 pub struct WriteRequest {
     /// Who sent it.
     pub who: Arc<Identity>,
+    writer: Writer,
     /// What names it.
     pub head: WriteHead,
     /// What it asks for, or why that could not be understood: such a refusal still consumes the mid.
     pub body: Result<WriteBody, Refusal>,
+}
+
+impl WriteRequest {
+    /// What this user's client sent.
+    pub fn new(who: Arc<Identity>, head: WriteHead, body: Result<WriteBody, Refusal>) -> Self {
+        let writer = Writer::of(who.user(), head.client);
+        Self {
+            who,
+            writer,
+            head,
+            body,
+        }
+    }
+
+    /// Who stands in its change: the user and the client.
+    pub fn writer(&self) -> Writer {
+        self.writer
+    }
 }
 
 /// What a mutation asks for.

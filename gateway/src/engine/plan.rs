@@ -10,8 +10,7 @@ use super::report::Report;
 use super::{Quota, Refusal, WriteBody, WriteRequest};
 use crate::auth::Authoriser;
 use crate::store::{
-    Action, Cell, DocEffect, DocState, Header, Prepared, ReadCut, SpaceState, Stamp, Usage, UserTag, Version,
-    planned_seq,
+    Action, Cell, DocEffect, DocState, Header, Prepared, ReadCut, SpaceState, Stamp, Usage, Version, planned_seq,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_protocol::{Code, DocPath, Invalid, Limits, Policy, SpaceId, Writer};
@@ -109,7 +108,7 @@ impl<'a> Planner<'a> {
     /// Plans the next mutation of the group.
     pub fn plan(&mut self, request: &WriteRequest) -> Plan {
         let head = &request.head;
-        let writer = Writer::of(&request.who.user, head.client);
+        let writer = request.writer();
         let verdict = match &request.body {
             Ok(body) => self.judge(writer, request, body),
             Err(refusal) => Verdict::refuse(refusal.clone()),
@@ -159,7 +158,7 @@ impl<'a> Planner<'a> {
         Plan::Item(
             Box::new(Prepared {
                 writer,
-                user: UserTag::of(&request.who.user),
+                user: request.who.tag(),
                 mid,
                 key,
                 prev,

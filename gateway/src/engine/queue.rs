@@ -244,7 +244,7 @@ impl Engine {
         let mut again = VecDeque::new();
         let mut held: HashSet<Writer> = HashSet::new();
         for pending in group {
-            let writer = Writer::of(&pending.request.who.user, pending.request.head.client);
+            let writer = pending.request.writer();
             if held.contains(&writer) {
                 again.push_back(pending);
                 continue;

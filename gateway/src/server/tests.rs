@@ -222,12 +222,9 @@ fn sub(id: u64, filter: Option<&str>) -> ClientMessage {
 async fn commit(rig: &Rig, mid: u64, doc: &str) {
     use crate::engine::{WriteBody, WriteReply, WriteRequest};
     use tidegate_protocol::{ClientId, Mid, MutationKey, Op, OpKind, WriteHead};
-    let request = WriteRequest {
-        who: Arc::new(crate::auth::Identity {
-            user: "w".into(),
-            expires: None,
-        }),
-        head: WriteHead {
+    let request = WriteRequest::new(
+        Arc::new(crate::auth::Identity::new("w", None)),
+        WriteHead {
             space: "s".parse().unwrap(),
             client: ClientId(1),
             mid: Mid::new(mid).unwrap(),
@@ -235,7 +232,7 @@ async fn commit(rig: &Rig, mid: u64, doc: &str) {
             prev: (mid > 1).then(|| MutationKey(mid - 1)),
             first: (mid == 1).then(|| rig.node.env.now_ms()),
         },
-        body: Ok(WriteBody {
+        Ok(WriteBody {
             base: None,
             policy: None,
             ops: vec![Op {
@@ -245,7 +242,7 @@ async fn commit(rig: &Rig, mid: u64, doc: &str) {
                 unchanged_since: None,
             }],
         }),
-    };
+    );
     let (done, answer) = tokio::sync::oneshot::channel();
     rig.node.engine.submit(
         request,

@@ -157,7 +157,7 @@ impl Session {
     /// The user, once live.
     pub fn user(&self) -> Option<&str> {
         match &self.phase {
-            Phase::Live(who) => Some(&who.user),
+            Phase::Live(who) => Some(who.user()),
             _ => None,
         }
     }
@@ -242,11 +242,8 @@ impl Session {
         };
         match error.write {
             Some(head) => {
-                vec![Effect::Write(WriteRequest {
-                    who: who.clone(),
-                    head: *head,
-                    body: Err(Refusal { code, message, at }),
-                })]
+                let body = Err(Refusal { code, message, at });
+                vec![Effect::Write(WriteRequest::new(who.clone(), *head, body))]
             }
             None if code == Code::Malformed => self.close(code, message),
             None => vec![Effect::Send(ServerMessage::Error {
@@ -287,11 +284,8 @@ impl Session {
                 }),
                 Some(who),
             ) => {
-                vec![Effect::Write(WriteRequest {
-                    who,
-                    head,
-                    body: Ok(WriteBody { base, policy, ops }),
-                })]
+                let body = Ok(WriteBody { base, policy, ops });
+                vec![Effect::Write(WriteRequest::new(who, head, body))]
             }
             (ClientMessage::Get(get), Some(who)) => self.get(get, &who),
             (ClientMessage::Ping { at }, Some(_)) => vec![Effect::Send(ServerMessage::Pong { at, now: now.wall })],
@@ -306,7 +300,7 @@ impl Session {
                 let welcome = Welcome {
                     session: self.name.clone(),
                     node: self.config.node.clone(),
-                    user: who.user.clone(),
+                    user: who.user().to_owned(),
                     now: now.wall,
                     limits: self.config.limits.clone(),
                     caps: vec![],
@@ -322,7 +316,7 @@ impl Session {
 
     fn auth(&mut self, now: Now, token: &str, who: &Identity) -> Vec<Effect> {
         match self.authoriser.authenticate(Some(token), now.wall) {
-            Ok(new) if new.user == who.user => {
+            Ok(new) if new.user() == who.user() => {
                 self.phase = Phase::Live(Arc::new(new));
                 vec![]
             }
@@ -391,7 +385,7 @@ impl Session {
         };
         self.subs.insert(id, space.clone());
         self.spaces.insert(space.clone(), id);
-        let writer = client.map(|client| Writer::of(&who.user, client));
+        let writer = client.map(|client| Writer::of(who.user(), client));
         let view = view_of(filter.as_deref(), &scope);
         effects.push(Effect::Subscribe(Subscribe {
             id,

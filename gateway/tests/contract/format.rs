@@ -82,16 +82,13 @@ async fn send(
         prev: (mid > 1).then(|| key(client, mid - 1)),
         first: (mid == 1).then_some(1_000),
     };
-    let who = Arc::new(Identity {
-        user: user(client).into(),
-        expires: None,
-    });
+    let who = Arc::new(Identity::new(user(client), None));
     let body = Ok(WriteBody {
         base: base.map(|(base, _)| base),
         policy: base.map(|(_, policy)| policy),
         ops,
     });
-    let Plan::Item(item, _) = planner.plan(&WriteRequest { who, head, body }) else {
+    let Plan::Item(item, _) = planner.plan(&WriteRequest::new(who, head, body)) else {
         panic!("planned")
     };
     let group = CommitGroup {

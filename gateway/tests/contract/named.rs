@@ -159,16 +159,13 @@ impl Bench {
         let mut planner = Planner::new(&DevAuthoriser, &limits, &name, docs, cut, self.now_ms);
         let mut items = vec![];
         for (head, base, ops) in mutations {
-            let who = Arc::new(Identity {
-                user: user.into(),
-                expires: None,
-            });
+            let who = Arc::new(Identity::new(user, None));
             let body = Ok(WriteBody {
                 base,
                 policy: None,
                 ops,
             });
-            let Plan::Item(item, _) = planner.plan(&WriteRequest { who, head, body }) else {
+            let Plan::Item(item, _) = planner.plan(&WriteRequest::new(who, head, body)) else {
                 panic!("planned")
             };
             items.push(*item);

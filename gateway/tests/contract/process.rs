@@ -121,12 +121,9 @@ pub(crate) fn request(
     ops: Vec<Op>,
 ) -> WriteRequest {
     let key = |mid: u64| MutationKey(client << 32 | mid);
-    WriteRequest {
-        who: Arc::new(Identity {
-            user: user.into(),
-            expires: None,
-        }),
-        head: WriteHead {
+    WriteRequest::new(
+        Arc::new(Identity::new(user, None)),
+        WriteHead {
             space: space(name),
             client: ClientId(client),
             mid: Mid::new(mid).expect("small"),
@@ -134,12 +131,12 @@ pub(crate) fn request(
             prev: (mid > 1).then(|| key(mid - 1)),
             first: (mid == 1).then_some(u64::MAX / 2),
         },
-        body: Ok(WriteBody {
+        Ok(WriteBody {
             base,
             policy: None,
             ops,
         }),
-    }
+    )
 }
 
 pub(crate) async fn send(engine: &Arc<Engine>, request: WriteRequest) -> WriteReply {

@@ -54,18 +54,11 @@ async fn write(engine: Arc<Engine>, published: Arc<Published>, client: u64) {
             policy: mutation.policy,
             ops: wire(&mutation),
         };
-        let who = Arc::new(Identity {
-            user: "u".into(),
-            expires: None,
-        });
+        let who = Arc::new(Identity::new("u", None));
         let (sender, mut answers) = tokio::sync::mpsc::channel(2);
         for _ in 0..2 {
             let sender = sender.clone();
-            let request = WriteRequest {
-                who: who.clone(),
-                head: head.clone(),
-                body: Ok(body.clone()),
-            };
+            let request = WriteRequest::new(who.clone(), head.clone(), Ok(body.clone()));
             let done = move |reply| {
                 // There is room for two; where a test has failed, nobody listens any more.
                 let _ = sender.try_send(reply);

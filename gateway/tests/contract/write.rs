@@ -101,12 +101,9 @@ impl World {
             prev: prev.filter(|_| mid > 1).map(MutationKey),
             first: (mid == 1).then_some(self.clock),
         };
-        let who = Arc::new(Identity {
-            user: user(client).into(),
-            expires: None,
-        });
+        let who = Arc::new(Identity::new(user(client), None));
         Sent {
-            request: WriteRequest { who, head, body },
+            request: WriteRequest::new(who, head, body),
             mutation: (!refused).then_some(mutation),
         }
     }

@@ -135,15 +135,8 @@ fn head(client: u64, mid: u64) -> WriteHead {
 }
 
 fn request(client: u64, mid: u64, body: Result<WriteBody, Refusal>) -> WriteRequest {
-    let who = Arc::new(Identity {
-        user: "u".into(),
-        expires: None,
-    });
-    WriteRequest {
-        who,
-        head: head(client, mid),
-        body,
-    }
+    let who = Arc::new(Identity::new("u", None));
+    WriteRequest::new(who, head(client, mid), body)
 }
 
 fn writer(client: u64) -> Writer {

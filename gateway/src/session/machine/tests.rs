@@ -55,10 +55,7 @@ impl Authoriser for Expiring {
                 message: "expired".into(),
             });
         }
-        Ok(Identity {
-            user: user.into(),
-            expires: Some(expires),
-        })
+        Ok(Identity::new(user, Some(expires)))
     }
     fn read(&self, _: &Identity, space: &SpaceId) -> Result<ReadScope, Denial> {
         match space.as_str() {
