@@ -49,8 +49,8 @@ RULES = {
     ),
     "what was seen of a lost history only stays listed when it is acked anew": (
         STREAM,
-        "if ack.mid <= self.reached || !is_settled_later {",
-        "{",
+        "        if self.wanted.is_none() || self.denied.is_some() {\n            if self.queue",
+        "        if true {\n            if self.queue",
         SCENARIOS,
         "the_machine_does_what_every_scenario_says",
     ),

@@ -67,8 +67,6 @@ pub struct Space {
     /// Epochs that the confirmed state has gone through since its last catch-up by pages, each up to its end: an
     /// ack of one may still come. At most [`ENDED`]; an older one's ack is settled by the next catch-up.
     ended: VecDeque<Position>,
-    /// What the latest `last_mid` under the present id said.
-    reached: Mid,
     /// Whether the confirmed state follows the gateway.
     live: bool,
     denied: Option<Code>,
@@ -105,7 +103,6 @@ impl Space {
             wanted: None,
             sent: None,
             ended: VecDeque::new(),
-            reached: Mid::ZERO,
             live: false,
             denied: None,
             not_before: None,

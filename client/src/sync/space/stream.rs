@@ -161,7 +161,6 @@ impl Space {
         let reached = last_mid.unwrap_or(Mid::ZERO);
         let mut lost = None;
         if client == self.queue.identity().client {
-            self.reached = reached;
             self.settle_overlay(reached, mode);
             if first {
                 let forgotten = last_mid.is_none() && may_be_forgotten(now, acked_at);
@@ -370,13 +369,10 @@ impl Space {
         let first = self.queue.accept(id, position, now.wall_ms);
         self.touch(id);
         self.confirm_position();
-        let is_settled_later = self.wanted.is_some() && self.denied.is_none();
-        if self.queue.get(id).is_some_and(|m| !m.overlaid) {
-            // In the state, if a `last_mid` said so. What was seen of it may else be of a history that was lost.
-            if ack.mid <= self.reached || !is_settled_later {
+        if self.wanted.is_none() || self.denied.is_some() {
+            if self.queue.get(id).is_some_and(|m| !m.overlaid) {
                 self.take_out(id);
             }
-        } else if !is_settled_later {
             self.bound_unconfirmed();
         }
         self.ask_about_acks();
@@ -520,7 +516,6 @@ impl Space {
 
     fn take_new_id(&mut self, why: NewIdReason, entropy: &mut dyn Entropy) {
         let client = ClientId(entropy.next_u64());
-        self.reached = Mid::ZERO;
         for mutation in self.queue.take_new_id(client, why) {
             self.overlay.remove(&mutation);
             self.dirty.extend(mutation.docs().cloned());
