@@ -89,10 +89,26 @@ struct SpaceHub {
     space: SpaceId,
     n: u32,
     inner: Mutex<Inner>,
+    /// Apart from `inner`, which a fan-out holds for as long as it takes: this one is taken under the map's lock.
+    leases: Mutex<Leases>,
     opened: tokio::sync::OnceCell<()>,
     /// Told when the lineage alone is published: an erasure has begun or ended.
     news: Arc<Notify>,
     _gauge: Gauged,
+}
+
+/// Who needs a space to be followed.
+#[derive(Default)]
+struct Leases {
+    count: usize,
+    /// Since when nobody does.
+    idle_since: Option<Instant>,
+}
+
+impl Leases {
+    fn is_idle(&self, linger: Duration) -> bool {
+        self.count == 0 && self.idle_since.is_some_and(|since| since.elapsed() >= linger)
+    }
 }
 
 /// Keeps a space followed as long as it lives, and the subscription that went live on it.
@@ -147,13 +163,14 @@ impl Hub {
                     // A number is never reused in a process; 4 billion openings are out of reach.
                     n: self.last_n.fetch_add(1, Ordering::Relaxed) + 1,
                     inner: Mutex::default(),
+                    leases: Mutex::default(),
                     opened: tokio::sync::OnceCell::new(),
                     news: Arc::default(),
                     _gauge: Gauged::new(&self.metrics.spaces),
                 })
             });
             // Counted under the map's lock, so that the sweep does not remove it meanwhile.
-            entry.inner.lock().leases += 1;
+            entry.leases.lock().count += 1;
             entry.clone()
         };
         let lease = Lease {
@@ -214,7 +231,7 @@ impl Hub {
     /// One head check.
     pub async fn check_heads(self: &Arc<Self>) {
         let linger = self.config.linger;
-        self.spaces.retain(|_, space| !space.inner.lock().is_idle(linger));
+        self.spaces.retain(|_, space| !space.leases.lock().is_idle(linger));
         let mut followed: Vec<_> = self.spaces.iter().map(|entry| entry.value().clone()).collect();
         // The map's order is another in every process.
         followed.sort_unstable_by_key(|space| space.n);
@@ -321,7 +338,7 @@ impl Hub {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(self.config.head_check);
             let mut inner = space.inner.lock();
-            if inner.is_idle(self.config.linger) {
+            if space.leases.lock().is_idle(self.config.linger) {
                 inner.filling = false;
                 return;
             }
@@ -396,13 +413,13 @@ impl Lease {
 /// Ends the subscription, however its connection ended. Held answers are sent.
 impl Drop for Lease {
     fn drop(&mut self) {
-        let mut inner = self.space.inner.lock();
         if let Some(id) = self.live {
-            inner.leave(id);
+            self.space.inner.lock().leave(id);
         }
-        inner.leases -= 1;
-        if inner.leases == 0 {
-            inner.idle_since = Some(Instant::now());
+        let mut leases = self.space.leases.lock();
+        leases.count -= 1;
+        if leases.count == 0 {
+            leases.idle_since = Some(Instant::now());
         }
     }
 }

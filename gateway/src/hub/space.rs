@@ -7,10 +7,8 @@ use crate::store::{Lineage, LogEntry, SpaceState, View};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{Epoch, Position, Seq, ServerMessage};
-use tokio::time::Instant;
 
 /// Commits kept that came before the ones between; more are dropped, since the log has them.
 const AHEAD: usize = 1_024;
@@ -43,8 +41,6 @@ pub(super) struct Inner {
     /// Something was told of an epoch that is not the hub's last, since the log was last asked: what it
     /// answers then may be from before that.
     pub(super) doubt: bool,
-    pub(super) leases: usize,
-    pub(super) idle_since: Option<Instant>,
 }
 
 /// What subscribers are told, in order.
@@ -83,10 +79,6 @@ impl Inner {
 
     pub(super) fn last_epoch(&self) -> Epoch {
         self.lineage.last_epoch()
-    }
-
-    pub(super) fn is_idle(&self, linger: Duration) -> bool {
-        self.leases == 0 && self.idle_since.is_some_and(|since| since.elapsed() >= linger)
     }
 
     /// Starts at the head that was read after the space was entered; what came in meanwhile follows it.

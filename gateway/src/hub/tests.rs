@@ -1,6 +1,7 @@
 use super::space::{Found, Inner};
 use super::*;
 use crate::outbox::Transport;
+use crate::store::model::Model;
 use crate::store::{LineageEntry, View};
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
@@ -489,4 +490,29 @@ fn what_comes_in_while_a_space_is_opened_follows_the_head_that_is_then_read() {
     let (peer, live) = rig.join(at(1, 4), &[(1, 0)], None);
     assert!(live, "5 is in the ring");
     assert_eq!(rig.seen(peer), ". 5");
+}
+
+#[tokio::test]
+async fn who_comes_to_a_space_waits_for_no_fan_out_under_way_there() {
+    let (metrics, tasks) = (Arc::new(Metrics::default()), TaskTracker::new());
+    let hub = Hub::new(Arc::new(Model::default()), HubConfig::default(), metrics, tasks);
+    let busy: SpaceId = "busy".parse().unwrap();
+    drop(hub.lease(&busy).await.unwrap());
+    let space = hub.spaces.get(&busy).unwrap().clone();
+    let (told, came) = std::sync::mpsc::channel();
+    let fan_out = space.inner.lock();
+    let coming = {
+        let (hub, busy) = (hub.clone(), busy.clone());
+        std::thread::spawn(move || {
+            // Who waited here would wait with a part of the map in hand, and others for that.
+            drop(futures_util::FutureExt::now_or_never(hub.lease(&busy)));
+            hub.spaces
+                .retain(|_, space| !space.leases.lock().is_idle(Duration::MAX));
+            let _ = told.send(());
+        })
+    };
+    let in_time = came.recv_timeout(Duration::from_secs(10));
+    drop(fan_out);
+    coming.join().unwrap();
+    assert_eq!(in_time, Ok(()));
 }
