@@ -70,13 +70,18 @@ bench: ## Run the benchmarks, and print what they found as ratios (docs/PERFORMA
 	cargo bench --workspace --locked
 	$(STEP) 'times the baseline'
 	@scripts/bench_ratios.py
+	$(STEP) 'histories a second, on one core'
+	@scripts/needs.sh soak
+	@simulator=$$(scripts/simulator.sh) && for round in 1 2 3; do TIDEGATE_SIM_SEEDS=5000 \
+	  taskset -c 0 $$simulator --exact every_promise_holds_in_every_history --nocapture | grep histories; done
 
 sim: ## Tell the story of a simulated history: make sim SEED=n
 	@cargo run --quiet --locked -p sim --example replay -- $(SEED)
 
 soak: data ## Run the contract suite with SEEDS seeds, SIM_SEEDS simulated histories, the wire's properties with CASES cases, and the sabotage
 	$(STEP) 'the simulator, $(SIM_SEEDS) seeds'
-	TIDEGATE_SIM_SEEDS=$(SIM_SEEDS) cargo test --profile sim --locked -p sim --test seeds -- --nocapture
+	@scripts/needs.sh soak
+	simulator=$$(scripts/simulator.sh) && TIDEGATE_SIM_SEEDS=$(SIM_SEEDS) $$simulator --nocapture
 	$(STEP) 'the contract suite, $(SEEDS) seeds, $(KILLS) kills'
 	TIDEGATE_CONTRACT_SEEDS=$(SEEDS) TIDEGATE_CONTRACT_KILLS=$(KILLS) cargo test --release --locked -p tidegate --test contract -- --nocapture
 	$(STEP) 'the wire, $(CASES) cases a property'
