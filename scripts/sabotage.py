@@ -40,10 +40,17 @@ SCENARIOS = ["-p", "tidegate-client", "--test", "scenarios"]
 
 # name: (file, code, what to put in its place, cargo arguments, test)
 RULES = {
+    "what is renumbered after a gap is shown where the history goes on": (
+        STREAM,
+        "mode == Mode::Reset || std::mem::take(&mut self.renumbered)",
+        "mode == Mode::Reset",
+        SCENARIOS,
+        "the_machine_does_what_every_scenario_says",
+    ),
     "what was acked while a reset was on its way is shown over it": (
         STREAM,
-        "} else if mode == Mode::Reset && self.queue.set_overlaid(id, true) {",
-        "} else if mode == Mode::Reset && self.queue.get(id).is_some_and(|m| m.is_queued()) && self.queue.set_overlaid(id, true) {",
+        "} else if is_shown && self.queue.set_overlaid(id, true) {",
+        "} else if is_shown && self.queue.get(id).is_some_and(|m| m.is_queued()) && self.queue.set_overlaid(id, true) {",
         SCENARIOS,
         "the_machine_does_what_every_scenario_says",
     ),

@@ -164,7 +164,8 @@ impl Space {
         })
     }
 
-    /// The queue: own mutations without an answer, and those acked but not yet seen in the stream.
+    /// The queue: own mutations without an answer, and those acked of which it is not certain that the confirmed state
+    /// holds them.
     pub fn queue(&self) -> Vec<Mutation> {
         let list = |core: &crate::shared::Core| Some(core.machine.space(&self.name)?.queue().iter().cloned().collect());
         self.handle.shared().look(list).unwrap_or_default()

@@ -2,7 +2,7 @@
 //!
 //! A mutation is *unsent* until its mid is assigned; then it is *sealed*: never cancelled, coalesced or
 //! encoded differently. It leaves the queue by its `ack` or `reject` only. One that was acked stays listed
-//! while it is overlaid on a confirmed state that has not reached it (see [`Mutation::overlaid`]).
+//! until the confirmed state has reached it for certain, overlaid or not (see [`Mutation::overlaid`]).
 
 use crate::sync::Entropy;
 use crate::sync::event::NewIdReason;
@@ -145,7 +145,7 @@ struct Sending {
 /// What an answer is to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Answered {
-    /// The mutation, if it is listed: queued, or acked and overlaid.
+    /// The mutation, if it is listed: queued, or acked and not confirmed.
     pub(crate) id: Option<MutationId>,
     /// The highest mid acked when it was sent.
     pub(crate) acked: Mid,
@@ -190,7 +190,7 @@ impl Queue {
         &self.identity
     }
 
-    /// Every mutation that is queued or overlaid, in order.
+    /// Every mutation that is queued, or acked and not confirmed, in order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Mutation> {
         self.mutations.values()
     }
@@ -205,7 +205,7 @@ impl Queue {
         self.sealed + self.unsent
     }
 
-    /// Their bytes, and those of the ones that are still overlaid.
+    /// Their bytes, and those of the ones that are not confirmed.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -266,7 +266,7 @@ impl Queue {
         }
     }
 
-    /// A mutation was accepted: it leaves the queue, and stays listed while it is overlaid. Says whether for the
+    /// A mutation was accepted: it leaves the queue, and stays listed until it is confirmed. Says whether for the
     /// first time.
     pub(crate) fn accept(&mut self, id: MutationId, position: Position, wall_ms: u64) -> bool {
         let Some(mutation) = self.mutations.get_mut(&id) else {

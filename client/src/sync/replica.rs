@@ -233,13 +233,15 @@ impl Replica {
         Ok(())
     }
 
+    /// Whether a catch-up by pages is under way.
+    pub(crate) fn is_in_pages(&self) -> bool {
+        self.catch_up.is_some_and(|catch_up| catch_up.mode != Mode::Log)
+    }
+
     fn refuse_in_pages(&self) -> Result<(), Violation> {
-        match self.catch_up {
-            Some(CatchUp {
-                mode: Mode::Delta | Mode::Reset,
-                ..
-            }) => Err(Violation("a change between the pages of a catch-up")),
-            _ => Ok(()),
+        match self.is_in_pages() {
+            true => Err(Violation("a change between the pages of a catch-up")),
+            false => Ok(()),
         }
     }
 

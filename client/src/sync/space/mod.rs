@@ -67,6 +67,8 @@ pub struct Space {
     /// Epochs that the confirmed state has gone through since its last catch-up by pages, each up to its end: an
     /// ack of one may still come. At most [`ENDED`]; an older one's ack is settled by the next catch-up.
     ended: VecDeque<Position>,
+    /// Nothing of the queue was applied, and it has been numbered anew since.
+    renumbered: bool,
     /// Whether the confirmed state follows the gateway.
     live: bool,
     denied: Option<Code>,
@@ -103,6 +105,7 @@ impl Space {
             wanted: None,
             sent: None,
             ended: VecDeque::new(),
+            renumbered: false,
             live: false,
             denied: None,
             not_before: None,

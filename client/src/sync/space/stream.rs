@@ -161,7 +161,9 @@ impl Space {
         let reached = last_mid.unwrap_or(Mid::ZERO);
         let mut lost = None;
         if client == self.queue.identity().client {
-            self.settle_overlay(reached, mode);
+            // The state of a history that goes on holds nothing of what was not applied.
+            let is_shown = mode == Mode::Reset || std::mem::take(&mut self.renumbered);
+            self.settle_overlay(reached, is_shown);
             if first {
                 let forgotten = last_mid.is_none() && may_be_forgotten(now, acked_at);
                 lost = (reached < acked && !forgotten).then_some(reached.next());
@@ -191,8 +193,9 @@ impl Space {
         Ok(())
     }
 
-    /// The state of a `current` holds the client's mutations up to `reached`, or they were refused.
-    fn settle_overlay(&mut self, reached: Mid, mode: Mode) {
+    /// The state of a `current` holds the client's mutations up to `reached`, or they were refused; those after it
+    /// are shown over it, if it does not hold them for certain.
+    fn settle_overlay(&mut self, reached: Mid, is_shown: bool) {
         let client = self.queue.identity().client;
         let known: Vec<_> = self
             .queue
@@ -203,7 +206,7 @@ impl Space {
         for (id, mid) in known {
             if mid.is_some_and(|mid| mid <= reached) {
                 self.end_overlay(id);
-            } else if mode == Mode::Reset && self.queue.set_overlaid(id, true) {
+            } else if is_shown && self.queue.set_overlaid(id, true) {
                 // Its change had been seen, and is not in the new history; or it is, and comes after this state.
                 self.touch(id);
             }
@@ -245,7 +248,7 @@ impl Space {
         let Some(position) = self.replica.position() else {
             return;
         };
-        let asked = self.sent.as_ref().is_none_or(|sent| !sent.answered);
+        let asked = self.sent.as_ref().is_none_or(|sent| !sent.answered) || self.replica.is_in_pages();
         let settled = |m: &Mutation| {
             m.answer.is_some_and(|ack| ack.epoch != position.epoch)
                 && !m.seal.is_some_and(|seal| self.queue.is_sent(seal.mid))
@@ -516,6 +519,7 @@ impl Space {
 
     fn take_new_id(&mut self, why: NewIdReason, entropy: &mut dyn Entropy) {
         let client = ClientId(entropy.next_u64());
+        self.renumbered = why == NewIdReason::Gap;
         for mutation in self.queue.take_new_id(client, why) {
             self.overlay.remove(&mutation);
             self.dirty.extend(mutation.docs().cloned());
