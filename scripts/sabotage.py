@@ -36,6 +36,7 @@ CONTRACT = ["-p", "tidegate", "--test", "contract"]
 OPERATE = ["-p", "tidegate", "--test", "operate"]
 FAULTS = ["-p", "tidegate", "--test", "faults"]
 STREAM = "client/src/sync/space/stream.rs"
+OUTBOX = "gateway/src/outbox.rs"
 SCENARIOS = ["-p", "tidegate-client", "--test", "scenarios"]
 
 # name: (file, code, what to put in its place, cargo arguments, test)
@@ -46,6 +47,48 @@ RULES = {
         "mode == Mode::Reset",
         SCENARIOS,
         "the_machine_does_what_every_scenario_says",
+    ),
+    "a stream is cut only where the socket would block": (
+        OUTBOX,
+        "self.stream != NONE && state.blocked && state.end.is_none()",
+        "self.stream != NONE && state.end.is_none()",
+        LIB,
+        "outbox::tests::what_a_socket_takes_at_once_cuts_nothing_however_much_it_is",
+    ),
+    "the stream that has most waiting is cut": (
+        OUTBOX,
+        "max_by_key(|(stream, size)| (*size, *stream == own))?",
+        "max_by_key(|(stream, _)| *stream == own)?",
+        LIB,
+        "outbox::tests::the_stream_of_which_most_waits_is_cut_and_the_others_are_not",
+    ),
+    "what is on its way is not cut": (
+        OUTBOX,
+        "let mut untouched = usize::from(self.torn);",
+        "let mut untouched = 0;",
+        LIB,
+        "outbox::tests::a_stream_of_which_too_much_waits_is_cut_behind_what_is_on_its_way",
+    ),
+    "a stream that was cut takes nothing more": (
+        OUTBOX,
+        "if self.cut.is_none() && self.state.end.is_none() {",
+        "if self.state.end.is_none() {",
+        LIB,
+        "outbox::tests::the_stream_of_which_most_waits_is_cut_and_the_others_are_not",
+    ),
+    "who takes little is brought what changed": (
+        "gateway/src/session/catchup.rs",
+        "if many || self.behind && reached < state.head.seq {",
+        "if many {",
+        E2E,
+        "slow::a_reader_that_takes_nothing_for_a_while_is_brought_what_changed_and_not_what_was_queued",
+    ),
+    "who takes nothing for too long is closed": (
+        "gateway/src/session/conn.rs",
+        "if self.conn.outbox.stalled() >= stall {",
+        "if false {",
+        E2E,
+        "slow::a_reader_that_takes_nothing_for_too_long_is_closed_and_slows_nobody",
     ),
     "what was acked while a reset was on its way is shown over it": (
         STREAM,

@@ -18,7 +18,7 @@ use tidegate::engine::{Plan, Planner, Publish, WriteBody, WriteRequest};
 use tidegate::env::{Env, SystemEnv};
 use tidegate::frame;
 use tidegate::hub::{Hub, HubConfig, Joining, Lease, LocalPublish, Subscriber};
-use tidegate::outbox::{Outbox, Transport};
+use tidegate::outbox::{Bounds, Outbox, Transport};
 use tidegate::store::embedded::{self, Durability, EmbeddedOptions};
 use tidegate::store::model::Model;
 use tidegate::store::{
@@ -196,6 +196,9 @@ impl Subscriber for Peer {
     fn behind(&self, _: u64, _: Position) {
         panic!("the fan-out has a gap");
     }
+    fn cut(&self) {
+        panic!("everything is taken");
+    }
 }
 
 fn lineage() -> Lineage {
@@ -213,7 +216,13 @@ fn followed(runtime: &Runtime, count: u64) -> (Arc<Hub>, Vec<Lease>, Vec<Arc<Pee
     let mut leases = Vec::new();
     let peers: Vec<_> = (0..count)
         .map(|id| {
-            let outbox = Box::new(Outbox::new(Sink(Mutex::new([0; 1024])), 1 << 20));
+            let outbox = Box::new(Outbox::new(
+                Sink(Mutex::new([0; 1024])),
+                Bounds {
+                    soft: 1 << 20,
+                    hard: 1 << 20,
+                },
+            ));
             Arc::new(Peer { id, outbox })
         })
         .collect();
@@ -221,6 +230,7 @@ fn followed(runtime: &Runtime, count: u64) -> (Arc<Hub>, Vec<Lease>, Vec<Arc<Pee
         let joining = Joining {
             to: peer.clone(),
             sub: 1,
+            stream: 1,
             view: View {
                 id: ViewId(0),
                 collections: None,

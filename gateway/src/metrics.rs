@@ -28,6 +28,10 @@ pub struct Metrics {
     pub catch_ups: IntCounterVec,
     /// Why a position was not taken up: `lost`, `below_floor`, `foreign_cursor`, `view`.
     pub resets: IntCounterVec,
+    /// Subscriptions that fell behind because their socket takes too little.
+    pub behind_slow: IntCounter,
+    /// Subscriptions that stood on a lost history.
+    pub behind_lost: IntCounter,
     /// Connections that the node closed, by the error's code.
     pub closes: IntCounterVec,
     /// Mutations answered: `ack`, or the refusal's code.
@@ -54,7 +58,14 @@ impl Default for Metrics {
             registry.register(Box::new(counters.clone())).expect("registered once");
             counters
         };
+        let behind = counters(
+            "tidegate_behind_total",
+            "Live subscriptions that had to catch up anew.",
+            "reason",
+        );
         Self {
+            behind_slow: behind.with_label_values(&["slow"]),
+            behind_lost: behind.with_label_values(&["lost"]),
             connections: gauge("tidegate_connections", "Open WebSocket connections."),
             subscriptions: gauge("tidegate_subscriptions", "Live subscriptions and running catch-ups."),
             spaces: gauge("tidegate_spaces", "Spaces that this node follows."),

@@ -4,15 +4,22 @@
 //! The fan-out pushes prebuilt frames and writes them itself in one vectored call; no task is woken
 //! for a socket that takes the bytes. Only when the socket would block does the connection's own
 //! task (`run_writer`) carry the rest on. Frames leave in the order in which they were pushed, whole.
+//!
+//! A frame may belong to a *stream*: what a live subscription is brought. Where a socket takes too little,
+//! the stream that has most waiting is cut: its frames are dropped, and its subscription catches up from
+//! before the first of them once the rest has gone out. So a slow reader gets less, and converges.
 
 use bytes::{Buf, Bytes};
-use parking_lot::Mutex;
-use std::collections::VecDeque;
+use parking_lot::{Mutex, MutexGuard};
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
+use std::time::Duration;
+use tidegate_protocol::Position;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// A socket that can be written through a shared reference. The seam for TLS and for simulated networks.
 pub trait Transport: Send + Sync + 'static {
@@ -60,12 +67,25 @@ const SLICES: usize = 64;
 
 /// What a queued frame takes beside its bytes: its place in the queue and its allocation. Without it a
 /// peer that reads nothing could have pongs of 2 bytes fill the memory before they fill the bound.
-const FRAME: usize = 64;
+const FRAME: usize = 96;
 
-/// The queue. Bounded by `bound` bytes, [`FRAME`] more for each frame: over it, everything that is not yet on its way is dropped
-/// and the connection is told to close (`Overflow`), which a metric counts.
+/// Bytes that may wait, [`FRAME`] more for each frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Over it, where the socket would block, streams are cut: the largest first, until it is kept.
+    pub soft: usize,
+    /// Over it everything that is not yet on its way is dropped and the connection is told to close (`Overflow`).
+    pub hard: usize,
+}
+
+/// The number of a stream, unique on its connection.
+pub type Stream = u64;
+/// Of a frame that is of none, and so is never cut.
+pub const NONE: Stream = 0;
+
+/// The queue.
 pub struct Outbox<T: ?Sized = dyn Transport> {
-    bound: usize,
+    bounds: Bounds,
     state: Mutex<State>,
     /// Wakes the writer: the socket would block, or the state changed to one it must act on.
     writer: Notify,
@@ -74,11 +94,22 @@ pub struct Outbox<T: ?Sized = dyn Transport> {
     transport: T,
 }
 
+struct Queued {
+    frame: Bytes,
+    stream: Stream,
+    /// Where the stream's client stands without it.
+    before: Position,
+}
+
 #[derive(Default)]
 struct State {
-    queue: VecDeque<Bytes>,
+    queue: VecDeque<Queued>,
     /// Bytes in `queue`.
     bytes: usize,
+    /// Streams that were cut and have not been closed since, each with where its client will stand.
+    cuts: Vec<(Stream, Position)>,
+    /// While the socket would block: when it last took something.
+    moved: Option<Instant>,
     /// The first frame of `queue` has partly been written.
     torn: bool,
     /// The socket would block: only the writer writes now.
@@ -98,10 +129,10 @@ pub enum End {
 }
 
 impl<T: Transport> Outbox<T> {
-    /// An outbox that holds at most `bound` bytes.
-    pub fn new(transport: T, bound: usize) -> Self {
+    /// An empty one.
+    pub fn new(transport: T, bounds: Bounds) -> Self {
         Self {
-            bound,
+            bounds,
             state: Mutex::default(),
             writer: Notify::new(),
             room: Notify::new(),
@@ -123,15 +154,52 @@ impl<T: Transport + ?Sized> Outbox<T> {
             return;
         }
         for frame in frames {
-            state.bytes += frame.len();
-            state.queue.push_back(frame);
+            state.put(frame, NONE, Position::START);
         }
+        self.go(&mut state);
+    }
+
+    /// Begins to hand a stream what comes next, in one write; see [`Handing`].
+    pub fn hand(&self, stream: Stream) -> Handing<'_, T> {
+        let mut state = self.state.lock();
+        let cut = state.cuts.iter().position(|(cut, _)| *cut == stream);
+        let cut = cut.map(|index| state.cuts.swap_remove(index).1);
+        Handing {
+            outbox: self,
+            state,
+            stream,
+            cut,
+        }
+    }
+
+    /// Streams that were cut for another's sake. They take nothing more; `close` them.
+    pub fn cuts(&self) -> Vec<(Stream, Position)> {
+        self.state.lock().cuts.clone()
+    }
+
+    /// The stream is at its end: what waits of it goes out, and is cut no more.
+    pub fn close(&self, stream: Stream) {
+        let mut state = self.state.lock();
+        state.cuts.retain(|(cut, _)| *cut != stream);
+        for queued in state.queue.iter_mut().filter(|queued| queued.stream == stream) {
+            queued.stream = NONE;
+        }
+    }
+
+    /// For how long the socket has taken nothing of what waits for it.
+    pub fn stalled(&self) -> Duration {
+        let moved = self.state.lock().moved;
+        moved.map_or(Duration::ZERO, |moved| moved.elapsed())
+    }
+
+    /// Writes what has been queued, and ends if too much is left.
+    fn go(&self, state: &mut State) {
         if !state.blocked {
-            self.write(&mut state);
+            self.write(state);
         }
-        if state.bytes + FRAME * state.queue.len() > self.bound {
+        if state.takes() > self.bounds.hard {
             state.drop_unsent();
-            self.end(&mut state, End::Overflow);
+            self.end(state, End::Overflow);
         }
     }
 
@@ -145,8 +213,7 @@ impl<T: Transport + ?Sized> Outbox<T> {
             state.drop_unsent();
         }
         for frame in last {
-            state.bytes += frame.len();
-            state.queue.push_back(frame);
+            state.put(frame, NONE, Position::START);
         }
         if !state.blocked {
             self.write(&mut state);
@@ -234,15 +301,21 @@ impl<T: Transport + ?Sized> Outbox<T> {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let mut count = 0;
             for (slice, frame) in slices.iter_mut().zip(&state.queue) {
-                *slice = IoSlice::new(frame);
+                *slice = IoSlice::new(&frame.frame);
                 count += 1;
             }
             match self.transport.try_write_vectored(&slices[..count]) {
                 Ok(0) => return self.end(state, End::Broken),
-                Ok(written) => state.advance(written),
+                Ok(written) => {
+                    state.advance(written);
+                    if state.blocked {
+                        state.moved = Some(Instant::now());
+                    }
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     if !state.blocked {
                         state.blocked = true;
+                        state.moved = Some(Instant::now());
                         self.writer.notify_waiters();
                     }
                     self.room.notify_waiters();
@@ -254,6 +327,7 @@ impl<T: Transport + ?Sized> Outbox<T> {
         }
         if state.blocked {
             state.blocked = false;
+            state.moved = None;
             // An idle connection holds no buffer.
             state.queue = VecDeque::new();
         }
@@ -264,10 +338,105 @@ impl<T: Transport + ?Sized> Outbox<T> {
     }
 }
 
+/// What one stream is handed. Its frames are written by `done`, or dropped with it.
+#[must_use]
+pub struct Handing<'a, T: Transport + ?Sized = dyn Transport> {
+    outbox: &'a Outbox<T>,
+    state: MutexGuard<'a, State>,
+    stream: Stream,
+    cut: Option<Position>,
+}
+
+/// What became of what was handed over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Handed {
+    /// The stream was cut: its client will stand there, and nothing more of it may be handed over.
+    pub behind: Option<Position>,
+    /// Others were cut: `Outbox::cuts`.
+    pub others: bool,
+}
+
+impl<T: Transport + ?Sized> Handing<'_, T> {
+    /// A frame of the stream. Without it the client stands at `before`.
+    pub fn follow(&mut self, before: Position, frame: Bytes) {
+        if self.cut.is_none() && self.state.end.is_none() {
+            self.state.put(frame, self.stream, before);
+        }
+    }
+
+    /// A frame that is sent whatever becomes of the stream.
+    pub fn say(&mut self, frame: Bytes) {
+        if self.state.end.is_none() {
+            self.state.put(frame, NONE, Position::START);
+        }
+    }
+
+    /// Writes what the socket takes, and cuts streams while too much is left; not for the sake of what is of none.
+    pub fn done(mut self) -> Handed {
+        let mut handed = Handed {
+            behind: self.cut,
+            others: false,
+        };
+        let state = &mut *self.state;
+        if state.end.is_some() {
+            return handed;
+        }
+        self.outbox.go(state);
+        let may_cut = self.stream != NONE && state.blocked && state.end.is_none();
+        while may_cut && state.takes() > self.outbox.bounds.soft {
+            let Some((stream, at)) = state.cut_largest(self.stream) else {
+                break;
+            };
+            if stream == self.stream {
+                handed.behind = Some(at);
+            } else {
+                state.cuts.push((stream, at));
+                handed.others = true;
+            }
+            self.outbox.room.notify_waiters();
+        }
+        handed
+    }
+}
+
 impl State {
+    fn put(&mut self, frame: Bytes, stream: Stream, before: Position) {
+        self.bytes += frame.len();
+        self.queue.push_back(Queued { frame, stream, before });
+    }
+
+    /// Bytes of memory, about.
+    fn takes(&self) -> usize {
+        self.bytes + FRAME * self.queue.len()
+    }
+
+    /// Frames of which nothing has been written.
+    fn whole(&self) -> impl Iterator<Item = &Queued> {
+        self.queue.iter().skip(usize::from(self.torn))
+    }
+
+    /// Drops the frames of the stream that has most waiting, `own` among equals; returns which, and where its client
+    /// stands then. `None`: no frame is of a stream.
+    fn cut_largest(&mut self, own: Stream) -> Option<(Stream, Position)> {
+        let mut sizes: BTreeMap<Stream, usize> = BTreeMap::new();
+        for queued in self.whole().filter(|queued| queued.stream != NONE) {
+            *sizes.entry(queued.stream).or_default() += queued.frame.len() + FRAME;
+        }
+        let (stream, _) = sizes.into_iter().max_by_key(|(stream, size)| (*size, *stream == own))?;
+        let before = self.whole().find(|queued| queued.stream == stream)?.before;
+        let mut untouched = usize::from(self.torn);
+        self.queue.retain(|queued| {
+            let keep = untouched > 0 || queued.stream != stream;
+            untouched = untouched.saturating_sub(1);
+            keep
+        });
+        self.bytes = self.queue.iter().map(|queued| queued.frame.len()).sum();
+        Some((stream, before))
+    }
+
     fn advance(&mut self, mut written: usize) {
         self.bytes -= written;
-        while let Some(first) = self.queue.front_mut() {
+        while let Some(first) = self.queue.front_mut().map(|first| &mut first.frame) {
             if written < first.len() {
                 first.advance(written);
                 self.torn |= written > 0;
@@ -282,88 +451,9 @@ impl State {
     /// Drops what is queued, but never half a frame.
     fn drop_unsent(&mut self) {
         self.queue.truncate(usize::from(self.torn));
-        self.bytes = self.queue.iter().map(Bytes::len).sum();
+        self.bytes = self.queue.iter().map(|queued| queued.frame.len()).sum();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Arc;
-    use tokio::io::AsyncReadExt;
-
-    async fn pair() -> (TcpStream, TcpStream) {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        (listener.accept().await.unwrap().0, client)
-    }
-
-    #[tokio::test]
-    async fn frames_arrive_whole_and_in_order_through_a_socket_that_blocks() {
-        let (server, mut client) = pair().await;
-        let outbox = Arc::new(Outbox::new(server, 1 << 30));
-        let frame = |n: u32| Bytes::from([n.to_be_bytes().repeat(250), vec![]].concat());
-        let pushing = {
-            let outbox = outbox.clone();
-            async move {
-                for n in 0..20_000 {
-                    outbox.push([frame(n)]);
-                    if n % 64 == 0 {
-                        tokio::task::yield_now().await;
-                    }
-                }
-                outbox.finish([], true);
-            }
-        };
-        let reading = async move {
-            let mut all = Vec::new();
-            client.read_to_end(&mut all).await.unwrap();
-            all
-        };
-        let writing = async {
-            assert_eq!(outbox.run_writer().await, End::Finished);
-            outbox.transport().shutdown_write();
-        };
-        let ((), (), all) = tokio::join!(pushing, writing, reading);
-        assert_eq!(all.len(), 20_000 * 1000);
-        for (n, chunk) in all.chunks(1000).enumerate() {
-            assert_eq!(chunk, frame(u32::try_from(n).unwrap()), "frame {n}");
-        }
-    }
-
-    #[tokio::test]
-    async fn the_smallest_frames_fill_the_bound_by_what_they_take_in_memory() {
-        let (server, _client) = pair().await;
-        let outbox = Outbox::new(server, 1 << 16);
-        let mut state = outbox.state.lock();
-        state.blocked = true;
-        drop(state);
-        let mut frames = 0;
-        while outbox.ended().is_none() {
-            outbox.push([Bytes::from_static(b"\x8a\x00")]);
-            frames += 1;
-        }
-        assert!((500..1_100).contains(&frames), "{frames}");
-    }
-
-    #[tokio::test]
-    async fn over_its_bound_it_ends_without_tearing_a_frame() {
-        let (server, mut client) = pair().await;
-        let outbox = Outbox::new(server, 1 << 20);
-        while outbox.ended().is_none() {
-            outbox.push([Bytes::from(vec![7; 10_000])]);
-        }
-        assert_eq!(outbox.run_writer().await, End::Overflow);
-        assert!(outbox.queued() <= 10_000);
-        outbox.finish([Bytes::from_static(b"last")], true);
-        let writing = async {
-            assert_eq!(outbox.run_writer().await, End::Finished);
-            outbox.transport().shutdown_write();
-        };
-        let mut all = Vec::new();
-        let (_, read) = tokio::join!(writing, client.read_to_end(&mut all));
-        read.unwrap();
-        assert_eq!((all.len() - 4) % 10_000, 0);
-        assert!(all.ends_with(b"\x07last"));
-    }
-}
+mod tests;

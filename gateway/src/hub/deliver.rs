@@ -1,7 +1,7 @@
-//! Fan-out: one encoding per commit, view and form; one push per subscriber and round.
+//! Fan-out: one encoding per commit, view and form; one write per subscriber and round.
 
 use super::Answer;
-use super::space::{Event, Group, Member};
+use super::space::{Behind, Event, Group, Member, progress};
 use crate::frame;
 use crate::metrics::Metrics;
 use crate::store::{Lineage, LogEntry, View};
@@ -22,19 +22,21 @@ enum At {
 }
 
 impl Group {
-    /// Hands a round of events to every member, with the answers that waited for them, in one push each.
+    /// Hands a round of events to every member, with the answers that waited for them, in one write each. One whose
+    /// socket takes too little falls behind.
     pub(super) fn deliver(&mut self, n: u32, events: &[Event], lineage: &Lineage, metrics: &Metrics) {
         if self.members.is_empty() || events.is_empty() {
             return;
         }
         let round = self.prepare(n, events, metrics);
         let form = self.form;
-        for member in self.members.values_mut() {
-            hand_over(form, n, member, &round, lineage, metrics);
-        }
+        let slow = self
+            .members
+            .extract_if(.., |_, member| !hand_over(form, n, member, &round, lineage, metrics));
+        slow.for_each(|(_, member)| member.fall_behind(Behind::Slow, metrics));
     }
 
-    /// Hands one member what it has missed.
+    /// Hands one member that has no stream yet what it has missed.
     pub(super) fn catch_up(&self, n: u32, member: &mut Member, missed: &[Event], lineage: &Lineage, metrics: &Metrics) {
         let round = self.prepare(n, missed, metrics);
         hand_over(self.form, n, member, &round, lineage, metrics);
@@ -84,45 +86,73 @@ pub(crate) fn change(form: Form, n: u32, view: &View, commit: &LogEntry) -> Opti
     ))
 }
 
-fn hand_over(form: Form, n: u32, member: &mut Member, round: &[Prepared], lineage: &Lineage, metrics: &Metrics) {
-    let mut frames = Vec::with_capacity(round.len() + member.held.len());
+/// `false`: the stream was cut, and the member stands at `at` again.
+fn hand_over(
+    form: Form,
+    n: u32,
+    member: &mut Member,
+    round: &[Prepared],
+    lineage: &Lineage,
+    metrics: &Metrics,
+) -> bool {
+    let Member {
+        to,
+        stream,
+        at,
+        told,
+        held,
+        ..
+    } = member;
+    let mut out = to.outbox().hand(*stream);
     let mut changes = 0;
     for event in round {
+        let before = *at;
         match event.at {
             At::Epoch(position) => {
                 // One that went live ahead of the hub knows it already.
-                if member.at.epoch == position.epoch || member.at.seq > position.seq {
+                if at.epoch == position.epoch || at.seq > position.seq {
                     continue;
                 }
-                if let Some(progress) = member.progress(form, n) {
-                    frames.push(progress);
+                if let Some(progress) = progress(told, before.seq, form, n) {
+                    out.follow(before, progress);
                 }
-                member.at.epoch = position.epoch;
-                frames.extend(event.frame.clone());
-            }
-            At::Commit(seq) if seq > member.at.seq => {
-                member.at.seq = seq;
+                at.epoch = position.epoch;
                 if let Some(frame) = &event.frame {
-                    member.told = seq;
+                    out.follow(before, frame.clone());
+                }
+            }
+            At::Commit(seq) if seq > at.seq => {
+                at.seq = seq;
+                if let Some(frame) = &event.frame {
+                    *told = seq;
                     changes += 1;
-                    frames.push(frame.clone());
+                    out.follow(before, frame.clone());
                 }
             }
             At::Commit(_) => {}
         }
     }
     metrics.deliveries.inc_by(changes);
-    let at = member.at;
     // A commit of another history that has the same seq is not the one.
     let is_due = |held: &&Answer| {
         held.at
             .is_none_or(|held| held.seq <= at.seq && lineage.holds(held, held.seq))
     };
-    let due = member.held.iter().take_while(is_due).count();
-    let due: Vec<_> = member.held.drain(..due).collect();
-    if due.iter().filter_map(|due| due.at).any(|due| due.seq > member.told) {
-        frames.extend(member.progress(form, n));
+    let due = held.iter().take_while(is_due).count();
+    if due > 0 {
+        if held[..due].iter().filter_map(|due| due.at).any(|due| due.seq > *told)
+            && let Some(progress) = progress(told, at.seq, form, n)
+        {
+            out.follow(*at, progress);
+        }
+        held.drain(..due).for_each(|due| out.say(due.frame));
     }
-    frames.extend(due.into_iter().map(|due| due.frame));
-    member.to.outbox().push(frames);
+    let handed = out.done();
+    if handed.others {
+        to.cut();
+    }
+    if let Some(behind) = handed.behind {
+        *at = behind;
+    }
+    handed.behind.is_none()
 }

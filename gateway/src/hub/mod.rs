@@ -18,7 +18,7 @@ mod tests;
 
 use crate::engine::Publish;
 use crate::metrics::{Gauged, Metrics};
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, Stream};
 use crate::store::{Lineage, LogEntry, LogReply, SpaceState, Store, StoreError, View};
 use bytes::Bytes;
 use dashmap::DashMap;
@@ -72,6 +72,8 @@ pub trait Subscriber: Send + Sync + 'static {
     fn outbox(&self) -> &Outbox;
     /// The subscription is no longer live: it stands at `at` and has to catch up anew. Must not block.
     fn behind(&self, sub: u64, at: Position);
+    /// Streams of other subscriptions were cut: see `Outbox::cuts`. Must not block.
+    fn cut(&self);
 }
 
 /// Everything about the spaces that this node follows.
@@ -135,6 +137,8 @@ pub struct Joining {
     pub to: Arc<dyn Subscriber>,
     /// Its subscription.
     pub sub: u64,
+    /// Its stream in the outbox.
+    pub stream: Stream,
     /// What it covers.
     pub view: View,
     /// Its wire form.
@@ -208,7 +212,7 @@ impl Hub {
         match self.spaces.get(space).map(|entry| entry.value().clone()) {
             Some(space) => {
                 let mut inner = space.inner.lock();
-                if inner.answer(space.n, to, answer) == Found::Gap {
+                if inner.answer(space.n, to, answer, &self.metrics) == Found::Gap {
                     self.fill(&space, &mut inner);
                 }
             }
@@ -247,7 +251,7 @@ impl Hub {
             };
             for ((space, sent), state) in some.iter().zip(sent).zip(states) {
                 self.judge(space, sent, &state);
-                space.inner.lock().tell_progress(space.n);
+                space.inner.lock().tell_progress(space.n, &self.metrics);
             }
         }
     }
@@ -290,9 +294,9 @@ impl Hub {
                     let mut inner = space.inner.lock();
                     let before = inner.position();
                     self.metrics.gap_commits.inc_by(commits.len() as u64);
-                    let found = inner.learn(&state.lineage, &commits);
+                    let found = inner.learn(&state.lineage, &commits, &self.metrics);
                     if !inner.doubt && found != Found::Lost {
-                        inner.release();
+                        inner.release(&self.metrics);
                     }
                     inner.deliver(space.n, &self.config, &self.metrics);
                     match found {
@@ -325,7 +329,7 @@ impl Hub {
                     Ok(state) => {
                         if filled == Fill::Lost || state.head.seq < from.seq || !leads_on(&state.lineage, from) {
                             let mut inner = space.inner.lock();
-                            inner.lose(state);
+                            inner.lose(state, &self.metrics);
                             if !inner.doubt {
                                 inner.filling = false;
                                 return;

@@ -3,6 +3,7 @@
 use super::{Answer, HubConfig, Joining, Subscriber};
 use crate::frame;
 use crate::metrics::Metrics;
+use crate::outbox::{NONE, Stream};
 use crate::store::{Lineage, LogEntry, SpaceState, View};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
@@ -62,6 +63,8 @@ pub(super) struct Group {
 pub(super) struct Member {
     pub(super) to: Arc<dyn Subscriber>,
     pub(super) sub: u64,
+    /// Its stream in the outbox.
+    pub(super) stream: Stream,
     /// Up to where it has been handed everything.
     pub(super) at: Position,
     /// Up to where it knows that: by a change, `current` or `progress`.
@@ -117,13 +120,13 @@ impl Inner {
 
     /// Puts what the log answered in order behind the position, under the lineage as of that answer. The caller
     /// delivers. The log must be read by one reader, a read after the other, or the lineage could step back.
-    pub(super) fn learn(&mut self, lineage: &Lineage, commits: &[LogEntry]) -> Found {
+    pub(super) fn learn(&mut self, lineage: &Lineage, commits: &[LogEntry], metrics: &Metrics) -> Found {
         if self.lineage.last_epoch() != lineage.last_epoch() {
             if !leads_on(lineage, self.position) {
                 return Found::Lost;
             }
             self.lineage = lineage.clone();
-            self.part();
+            self.part(metrics);
             // They may be of the epoch before, beyond its end.
             self.ahead.clear();
         }
@@ -145,14 +148,11 @@ impl Inner {
 
     /// Ends the subscriptions that stand where the lineage does not lead: one that went live ahead of the hub may
     /// have been brought what is lost now. The others go on.
-    fn part(&mut self) {
+    fn part(&mut self, metrics: &Metrics) {
         let lineage = &self.lineage;
         for group in &mut self.groups {
             let lost = group.members.extract_if(.., |_, member| !leads_on(lineage, member.at));
-            for (_, member) in lost {
-                let (sub, at) = (member.sub, member.at);
-                member.end().behind(sub, at);
-            }
+            lost.for_each(|(_, member)| member.fall_behind(Behind::Lost, metrics));
         }
         self.groups.retain(|group| !group.members.is_empty());
     }
@@ -228,12 +228,21 @@ impl Inner {
             return false;
         }
         let Some(missed) = self.since(at) else { return false };
-        let Joining { to, sub, view, form } = who;
+        let Joining {
+            to,
+            sub,
+            stream,
+            view,
+            form,
+        } = who;
         self.leave(to.id());
         to.outbox().push([current]);
         let mut member = Member {
             to,
             sub,
+            // What it has missed is the end of its catch-up, and not cut: else, where it does not fit, the next catch-up
+            // would end there again.
+            stream: NONE,
             at,
             told: at.seq,
             held: Vec::new(),
@@ -252,6 +261,7 @@ impl Inner {
             });
         let group = &mut self.groups[index];
         group.catch_up(n, &mut member, &missed, &self.lineage, metrics);
+        member.stream = stream;
         group.members.insert(member.to.id(), member);
         true
     }
@@ -286,7 +296,7 @@ impl Inner {
     }
 
     /// Starts over at another state: every subscription has to catch up.
-    pub(super) fn lose(&mut self, state: SpaceState) {
+    pub(super) fn lose(&mut self, state: SpaceState, metrics: &Metrics) {
         self.position = state.head;
         self.lineage = state.lineage;
         self.ring.clear();
@@ -295,22 +305,25 @@ impl Inner {
         self.outgoing.clear();
         for group in std::mem::take(&mut self.groups) {
             for (_, member) in group.members {
-                let (sub, at) = (member.sub, member.at);
-                member.end().behind(sub, at);
+                member.fall_behind(Behind::Lost, metrics);
             }
         }
     }
 
     /// Sends an answer, or holds it until its change has been handed over. `Gap`: it is of an epoch that the
     /// hub does not know, which may be newer or lost; read the log, then `release`.
-    pub(super) fn answer(&mut self, n: u32, to: &dyn Subscriber, answer: Answer) -> Found {
+    pub(super) fn answer(&mut self, n: u32, to: &dyn Subscriber, answer: Answer, metrics: &Metrics) -> Found {
         let known = answer.at.is_none_or(|at| self.lineage.names(at.epoch));
         for group in &mut self.groups {
             if let Some(member) = group.members.get_mut(&to.id()) {
                 let holds = |at: Position| self.lineage.holds(at, at.seq);
                 let ahead = answer.at.is_some_and(|at| at.seq > member.at.seq && holds(at));
                 if known && !ahead && member.held.is_empty() {
-                    member.send_answer(group.form, n, answer);
+                    if !member.send_answer(group.form, n, answer)
+                        && let Some(member) = group.members.remove(&to.id())
+                    {
+                        member.fall_behind(Behind::Slow, metrics);
+                    }
                     return Found::Repeat;
                 }
                 // One behind others waits with them, and is never due if its commit is lost.
@@ -328,17 +341,14 @@ impl Inner {
     /// Ends the subscriptions that hold answers whose changes will never come, since they are none of this history:
     /// who is told of such a commit has seen what is lost, and learns from a `current` what stands. Only after a
     /// read of the log that was begun when all of the answers were there.
-    pub(super) fn release(&mut self) {
+    pub(super) fn release(&mut self, metrics: &Metrics) {
         let lineage = &self.lineage;
         for group in &mut self.groups {
             let told = group.members.extract_if(.., |_, member| {
                 let mut held = member.held.iter().filter_map(|held| held.at);
                 held.any(|at| !lineage.holds(at, at.seq))
             });
-            for (_, member) in told {
-                let (sub, at) = (member.sub, member.at);
-                member.end().behind(sub, at);
-            }
+            told.for_each(|(_, member)| member.fall_behind(Behind::Lost, metrics));
         }
         self.groups.retain(|group| !group.members.is_empty());
     }
@@ -353,14 +363,16 @@ impl Inner {
     }
 
     /// Tells members of filtered views how far they are, where nothing else has.
-    pub(super) fn tell_progress(&mut self, n: u32) {
+    pub(super) fn tell_progress(&mut self, n: u32, metrics: &Metrics) {
         for group in &mut self.groups {
-            for member in group.members.values_mut() {
-                if let Some(progress) = member.progress(group.form, n) {
-                    member.to.outbox().push([progress]);
-                }
-            }
+            let form = group.form;
+            let slow = group.members.extract_if(.., |_, member| {
+                let progress = progress(&mut member.told, member.at.seq, form, n);
+                progress.is_some_and(|progress| !member.hand(Some(progress), None))
+            });
+            slow.for_each(|(_, member)| member.fall_behind(Behind::Slow, metrics));
         }
+        self.groups.retain(|group| !group.members.is_empty());
     }
 }
 
@@ -370,6 +382,23 @@ pub(super) fn leads_on(lineage: &Lineage, from: Position) -> bool {
     from == Position::START || lineage.names(from.epoch) && lineage.holds(from, from.seq)
 }
 
+/// Why a subscription has to catch up anew.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Behind {
+    /// Its socket takes too little.
+    Slow,
+    /// It stands on a history that was lost, or was told of one.
+    Lost,
+}
+
+/// A `progress` frame up to there, if the subscriber has been told less.
+pub(super) fn progress(told: &mut Seq, seq: Seq, form: Form, n: u32) -> Option<Bytes> {
+    (*told < seq).then(|| {
+        *told = seq;
+        frame::message(form, &ServerMessage::Progress { n, seq })
+    })
+}
+
 impl Member {
     /// Sends what was held back: the changes that it waited for will not come this way.
     fn end(self) -> Arc<dyn Subscriber> {
@@ -377,18 +406,40 @@ impl Member {
         self.to
     }
 
-    /// A `progress` frame, if the subscriber does not know how far it is.
-    pub(super) fn progress(&mut self, form: Form, n: u32) -> Option<Bytes> {
-        (self.told < self.at.seq).then(|| {
-            self.told = self.at.seq;
-            frame::message(form, &ServerMessage::Progress { n, seq: self.at.seq })
-        })
+    /// It is no longer live, and has to catch up from where it stands.
+    pub(super) fn fall_behind(self, why: Behind, metrics: &Metrics) {
+        let counter = match why {
+            Behind::Slow => &metrics.behind_slow,
+            Behind::Lost => &metrics.behind_lost,
+        };
+        counter.inc();
+        let (sub, at) = (self.sub, self.at);
+        self.end().behind(sub, at);
     }
 
-    /// Sends an answer whose commit has been delivered, or was out of view.
-    fn send_answer(&mut self, form: Form, n: u32, answer: Answer) {
+    /// Hands over a `progress` and an answer. `false`: the stream was cut, and the member stands at `at` again.
+    fn hand(&mut self, progress: Option<Bytes>, answer: Option<Bytes>) -> bool {
+        let mut out = self.to.outbox().hand(self.stream);
+        if let Some(progress) = progress {
+            out.follow(self.at, progress);
+        }
+        if let Some(answer) = answer {
+            out.say(answer);
+        }
+        let handed = out.done();
+        if handed.others {
+            self.to.cut();
+        }
+        if let Some(behind) = handed.behind {
+            self.at = behind;
+        }
+        handed.behind.is_none()
+    }
+
+    /// Sends an answer whose commit has been delivered, or was out of view. `false`: as for `hand`.
+    fn send_answer(&mut self, form: Form, n: u32, answer: Answer) -> bool {
         let untold = answer.at.is_some_and(|at| self.told < at.seq);
-        let progress = untold.then(|| self.progress(form, n)).flatten();
-        self.to.outbox().push(progress.into_iter().chain([answer.frame]));
+        let progress = untold.then(|| progress(&mut self.told, self.at.seq, form, n)).flatten();
+        self.hand(progress, Some(answer.frame))
     }
 }

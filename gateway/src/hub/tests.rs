@@ -1,6 +1,6 @@
 use super::space::{Found, Inner};
 use super::*;
-use crate::outbox::Transport;
+use crate::outbox::{Bounds, Transport};
 use crate::store::model::Model;
 use crate::store::{LineageEntry, View};
 use std::io::{self, IoSlice};
@@ -45,6 +45,7 @@ impl Subscriber for Peer {
     fn behind(&self, _: u64, at: Position) {
         self.2.lock().push(at);
     }
+    fn cut(&self) {}
 }
 
 fn seq(n: u64) -> Seq {
@@ -122,9 +123,9 @@ impl Rig {
     /// The log answers.
     fn read(&mut self, line: &[(u64, u64)], some: &[LogEntry]) -> Found {
         self.inner.doubt = false;
-        let found = self.inner.learn(&lineage(line), some);
+        let found = self.inner.learn(&lineage(line), some, &self.metrics);
         if found != Found::Lost {
-            self.inner.release();
+            self.inner.release(&self.metrics);
         }
         self.deliver();
         found
@@ -155,11 +156,18 @@ impl Rig {
             frame: Bytes::from_static(frame),
             permit: None,
         };
-        self.inner.answer(1, &Peer(outbox, peer as u64, behind), answer)
+        self.inner
+            .answer(1, &Peer(outbox, peer as u64, behind), answer, &self.metrics)
     }
 
     fn peer(&mut self) -> (usize, Arc<Peer>) {
-        let outbox = Arc::new(Outbox::new(Tape::default(), 1 << 20));
+        let outbox = Arc::new(Outbox::new(
+            Tape::default(),
+            Bounds {
+                soft: 1 << 20,
+                hard: 1 << 20,
+            },
+        ));
         let behind = Behind::default();
         self.tapes.push((outbox.clone(), behind.clone()));
         let index = self.tapes.len() - 1;
@@ -176,6 +184,7 @@ impl Rig {
         let who = Joining {
             to,
             sub: 7,
+            stream: 1,
             view,
             form: Form::Msgpack,
         };
@@ -338,7 +347,7 @@ fn an_answer_of_an_epoch_that_the_hub_does_not_know_waits_for_the_store() {
     assert_eq!(rig.ack(peer, at(3, 19)), Found::Gap);
     assert_eq!(rig.read(&[(3, 18)], &[]), Found::Lost);
     assert_eq!(rig.seen(peer), ". 3 E2@3 4 a a");
-    rig.inner.lose(state(at(3, 19), lineage(&[(3, 18)])));
+    rig.inner.lose(state(at(3, 19), lineage(&[(3, 18)])), &rig.metrics);
     assert_eq!(*rig.tapes[peer].1.lock(), [at(2, 4)], "it is not live any more");
     assert_eq!(rig.seen(peer), ". 3 E2@3 4 a a a");
 }
@@ -353,7 +362,7 @@ fn an_answer_is_not_due_by_a_change_of_another_history() {
         rig.ack(peer, at(9, 3));
         let (now, next) = (lineage(&line), commits(3..=3));
         let found = match is_read {
-            true => rig.inner.learn(&now, &next),
+            true => rig.inner.learn(&now, &next, &rig.metrics),
             false => rig.inner.hear(&now, &next),
         };
         assert_eq!(found, Found::Next);
@@ -374,7 +383,7 @@ fn an_answer_is_not_due_by_a_change_of_another_history() {
     assert_eq!(rig.seen(peer), ".");
     let line = [(1, 0), (2, 3)];
     assert_eq!(rig.read(&line, &[]), Found::Lost);
-    rig.inner.lose(state(at(2, 4), lineage(&line)));
+    rig.inner.lose(state(at(2, 4), lineage(&line)), &rig.metrics);
     assert_eq!(rig.seen(peer), ". a");
     assert_eq!(*rig.tapes[peer].1.lock(), [at(1, 5)]);
     // What is beyond the end of its epoch is lost, whatever was told of the next meanwhile.
@@ -382,7 +391,10 @@ fn an_answer_is_not_due_by_a_change_of_another_history() {
     let (peer, _) = rig.join(at(1, 2), &[(1, 0)], None);
     rig.ack(peer, at(1, 4));
     rig.inner.doubt = true;
-    assert_eq!(rig.inner.learn(&lineage(&line), &commits(3..=4)), Found::Next);
+    assert_eq!(
+        rig.inner.learn(&lineage(&line), &commits(3..=4), &rig.metrics),
+        Found::Next
+    );
     rig.deliver();
     assert_eq!(rig.seen(peer), ". 3 E2@3 4");
     rig.read(&line, &[]);
@@ -397,7 +409,8 @@ fn news_of_a_lost_history_are_never_applied() {
     // The store went back to 3 and on under a new name: 5 is none of its history.
     assert_eq!(rig.publish(&[(1, 0), (2, 3)], &commits(4..=6)), Found::Gap);
     assert_eq!(rig.read(&[(1, 0), (2, 3)], &commits(4..=6)), Found::Lost);
-    rig.inner.lose(state(at(2, 6), lineage(&[(1, 0), (2, 3)])));
+    rig.inner
+        .lose(state(at(2, 6), lineage(&[(1, 0), (2, 3)])), &rig.metrics);
     assert_eq!(rig.seen(peer), ".");
     assert_eq!(
         *rig.tapes[peer].1.lock(),
@@ -438,8 +451,8 @@ fn an_answer_waits_for_its_change_and_out_of_view_for_a_progress_that_covers_it(
     assert_eq!(rig.seen(even), ". 2 a p3 a");
     rig.publish(&[(1, 0)], &commits(5..=5));
     rig.publish(&[(1, 0)], &commits(4..=4));
-    rig.inner.tell_progress(1);
-    rig.inner.tell_progress(1);
+    rig.inner.tell_progress(1, &rig.metrics);
+    rig.inner.tell_progress(1, &rig.metrics);
     assert_eq!(rig.seen(even), ". 2 a p3 a 4 p5", "told once");
 }
 

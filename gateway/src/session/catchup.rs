@@ -9,6 +9,7 @@ use super::cursor;
 use super::machine::Subscribe;
 use crate::frame;
 use crate::hub::{Joining, Lease, Subscriber, change};
+use crate::outbox::Stream;
 use crate::store::{
     ChangesReply, ChangesRequest, Cursor, Lineage, LogEntry, LogReply, ResetReason, SpaceState, StoreError,
 };
@@ -31,6 +32,10 @@ pub(super) struct CatchUp {
     pub(super) node: Arc<Node>,
     pub(super) conn: Arc<Conn>,
     pub(super) what: Subscribe,
+    /// The number of the stream that it begins.
+    pub(super) stream: Stream,
+    /// Its subscription was live, and fell behind.
+    pub(super) behind: bool,
 }
 
 /// Where the client stands, as far as it can be taken up.
@@ -47,6 +52,9 @@ impl CatchUp {
     /// Runs until the subscription is live. Store failures are waited out: a subscription that cannot
     /// be served now is late, not wrong.
     pub(super) async fn run(self) -> Lease {
+        if self.behind {
+            self.conn.drained(&self.node).await;
+        }
         let mut pause = Duration::from_millis(50);
         let mut from = self.start();
         loop {
@@ -141,6 +149,7 @@ impl CatchUp {
         let who = Joining {
             to: self.conn.clone(),
             sub: self.what.id,
+            stream: self.stream,
             view: self.what.view.clone(),
             form: self.conn.form,
         };
@@ -181,7 +190,10 @@ impl CatchUp {
                 }
             };
             if !begun {
-                if state.head.seq.get().saturating_sub(at.seq.get()) > LOG_MODE_COMMITS {
+                let many = state.head.seq.get().saturating_sub(at.seq.get()) > LOG_MODE_COMMITS;
+                // Who takes little is brought what has changed, not all that happened, unless that is a page at most.
+                let reached = commits.last().map_or(at.seq, |commit| commit.seq);
+                if many || self.behind && reached < state.head.seq {
                     return Ok(Logged::Elsewhere(lease, *at));
                 }
                 self.begin(&lease, Mode::Log, state.head, false);

@@ -9,7 +9,7 @@ use crate::env::Env;
 use crate::frame;
 use crate::hub::{Answer, Hub, Lease, Subscriber};
 use crate::metrics::{Gauged, Metrics};
-use crate::outbox::{End, Outbox, Transport};
+use crate::outbox::{Bounds, End, Outbox, Transport};
 use crate::store::Store;
 use bytes::Bytes;
 use dashmap::DashMap;
@@ -39,10 +39,13 @@ use tokio_util::sync::CancellationToken;
 pub struct NodeConfig {
     /// The limits in force.
     pub limits: Limits,
-    /// A catch-up waits while more than this is queued on its connection.
+    /// A catch-up waits while more than this is queued on its connection; and where the socket takes no more, live
+    /// subscriptions fall behind: the one with most waiting first.
     pub soft_bytes: usize,
     /// Over this a connection is closed.
     pub hard_bytes: usize,
+    /// A connection that takes nothing of what waits for it for so long is closed.
+    pub stall: Duration,
     /// Mutations of a connection that are not answered yet; over it, the connection is not read.
     pub in_flight: usize,
     /// Reads of the store for catch-ups and `get` at a time, on the node; the others wait.
@@ -59,10 +62,20 @@ impl Default for NodeConfig {
             limits: Limits::default(),
             soft_bytes: 512 << 10,
             hard_bytes: 8 << 20,
+            stall: Duration::from_secs(30),
             in_flight: 1_024,
             catch_ups: 64,
             read_buffer: 4 << 10,
             flush: Duration::from_secs(5),
+        }
+    }
+}
+
+impl NodeConfig {
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            soft: self.soft_bytes,
+            hard: self.hard_bytes,
         }
     }
 }
@@ -109,13 +122,15 @@ impl Node {
         u64::try_from(at.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Wakes every connection whose deadline has passed; one sweep for all in place of a timer each.
+    /// Wakes every connection whose deadline has passed, or that takes nothing; one sweep for all in place of a timer each.
     pub async fn sweep(self: Arc<Self>, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(Duration::from_millis(500));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             let now = self.now().mono;
-            let late = |conn: &Arc<Conn>| conn.deadline.load(Ordering::Relaxed) <= now;
+            let stall = self.config.stall;
+            let late =
+                |conn: &Arc<Conn>| conn.deadline.load(Ordering::Relaxed) <= now || conn.outbox.stalled() >= stall;
             let open = self.connections.iter();
             let mut due: Vec<_> = open.filter_map(|entry| entry.upgrade().filter(late)).collect();
             // The map's order is another in every process.
@@ -165,6 +180,11 @@ impl Conn {
         // It is never closed.
         (own, node.catch_ups.acquire().await)
     }
+
+    /// Waits until little is left of what was queued.
+    pub(super) async fn drained(&self, node: &Node) {
+        self.outbox.below(node.config.soft_bytes / 8).await;
+    }
 }
 
 impl Subscriber for Conn {
@@ -178,6 +198,10 @@ impl Subscriber for Conn {
 
     fn behind(&self, sub: u64, at: Position) {
         self.behind.lock().insert(sub, at);
+        self.wake.notify_one();
+    }
+
+    fn cut(&self) {
         self.wake.notify_one();
     }
 }
@@ -273,7 +297,7 @@ pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
     } = accepted;
     let _gauge = Gauged::new(&node.metrics.connections);
     let id = node.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-    let outbox: Arc<Outbox> = Arc::new(Outbox::new(socket, node.config.hard_bytes));
+    let outbox: Arc<Outbox> = Arc::new(Outbox::new(socket, node.config.bounds()));
     let name = format!("{:016x}", node.env.random());
     let opened = node.mono(since);
     let session = Session::new(
@@ -457,7 +481,17 @@ impl Shell {
     }
 
     fn woken(&mut self) {
-        let behind = std::mem::take(&mut *self.conn.behind.lock());
+        let mut behind = std::mem::take(&mut *self.conn.behind.lock());
+        for (stream, at) in self.conn.outbox.cuts() {
+            match self.subs.iter().find(|(_, sub)| sub.generation == stream) {
+                // Should the hub have said where it stands, that was before what it stood on was dropped.
+                Some((id, _)) => {
+                    behind.insert(*id, at);
+                    self.node.metrics.behind_slow.inc();
+                }
+                None => self.conn.outbox.close(stream),
+            }
+        }
         for (id, at) in behind {
             if let Some(mut what) = self.end(id) {
                 what.from = Some(ResumeFrom {
@@ -465,8 +499,13 @@ impl Shell {
                     view: what.view.id,
                     cursor: None,
                 });
-                self.subscribe(what);
+                self.subscribe(what, true);
             }
+        }
+        let stall = self.node.config.stall;
+        if self.conn.outbox.stalled() >= stall {
+            let message = format!("nothing of what waits was taken for {} s", stall.as_secs());
+            self.closing = Some((Code::SlowReader, message));
         }
         self.input(Input::Time);
     }
@@ -475,7 +514,7 @@ impl Shell {
         for effect in self.session.handle(self.node.now(), input) {
             match effect {
                 Effect::Send(message) => self.conn.outbox.push([frame::message(self.conn.form, &message)]),
-                Effect::Subscribe(what) => self.subscribe(what),
+                Effect::Subscribe(what) => self.subscribe(what, false),
                 Effect::Unsubscribe { id, .. } => {
                     self.end(id);
                 }
@@ -517,18 +556,21 @@ impl Shell {
     fn end(&mut self, id: u64) -> Option<Subscribe> {
         let Sub {
             what,
+            generation,
             catching_up,
             live,
             ..
         } = self.subs.remove(&id)?;
         catching_up.abort();
         drop(live);
+        self.conn.outbox.close(generation);
         // The hub may have said that it is behind. Of the next one of this id, with a view of its own, that is not true.
         self.conn.behind.lock().remove(&id);
         Some(what)
     }
 
-    fn subscribe(&mut self, what: Subscribe) {
+    /// Begins to catch up; `behind`: once what waits on the connection has gone out.
+    fn subscribe(&mut self, what: Subscribe, behind: bool) {
         self.generation += 1;
         let (id, generation) = (what.id, self.generation);
         let (handle, registration) = AbortHandle::new_pair();
@@ -536,6 +578,8 @@ impl Shell {
             node: self.node.clone(),
             conn: self.conn.clone(),
             what: what.clone(),
+            stream: generation,
+            behind,
         };
         let job = Abortable::new(catch_up.run(), registration);
         self.jobs.push(async move { (id, generation, job.await) }.boxed());

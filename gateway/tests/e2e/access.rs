@@ -17,6 +17,13 @@ async fn http(gateway: &Gateway, path: &str, headers: &str) -> String {
     answer
 }
 
+/// A number of the metrics page, by its name and labels; 0 if it is not there.
+pub async fn metric(gateway: &Gateway, name: &str) -> u64 {
+    let text = http(gateway, "/metrics", "Host: localhost\r\n").await;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.map_or(0, |number| number.trim().parse().unwrap())
+}
+
 async fn upgrade(gateway: &Gateway, headers: &str) -> String {
     let mut socket = TcpStream::connect(gateway.addr).await.unwrap();
     let request = format!(

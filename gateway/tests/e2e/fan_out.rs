@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use tidegate::engine::Publish;
 use tidegate::hub::{Hub, HubConfig, Joining, LocalPublish, Subscriber};
 use tidegate::metrics::Metrics;
-use tidegate::outbox::{Outbox, Transport};
+use tidegate::outbox::{Bounds, Outbox, Transport};
 use tidegate::store::model::Model;
 use tidegate::store::{Action, CommitGroup, Lineage, LogEntry, Prepared, Retention, Store, UserTag, View};
 use tidegate_protocol::form::Form;
@@ -46,6 +46,9 @@ impl Subscriber for Peer {
     }
     fn behind(&self, _: u64, _: Position) {
         panic!("nothing is missing");
+    }
+    fn cut(&self) {
+        panic!("everything is taken");
     }
 }
 
@@ -95,13 +98,28 @@ async fn a_round_of_commits_is_one_write_call_per_writable_socket() {
     let mut leases = Vec::new();
     let calls: Vec<_> = (0..10).map(|_| Arc::new(AtomicUsize::new(0))).collect();
     for (id, calls) in (0..).zip(&calls) {
-        let to = Arc::new(Peer(id, Box::new(Outbox::new(Counting(calls.clone()), 1 << 20))));
+        let to = Arc::new(Peer(
+            id,
+            Box::new(Outbox::new(
+                Counting(calls.clone()),
+                Bounds {
+                    soft: 1 << 20,
+                    hard: 1 << 20,
+                },
+            )),
+        ));
         let view = View {
             id: ViewId(0),
             collections: None,
         };
         let form = Form::Msgpack;
-        let joining = Joining { to, sub: 1, view, form };
+        let joining = Joining {
+            to,
+            sub: 1,
+            stream: 1,
+            view,
+            form,
+        };
         let mut lease = hub.lease(&space).await.unwrap();
         assert!(lease.go_live(joining, start, &lineage, Bytes::from_static(b"\x82\x00")));
         leases.push(lease);

@@ -17,6 +17,7 @@ mod pressure;
 mod real_data;
 mod restore;
 mod resume;
+mod slow;
 mod support;
 mod views;
 mod writes;
