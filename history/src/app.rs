@@ -78,9 +78,10 @@ impl Space {
             let own = &mut of.own[index];
             if own.sent != Some((client, mid)) {
                 // Of what was copied it may be the first storage's name, and no news. What a `last_mid` covered may have
-                // been renumbered, and is hidden still.
+                // been renumbered, and is hidden still; and so may what another storage's commit was taken for.
+                let former = own.sent.and_then(|(client, _)| self.clients.get(&client));
                 own.unsure &= own.sent.is_none();
-                own.unsure |= own.covered.is_some();
+                own.unsure |= own.covered.is_some() || former.is_some_and(|bearer| bearer.shared);
                 own.sent = Some((client, mid));
                 (own.heard, own.covered) = (None, None);
             }
