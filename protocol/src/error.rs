@@ -100,7 +100,7 @@ codes! {
     TokenExpired "token_expired" Some(4005), Renew, "The token's time is over.";
     HandshakeTimeout "handshake_timeout" Some(4100), Reconnect, "TLS, upgrade and `hello` took more than 10 s.";
     Idle "idle" Some(4101), Reconnect, "Nothing was heard for twice `ping_ms`.";
-    SlowReader "slow_reader" Some(4102), Reconnect, "The connection's send queue is over its bound.";
+    SlowReader "slow_reader" Some(4102), Reconnect, "The connection takes too little: its send queue is over its bound, or does not move.";
     Overloaded "overloaded" Some(4103), Reconnect, "The node admits no more now.";
     AuthUnavailable "auth_unavailable" Some(4104), Reconnect, "The token cannot be checked now.";
     Internal "internal" Some(4105), Reconnect, "A defect or a failure in the gateway; it is in the gateway's log.";
