@@ -65,7 +65,7 @@ RULES = {
     "what is on its way is not cut": (
         OUTBOX,
         "let mut untouched = usize::from(self.torn);",
-        "let mut untouched = 0;",
+        "let mut untouched = 0_usize;",
         LIB,
         "outbox::tests::a_stream_of_which_too_much_waits_is_cut_behind_what_is_on_its_way",
     ),
