@@ -48,13 +48,6 @@ RULES = {
         SCENARIOS,
         "the_machine_does_what_every_scenario_says",
     ),
-    "a stream is cut only where the socket would block": (
-        OUTBOX,
-        "self.stream != NONE && state.blocked && state.end.is_none()",
-        "self.stream != NONE && state.end.is_none()",
-        LIB,
-        "outbox::tests::what_a_socket_takes_at_once_cuts_nothing_however_much_it_is",
-    ),
     "the stream that has most waiting is cut": (
         OUTBOX,
         "max_by_key(|(stream, size)| (*size, *stream == own))?",

@@ -382,7 +382,8 @@ impl<T: Transport + ?Sized> Handing<'_, T> {
             return handed;
         }
         self.outbox.go(state);
-        let may_cut = self.stream != NONE && state.blocked && state.end.is_none();
+        // Nothing is left where the socket takes all.
+        let may_cut = self.stream != NONE && state.end.is_none();
         while may_cut && state.takes() > self.outbox.bounds.soft {
             let Some((stream, at)) = state.cut_largest(self.stream) else {
                 break;
