@@ -43,7 +43,7 @@ SCENARIOS = ["-p", "tidegate-client", "--test", "scenarios"]
 RULES = {
     "what is renumbered after a gap is shown where the history goes on": (
         STREAM,
-        "mode == Mode::Reset || std::mem::take(&mut self.renumbered)",
+        "std::mem::take(&mut self.renumbered) || mode == Mode::Reset",
         "mode == Mode::Reset",
         SCENARIOS,
         "the_machine_does_what_every_scenario_says",

@@ -162,7 +162,7 @@ impl Space {
         let mut lost = None;
         if client == self.queue.identity().client {
             // The state of a history that goes on holds nothing of what was not applied.
-            let is_shown = mode == Mode::Reset || std::mem::take(&mut self.renumbered);
+            let is_shown = std::mem::take(&mut self.renumbered) || mode == Mode::Reset;
             self.settle_overlay(reached, is_shown);
             if first {
                 let forgotten = last_mid.is_none() && may_be_forgotten(now, acked_at);
