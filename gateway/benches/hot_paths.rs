@@ -222,6 +222,7 @@ fn followed(runtime: &Runtime, count: u64) -> (Arc<Hub>, Vec<Lease>, Vec<Arc<Pee
                     soft: 1 << 20,
                     hard: 1 << 20,
                 },
+                Arc::default(),
             ));
             Arc::new(Peer { id, outbox })
         })

@@ -1,6 +1,7 @@
 //! Complete WebSocket frames (RFC 6455 §5.2), as a server sends them: final, unmasked.
 
 use bytes::Bytes;
+use std::cell::Cell;
 use tidegate_protocol::Code;
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{ServerMessage, msgpack};
@@ -9,21 +10,44 @@ const TEXT: u8 = 0x81;
 const BINARY: u8 = 0x82;
 const CLOSE: u8 = 0x88;
 
-fn build(kind: u8, parts: &[&[u8]]) -> Bytes {
-    let len: usize = parts.iter().map(|part| part.len()).sum();
-    let mut frame = Vec::with_capacity(10 + len);
-    frame.push(kind);
-    match (u8::try_from(len), u16::try_from(len)) {
-        (Ok(short @ 0..=125), _) => frame.push(short),
+/// A frame's header is not longer.
+const HEAD: usize = 10;
+
+/// The longest message for which a thread keeps its buffer.
+const KEPT: usize = 4 << 10;
+
+thread_local! {
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// A header, and how long it is.
+fn head(kind: u8, len: usize) -> ([u8; HEAD], usize) {
+    let mut head = [0; HEAD];
+    head[0] = kind;
+    let size = match (u8::try_from(len), u16::try_from(len)) {
+        (Ok(short @ 0..=125), _) => {
+            head[1] = short;
+            2
+        }
         (_, Ok(medium)) => {
-            frame.push(126);
-            frame.extend_from_slice(&medium.to_be_bytes());
+            head[1] = 126;
+            head[2..4].copy_from_slice(&medium.to_be_bytes());
+            4
         }
         _ => {
-            frame.push(127);
-            frame.extend_from_slice(&(len as u64).to_be_bytes());
+            head[1] = 127;
+            head[2..].copy_from_slice(&(len as u64).to_be_bytes());
+            HEAD
         }
-    }
+    };
+    (head, size)
+}
+
+fn build(kind: u8, parts: &[&[u8]]) -> Bytes {
+    let len: usize = parts.iter().map(|part| part.len()).sum();
+    let (head, size) = head(kind, len);
+    let mut frame = Vec::with_capacity(size + len);
+    frame.extend_from_slice(&head[..size]);
     for part in parts {
         frame.extend_from_slice(part);
     }
@@ -33,6 +57,22 @@ fn build(kind: u8, parts: &[&[u8]]) -> Bytes {
 /// A message as a frame.
 pub fn message(form: Form, message: &ServerMessage) -> Bytes {
     build(kind(form), &[&form.encode_server(message)])
+}
+
+/// A message as a frame, in a buffer of the thread's: nothing is allocated for one that is not kept.
+pub fn with_message<T>(form: Form, message: &ServerMessage, use_it: impl FnOnce(&[u8]) -> T) -> T {
+    let mut buffer = BUFFER.take();
+    buffer.clear();
+    buffer.resize(HEAD, 0);
+    form.encode_server_to(&mut buffer, message);
+    let (head, size) = head(kind(form), buffer.len() - HEAD);
+    let from = HEAD - size;
+    buffer[from..HEAD].copy_from_slice(&head[..size]);
+    let used = use_it(&buffer[from..]);
+    if buffer.capacity() <= KEPT {
+        BUFFER.set(buffer);
+    }
+    used
 }
 
 /// A change as a frame: the node's number for the space in front of a payload that is not decoded
@@ -66,6 +106,10 @@ mod tests {
     fn lengths_take_the_shortest_form() {
         for (len, head) in [(0, 2), (125, 2), (126, 4), (65_535, 4), (65_536, 10)] {
             assert_eq!(build(BINARY, &[&vec![0; len]]).len(), head + len, "{len}");
+        }
+        let pong = ServerMessage::Pong { at: 1, now: 2 };
+        for form in [Form::Msgpack, Form::Json] {
+            assert_eq!(with_message(form, &pong, <[u8]>::to_vec), message(form, &pong));
         }
     }
 }

@@ -16,6 +16,10 @@ pub struct Metrics {
     pub subscriptions: IntGauge,
     /// Spaces that the hub follows.
     pub spaces: IntGauge,
+    /// Bytes that wait for sockets that would block, with what keeping them takes.
+    pub queued: IntGauge,
+    /// Calls that wrote to a socket.
+    pub sends: IntCounter,
     /// Frames with a change handed to connections.
     pub deliveries: IntCounter,
     /// Encodings of a change: once per commit, form and view.
@@ -30,6 +34,8 @@ pub struct Metrics {
     pub resets: IntCounterVec,
     /// Subscriptions that fell behind because their socket takes too little.
     pub behind_slow: IntCounter,
+    /// Subscriptions that the node could not bring what it heard, since it came too fast.
+    pub behind_trimmed: IntCounter,
     /// Subscriptions that stood on a lost history.
     pub behind_lost: IntCounter,
     /// Connections that the node closed, by the error's code.
@@ -65,10 +71,13 @@ impl Default for Metrics {
         );
         Self {
             behind_slow: behind.with_label_values(&["slow"]),
+            behind_trimmed: behind.with_label_values(&["trimmed"]),
             behind_lost: behind.with_label_values(&["lost"]),
             connections: gauge("tidegate_connections", "Open WebSocket connections."),
             subscriptions: gauge("tidegate_subscriptions", "Live subscriptions and running catch-ups."),
             spaces: gauge("tidegate_spaces", "Spaces that this node follows."),
+            queued: gauge("tidegate_queued_bytes", "Bytes that wait for sockets that would block."),
+            sends: counter("tidegate_sends_total", "Calls that wrote to a socket."),
             deliveries: counter(
                 "tidegate_deliveries_total",
                 "Frames with a change handed to connections.",

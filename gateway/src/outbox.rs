@@ -2,8 +2,9 @@
 //! socket by whoever puts something in.
 //!
 //! The fan-out pushes prebuilt frames and writes them itself in one vectored call; no task is woken
-//! for a socket that takes the bytes. Only when the socket would block does the connection's own
-//! task (`run_writer`) carry the rest on. Frames leave in the order in which they were pushed, whole.
+//! for a socket that takes the bytes, and nothing is allocated. Only when the socket would block, or what
+//! is said can wait (`later`), does the connection's own task (`run_writer`) carry the rest on, in as few calls as it
+//! takes. Frames leave in the order in which they were pushed, whole.
 //!
 //! A frame may belong to a *stream*: what a live subscription is brought. Where a socket takes too little,
 //! the stream that has most waiting is cut: its frames are dropped, and its subscription catches up from
@@ -11,8 +12,11 @@
 
 use bytes::{Buf, Bytes};
 use parking_lot::{Mutex, MutexGuard};
+use prometheus::{IntCounter, IntGauge};
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tidegate_protocol::Position;
@@ -69,6 +73,14 @@ const SLICES: usize = 64;
 /// peer that reads nothing could have pongs of 2 bytes fill the memory before they fill the bound.
 const FRAME: usize = 96;
 
+/// A thread keeps no queue longer than this.
+const KEPT: usize = 1_024;
+
+thread_local! {
+    /// The queue of whoever is writing: an outbox in which nothing waits has none of its own.
+    static QUEUE: Cell<VecDeque<Queued>> = const { Cell::new(VecDeque::new()) };
+}
+
 /// Bytes that may wait, [`FRAME`] more for each frame.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
@@ -78,14 +90,50 @@ pub struct Bounds {
     pub hard: usize,
 }
 
+/// What all outboxes of a node share.
+pub struct Budget {
+    /// Bytes that may wait on the node, over which no live stream has any waiting where the socket would block.
+    pub limit: usize,
+    /// Bytes that wait, [`FRAME`] more for each frame.
+    pub queued: IntGauge,
+    /// Calls that wrote to a socket.
+    pub sends: IntCounter,
+}
+
+impl Default for Budget {
+    /// Counts for itself alone, and has no limit.
+    fn default() -> Self {
+        Self {
+            limit: usize::MAX,
+            queued: IntGauge::new("queued", "queued").expect("a constant name"),
+            sends: IntCounter::new("sends", "sends").expect("a constant name"),
+        }
+    }
+}
+
+impl Budget {
+    /// Whether too much waits on the node.
+    pub fn is_spent(&self) -> bool {
+        usize::try_from(self.queued.get()).is_ok_and(|queued| queued > self.limit)
+    }
+
+    fn charge(&self, before: usize, now: usize) {
+        if before != now {
+            let signed = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+            self.queued.add(signed(now) - signed(before));
+        }
+    }
+}
+
 /// The number of a stream, unique on its connection.
 pub type Stream = u64;
 /// Of a frame that is of none, and so is never cut.
 pub const NONE: Stream = 0;
 
 /// The queue.
-pub struct Outbox<T: ?Sized = dyn Transport> {
+pub struct Outbox<T: Transport + ?Sized = dyn Transport> {
     bounds: Bounds,
+    budget: Arc<Budget>,
     state: Mutex<State>,
     /// Wakes the writer: the socket would block, or the state changed to one it must act on.
     writer: Notify,
@@ -114,6 +162,12 @@ struct State {
     torn: bool,
     /// The socket would block: only the writer writes now.
     blocked: bool,
+    /// Something waits that the writer is to write when it gets there.
+    due: bool,
+    /// How many wait for room.
+    waiting: usize,
+    /// What of the budget is taken up.
+    charged: usize,
     end: Option<End>,
 }
 
@@ -130,9 +184,10 @@ pub enum End {
 
 impl<T: Transport> Outbox<T> {
     /// An empty one.
-    pub fn new(transport: T, bounds: Bounds) -> Self {
+    pub fn new(transport: T, bounds: Bounds, budget: Arc<Budget>) -> Self {
         Self {
             bounds,
+            budget,
             state: Mutex::default(),
             writer: Notify::new(),
             room: Notify::new(),
@@ -153,10 +208,46 @@ impl<T: Transport + ?Sized> Outbox<T> {
         if state.end.is_some() {
             return;
         }
+        state.borrow_queue();
         for frame in frames {
             state.put(frame, NONE, Position::START);
         }
         self.go(&mut state);
+        self.settle(&mut state);
+    }
+
+    /// As `push`, of a small frame that is copied only if it has to wait.
+    pub fn push_bytes(&self, frame: &[u8]) {
+        let mut state = self.state.lock();
+        if state.end.is_some() {
+            return;
+        }
+        let mut rest = frame;
+        if state.queue.is_empty() {
+            self.budget.sends.inc();
+            match self.transport.try_write_vectored(&[IoSlice::new(frame)]) {
+                Ok(written) if written == frame.len() => return,
+                Ok(written) => {
+                    rest = &frame[written..];
+                    state.torn = written > 0;
+                }
+                // The next call meets it, too.
+                Err(_) => {}
+            }
+        }
+        state.put(Bytes::copy_from_slice(rest), NONE, Position::START);
+        self.go(&mut state);
+        self.settle(&mut state);
+    }
+
+    /// Queues a frame for the connection's own task: with all that is said before it gets there, it is one write.
+    pub fn push_later(&self, frame: Bytes) {
+        let mut state = self.state.lock();
+        if state.end.is_none() {
+            state.put(frame, NONE, Position::START);
+            self.defer(&mut state);
+            self.settle(&mut state);
+        }
     }
 
     /// Begins to hand a stream what comes next, in one write; see [`Handing`].
@@ -164,6 +255,7 @@ impl<T: Transport + ?Sized> Outbox<T> {
         let mut state = self.state.lock();
         let cut = state.cuts.iter().position(|(cut, _)| *cut == stream);
         let cut = cut.map(|index| state.cuts.swap_remove(index).1);
+        state.borrow_queue();
         Handing {
             outbox: self,
             state,
@@ -197,6 +289,25 @@ impl<T: Transport + ?Sized> Outbox<T> {
         if !state.blocked {
             self.write(state);
         }
+        self.bound(state);
+    }
+
+    /// Leaves what has been queued to the writer, and ends if it is too much.
+    fn defer(&self, state: &mut State) {
+        if !state.blocked && !std::mem::replace(&mut state.due, true) {
+            self.writer.notify_waiters();
+        }
+        self.bound(state);
+    }
+
+    /// What is left waits: it is charged, and where nothing is, no queue is kept.
+    fn settle(&self, state: &mut State) {
+        state.return_queue();
+        let takes = state.takes();
+        self.budget.charge(std::mem::replace(&mut state.charged, takes), takes);
+    }
+
+    fn bound(&self, state: &mut State) {
         if state.takes() > self.bounds.hard {
             state.drop_unsent();
             self.end(state, End::Overflow);
@@ -221,11 +332,17 @@ impl<T: Transport + ?Sized> Outbox<T> {
         if state.end != Some(End::Broken) {
             self.end(&mut state, End::Finished);
         }
+        self.settle(&mut state);
     }
 
     /// Bytes waiting.
     pub fn queued(&self) -> usize {
         self.state.lock().bytes
+    }
+
+    /// How much may wait: nothing while too much does on the node.
+    pub fn soft(&self) -> usize {
+        if self.budget.is_spent() { 0 } else { self.bounds.soft }
     }
 
     /// Whether, and why, nothing more can be pushed.
@@ -235,16 +352,18 @@ impl<T: Transport + ?Sized> Outbox<T> {
 
     /// Waits until at most `bytes` are queued, or the outbox has ended.
     pub async fn below(&self, bytes: usize) {
+        let enough = |state: &State| state.bytes <= bytes || state.end.is_some();
+        if enough(&self.state.lock()) {
+            return;
+        }
+        // Only who waits is told: from before the look, so that a change between look and wait is not missed.
+        let _waiting = Waiting::new(self);
         loop {
             let woken = self.room.notified();
             tokio::pin!(woken);
-            // Registered before the look, so that a change between look and wait is not missed.
             woken.as_mut().enable();
-            {
-                let state = self.state.lock();
-                if state.bytes <= bytes || state.end.is_some() {
-                    return;
-                }
+            if enough(&self.state.lock()) {
+                return;
             }
             woken.await;
         }
@@ -258,11 +377,16 @@ impl<T: Transport + ?Sized> Outbox<T> {
             tokio::pin!(woken);
             woken.as_mut().enable();
             let blocked = {
-                let state = self.state.lock();
+                let mut state = self.state.lock();
                 match state.end {
                     Some(End::Finished) if !state.queue.is_empty() => {}
                     Some(end) => return end,
                     None => {}
+                }
+                if state.due && !state.blocked {
+                    self.write(&mut state);
+                    self.settle(&mut state);
+                    continue;
                 }
                 state.blocked
             };
@@ -282,6 +406,7 @@ impl<T: Transport + ?Sized> Outbox<T> {
                 Ok(()) => self.write(&mut state),
                 Err(_) => self.end(&mut state, End::Broken),
             }
+            self.settle(&mut state);
         }
     }
 
@@ -292,7 +417,13 @@ impl<T: Transport + ?Sized> Outbox<T> {
         }
         state.end = Some(end);
         self.writer.notify_waiters();
-        self.room.notify_waiters();
+        self.tell_room(state);
+    }
+
+    fn tell_room(&self, state: &State) {
+        if state.waiting > 0 {
+            self.room.notify_waiters();
+        }
     }
 
     /// Writes until the queue is empty or the socket would block.
@@ -304,6 +435,7 @@ impl<T: Transport + ?Sized> Outbox<T> {
                 *slice = IoSlice::new(&frame.frame);
                 count += 1;
             }
+            self.budget.sends.inc();
             match self.transport.try_write_vectored(&slices[..count]) {
                 Ok(0) => return self.end(state, End::Broken),
                 Ok(written) => {
@@ -315,23 +447,24 @@ impl<T: Transport + ?Sized> Outbox<T> {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     if !state.blocked {
                         state.blocked = true;
+                        // The thread's may be a long one.
+                        state.queue.shrink_to_fit();
                         state.moved = Some(Instant::now());
                         self.writer.notify_waiters();
                     }
-                    self.room.notify_waiters();
+                    self.tell_room(state);
                     return;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return self.end(state, End::Broken),
             }
         }
+        state.due = false;
         if state.blocked {
             state.blocked = false;
             state.moved = None;
-            // An idle connection holds no buffer.
-            state.queue = VecDeque::new();
         }
-        self.room.notify_waiters();
+        self.tell_room(state);
         if state.end == Some(End::Finished) {
             self.writer.notify_waiters();
         }
@@ -372,7 +505,16 @@ impl<T: Transport + ?Sized> Handing<'_, T> {
     }
 
     /// Writes what the socket takes, and cuts streams while too much is left; not for the sake of what is of none.
-    pub fn done(mut self) -> Handed {
+    pub fn done(self) -> Handed {
+        self.end(Outbox::go)
+    }
+
+    /// As `done`, but what the socket may take is written by the connection's own task.
+    pub fn later(self) -> Handed {
+        self.end(Outbox::defer)
+    }
+
+    fn end(mut self, go: impl FnOnce(&Outbox<T>, &mut State)) -> Handed {
         let mut handed = Handed {
             behind: self.cut,
             others: false,
@@ -381,10 +523,10 @@ impl<T: Transport + ?Sized> Handing<'_, T> {
         if state.end.is_some() {
             return handed;
         }
-        self.outbox.go(state);
+        go(self.outbox, state);
         // Nothing is left where the socket takes all.
-        let may_cut = self.stream != NONE && state.end.is_none();
-        while may_cut && state.takes() > self.outbox.bounds.soft {
+        let may_cut = self.stream != NONE && state.end.is_none() && state.blocked;
+        while may_cut && state.takes() > self.outbox.soft() {
             let Some((stream, at)) = state.cut_largest(self.stream) else {
                 break;
             };
@@ -394,13 +536,58 @@ impl<T: Transport + ?Sized> Handing<'_, T> {
                 state.cuts.push((stream, at));
                 handed.others = true;
             }
-            self.outbox.room.notify_waiters();
+            self.outbox.tell_room(state);
         }
         handed
     }
 }
 
+impl<T: Transport + ?Sized> Drop for Handing<'_, T> {
+    fn drop(&mut self) {
+        self.outbox.settle(&mut self.state);
+    }
+}
+
+impl<T: Transport + ?Sized> Drop for Outbox<T> {
+    fn drop(&mut self) {
+        self.budget.charge(self.state.get_mut().charged, 0);
+    }
+}
+
+/// Counts who waits for room.
+struct Waiting<'a, T: Transport + ?Sized>(&'a Outbox<T>);
+
+impl<'a, T: Transport + ?Sized> Waiting<'a, T> {
+    fn new(outbox: &'a Outbox<T>) -> Self {
+        outbox.state.lock().waiting += 1;
+        Self(outbox)
+    }
+}
+
+impl<T: Transport + ?Sized> Drop for Waiting<'_, T> {
+    fn drop(&mut self) {
+        self.0.state.lock().waiting -= 1;
+    }
+}
+
 impl State {
+    /// Takes the thread's queue, if it has none.
+    fn borrow_queue(&mut self) {
+        if self.queue.capacity() == 0 {
+            self.queue = QUEUE.take();
+        }
+    }
+
+    /// Leaves a queue in which nothing waits to the thread.
+    fn return_queue(&mut self) {
+        if self.queue.is_empty() && self.queue.capacity() > 0 {
+            let queue = std::mem::take(&mut self.queue);
+            if queue.capacity() <= KEPT {
+                QUEUE.set(queue);
+            }
+        }
+    }
+
     fn put(&mut self, frame: Bytes, stream: Stream, before: Position) {
         self.bytes += frame.len();
         self.queue.push_back(Queued { frame, stream, before });

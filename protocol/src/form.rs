@@ -81,6 +81,14 @@ impl Form {
         self.of_msgpack(msgpack::encode_server(message))
     }
 
+    /// Appends a server message. MessagePack allocates nothing but what `out` grows by.
+    pub fn encode_server_to(self, out: &mut Vec<u8>, message: &ServerMessage) {
+        match self {
+            Self::Msgpack => msgpack::encode_server_to(out, message),
+            Self::Json => out.extend_from_slice(&self.encode_server(message)),
+        }
+    }
+
     /// Writes the change that carries `payload` (see [`msgpack::payload`]) to the subscribers of a node that
     /// calls its space `n`, without decoding it.
     pub fn change(self, n: u32, payload: &[u8]) -> Vec<u8> {

@@ -6,6 +6,7 @@ use crate::plan::Plan;
 use crate::rules::{Rules, user_name};
 use crate::shared::{Core, Event, NodeEnv, Published, Shared};
 use crate::store::{Disk, NodeStore};
+use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,8 +25,8 @@ use tokio_util::task::TaskTracker;
 
 /// How long a node that drains gives its connections.
 const FLUSH: Duration = Duration::from_millis(1_000);
-/// It is cleared for every read, and messages are small.
-const READ_BUFFER: usize = 512;
+/// Few, so that some spaces are brought by tasks of their own.
+const SHARD: usize = 2;
 
 /// The bus: what a node publishes reaches its own subscribers at once, and other nodes later, never or twice.
 struct Bus {
@@ -37,7 +38,12 @@ struct Bus {
     alive: Arc<AtomicBool>,
 }
 
+#[async_trait]
 impl Publish for Bus {
+    async fn room(&self, space: &SpaceId) {
+        self.local.room(space).await;
+    }
+
     fn publish(&self, space: &SpaceId, lineage: &Lineage, commits: &[LogEntry]) {
         if !self.alive.load(Ordering::Relaxed) {
             return;
@@ -147,6 +153,8 @@ impl Fleet {
         });
         let config = HubConfig {
             ring_commits: self.plan.ring_commits,
+            shard: SHARD,
+            tasks: 2,
             ..HubConfig::default()
         };
         let hub = Hub::new(
@@ -172,21 +180,22 @@ impl Fleet {
             EngineConfig::default(),
             self.tasks.clone(),
         );
+        let config = NodeConfig {
+            limits: self.limits.clone(),
+            soft_bytes: self.plan.soft_bytes,
+            hard_bytes: self.plan.hard_bytes,
+            flush: FLUSH,
+            ..NodeConfig::default()
+        };
         let node = Arc::new(Node {
             engine,
             hub: Arc::clone(&hub),
             store,
             authoriser: Arc::clone(&self.rules) as _,
             env,
+            budget: config.budget(&self.metrics),
             metrics: Arc::clone(&self.metrics),
-            config: NodeConfig {
-                limits: self.limits.clone(),
-                soft_bytes: self.plan.soft_bytes,
-                hard_bytes: self.plan.hard_bytes,
-                flush: FLUSH,
-                read_buffer: READ_BUFFER,
-                ..NodeConfig::default()
-            },
+            config,
             session: Arc::new(SessionConfig {
                 node: format!("node{at}"),
                 limits: self.limits.clone(),

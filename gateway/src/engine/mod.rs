@@ -21,6 +21,7 @@ mod tests;
 use crate::auth::{Authoriser, Identity};
 use crate::env::Env;
 use crate::store::{DocState, Erase, Erased, Lineage, LogEntry, Store, StoreError};
+use async_trait::async_trait;
 use dashmap::DashMap;
 use parking_lot::Mutex;
 pub use plan::{Plan, Planner};
@@ -100,7 +101,11 @@ pub type Done = Box<dyn FnOnce(WriteReply) + Send>;
 
 /// Where the engine hands commits on, in order per space, before it answers the mutations: the
 /// local side of the bus.
+#[async_trait]
 pub trait Publish: Send + Sync + 'static {
+    /// Waits while too much of a space is on its way to subscribers. Nothing more of it is taken from writers meanwhile.
+    async fn room(&self, _: &SpaceId) {}
+
     /// Commits of one space that follow each other, and the lineage they belong to. Without commits it is
     /// news of the lineage: an erasure has begun or ended, or mutations were answered that had been committed
     /// before.

@@ -489,7 +489,11 @@ async fn work(engine: Arc<Engine>, space: SpaceId) {
         running: true,
     };
     let mut again = VecDeque::new();
-    while let Some(group) = worker.engine.take(&worker.space, again) {
+    loop {
+        worker.engine.publish.room(&worker.space).await;
+        let Some(group) = worker.engine.take(&worker.space, again) else {
+            break;
+        };
         again = worker.engine.group(&worker.space, group).await;
     }
     worker.running = false;

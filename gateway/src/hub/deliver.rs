@@ -1,15 +1,39 @@
 //! Fan-out: one encoding per commit, view and form; one write per subscriber and round.
+//!
+//! The subscribers of a space stand in shards. A round brings one shard from where it stands to where the space
+//! stands: what that takes is read, and the shard locked, under the space's lock; it is written after that is let go.
+//! So the space goes on meanwhile, several shards are brought at a time, and what was committed during a round goes
+//! out with the next, however much it is.
 
 use super::Answer;
-use super::space::{Behind, Event, Group, Member, progress};
+use super::members::{Behind, Member, progress};
+use super::ring::{Audience, Commit};
 use crate::frame;
 use crate::metrics::Metrics;
-use crate::store::{Lineage, LogEntry, View};
+use crate::store::Lineage;
 use bytes::Bytes;
-use tidegate_protocol::form::Form;
-use tidegate_protocol::{Position, Seq, ServerMessage, msgpack};
+use std::sync::Arc;
+use tidegate_protocol::{Position, Seq, ServerMessage};
 
-/// A round's event as this group's subscribers get it.
+/// What subscribers are told, in order.
+#[derive(Clone)]
+pub(super) enum Event {
+    Epoch(Position),
+    Commit(Arc<Commit>),
+}
+
+/// What a shard, or one who joins, is brought. Used again and again, so that a round allocates nothing.
+#[derive(Default)]
+pub(super) struct Round {
+    pub(super) events: Vec<Event>,
+    /// The ring reaches back to where the shard stands.
+    pub(super) is_whole: bool,
+    /// As of when the events were read.
+    pub(super) lineage: Arc<Lineage>,
+    prepared: Vec<Prepared>,
+}
+
+/// An event as an audience gets it.
 struct Prepared {
     at: At,
     /// `None`: out of view.
@@ -21,138 +45,131 @@ enum At {
     Commit(Seq),
 }
 
-impl Group {
-    /// Hands a round of events to every member, with the answers that waited for them, in one write each. One whose
-    /// socket takes too little falls behind.
-    pub(super) fn deliver(&mut self, n: u32, events: &[Event], lineage: &Lineage, metrics: &Metrics) {
-        if self.members.is_empty() || events.is_empty() {
-            return;
+impl Round {
+    /// Hands everything to every member, with the answers that waited for it, in one write each. One whose socket
+    /// takes too little falls behind; all do whom the ring does not reach.
+    pub(super) fn deliver(&mut self, n: u32, audience: &Arc<Audience>, members: &mut Vec<Member>, metrics: &Metrics) {
+        if self.is_whole {
+            self.prepare(n, audience, metrics);
+            let mut changes = 0;
+            let slow = members.extract_if(.., |member| !self.hand_over(n, audience, member, None, &mut changes));
+            slow.for_each(|member| member.fall_behind(Behind::Slow, metrics));
+            metrics.deliveries.inc_by(changes);
+        } else {
+            let all = members.drain(..);
+            all.for_each(|member| member.fall_behind(Behind::Trimmed, metrics));
         }
-        let round = self.prepare(n, events, metrics);
-        let form = self.form;
-        let slow = self
-            .members
-            .extract_if(.., |_, member| !hand_over(form, n, member, &round, lineage, metrics));
-        slow.for_each(|(_, member)| member.fall_behind(Behind::Slow, metrics));
+        self.clear();
     }
 
-    /// Hands one member that has no stream yet what it has missed.
-    pub(super) fn catch_up(&self, n: u32, member: &mut Member, missed: &[Event], lineage: &Lineage, metrics: &Metrics) {
-        let round = self.prepare(n, missed, metrics);
-        hand_over(self.form, n, member, &round, lineage, metrics);
+    /// Hands one member that has no stream yet `current` and what it has missed, in one write.
+    pub(super) fn catch_up(
+        &mut self,
+        n: u32,
+        audience: &Arc<Audience>,
+        member: &mut Member,
+        current: Bytes,
+        metrics: &Metrics,
+    ) {
+        self.prepare(n, audience, metrics);
+        let mut changes = 0;
+        self.hand_over(n, audience, member, Some(current), &mut changes);
+        metrics.deliveries.inc_by(changes);
+        self.clear();
     }
 
-    fn prepare(&self, n: u32, events: &[Event], metrics: &Metrics) -> Vec<Prepared> {
-        events
-            .iter()
-            .map(|event| match event {
-                Event::Epoch(position) => Prepared {
-                    at: At::Epoch(*position),
-                    frame: Some(frame::message(
-                        self.form,
-                        &ServerMessage::Epoch { n, position: *position },
-                    )),
-                },
-                Event::Commit(commit) => {
-                    let frame = change(self.form, n, &self.view, commit);
-                    metrics.encodes.inc_by(u64::from(frame.is_some()));
-                    Prepared {
-                        at: At::Commit(commit.seq),
-                        frame,
+    fn prepare(&mut self, n: u32, audience: &Arc<Audience>, metrics: &Metrics) {
+        let prepared = self.events.iter().map(|event| match event {
+            Event::Epoch(position) => Prepared {
+                at: At::Epoch(*position),
+                frame: Some(frame::message(
+                    audience.form,
+                    &ServerMessage::Epoch { n, position: *position },
+                )),
+            },
+            Event::Commit(commit) => Prepared {
+                at: At::Commit(commit.seq),
+                frame: commit.frame(n, audience, metrics),
+            },
+        });
+        self.prepared.extend(prepared);
+    }
+
+    fn clear(&mut self) {
+        self.events.clear();
+        self.prepared.clear();
+    }
+
+    /// `false`: the stream was cut, and the member stands at `at` again.
+    fn hand_over(
+        &self,
+        n: u32,
+        audience: &Audience,
+        member: &mut Member,
+        first: Option<Bytes>,
+        changes: &mut u64,
+    ) -> bool {
+        let form = audience.form;
+        let Member {
+            to,
+            stream,
+            at,
+            told,
+            held,
+            ..
+        } = member;
+        let mut out = to.outbox().hand(*stream);
+        if let Some(first) = first {
+            out.say(first);
+        }
+        for event in &self.prepared {
+            let before = *at;
+            match event.at {
+                At::Epoch(position) => {
+                    // One that went live ahead of the hub knows it already.
+                    if at.epoch == position.epoch || at.seq > position.seq {
+                        continue;
+                    }
+                    if let Some(progress) = progress(told, before.seq, form, n) {
+                        out.follow(before, progress);
+                    }
+                    at.epoch = position.epoch;
+                    if let Some(frame) = &event.frame {
+                        out.follow(before, frame.clone());
                     }
                 }
-            })
-            .collect()
-    }
-}
-
-/// A commit as a view's subscribers get it; `None` if the view covers nothing of it.
-pub(crate) fn change(form: Form, n: u32, view: &View, commit: &LogEntry) -> Option<Bytes> {
-    if view.collections.is_none() {
-        return Some(frame::change(form, n, &commit.payload));
-    }
-    // What the store gives back is what the engine encoded; a payload that does not decode would be
-    // a defect, and is passed over here as it would be refused by the subscriber.
-    let mut decoded = msgpack::decode_payload(&commit.payload).ok()?;
-    decoded.docs.retain(|doc| view.covers(&doc.doc));
-    if decoded.docs.is_empty() {
-        return None;
-    }
-    let body = msgpack::encode_body(decoded.writer, decoded.mid, &decoded.docs);
-    Some(frame::change(
-        form,
-        n,
-        &msgpack::payload(decoded.seq, decoded.at, &body),
-    ))
-}
-
-/// `false`: the stream was cut, and the member stands at `at` again.
-fn hand_over(
-    form: Form,
-    n: u32,
-    member: &mut Member,
-    round: &[Prepared],
-    lineage: &Lineage,
-    metrics: &Metrics,
-) -> bool {
-    let Member {
-        to,
-        stream,
-        at,
-        told,
-        held,
-        ..
-    } = member;
-    let mut out = to.outbox().hand(*stream);
-    let mut changes = 0;
-    for event in round {
-        let before = *at;
-        match event.at {
-            At::Epoch(position) => {
-                // One that went live ahead of the hub knows it already.
-                if at.epoch == position.epoch || at.seq > position.seq {
-                    continue;
+                At::Commit(seq) if seq > at.seq => {
+                    at.seq = seq;
+                    if let Some(frame) = &event.frame {
+                        *told = seq;
+                        *changes += 1;
+                        out.follow(before, frame.clone());
+                    }
                 }
-                if let Some(progress) = progress(told, before.seq, form, n) {
-                    out.follow(before, progress);
-                }
-                at.epoch = position.epoch;
-                if let Some(frame) = &event.frame {
-                    out.follow(before, frame.clone());
-                }
+                At::Commit(_) => {}
             }
-            At::Commit(seq) if seq > at.seq => {
-                at.seq = seq;
-                if let Some(frame) = &event.frame {
-                    *told = seq;
-                    changes += 1;
-                    out.follow(before, frame.clone());
-                }
+        }
+        // A commit of another history that has the same seq is not the one.
+        let is_due = |held: &&Answer| {
+            held.at
+                .is_none_or(|held| held.seq <= at.seq && self.lineage.holds(held, held.seq))
+        };
+        let due = held.iter().take_while(is_due).count();
+        if due > 0 {
+            if held[..due].iter().filter_map(|due| due.at).any(|due| due.seq > *told)
+                && let Some(progress) = progress(told, at.seq, form, n)
+            {
+                out.follow(*at, progress);
             }
-            At::Commit(_) => {}
+            held.drain(..due).for_each(|due| out.say(due.frame));
         }
-    }
-    metrics.deliveries.inc_by(changes);
-    // A commit of another history that has the same seq is not the one.
-    let is_due = |held: &&Answer| {
-        held.at
-            .is_none_or(|held| held.seq <= at.seq && lineage.holds(held, held.seq))
-    };
-    let due = held.iter().take_while(is_due).count();
-    if due > 0 {
-        if held[..due].iter().filter_map(|due| due.at).any(|due| due.seq > *told)
-            && let Some(progress) = progress(told, at.seq, form, n)
-        {
-            out.follow(*at, progress);
+        let handed = out.done();
+        if handed.others {
+            to.cut();
         }
-        held.drain(..due).for_each(|due| out.say(due.frame));
+        if let Some(behind) = handed.behind {
+            *at = behind;
+        }
+        handed.behind.is_none()
     }
-    let handed = out.done();
-    if handed.others {
-        to.cut();
-    }
-    if let Some(behind) = handed.behind {
-        *at = behind;
-    }
-    handed.behind.is_none()
 }

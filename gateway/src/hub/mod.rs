@@ -10,7 +10,8 @@
 //! (`fill_from_log`): of two answers that came by different ways nobody could tell which is the older one.
 
 mod deliver;
-pub(crate) use deliver::change;
+mod members;
+mod ring;
 mod space;
 
 #[cfg(test)]
@@ -20,9 +21,11 @@ use crate::engine::Publish;
 use crate::metrics::{Gauged, Metrics};
 use crate::outbox::{Outbox, Stream};
 use crate::store::{Lineage, LogEntry, LogReply, SpaceState, Store, StoreError, View};
+use async_trait::async_trait;
 use bytes::Bytes;
 use dashmap::DashMap;
-use parking_lot::Mutex;
+use deliver::Round;
+use parking_lot::{Mutex, MutexGuard};
 use space::{Found, Inner, leads_on};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -39,8 +42,14 @@ use tokio_util::task::TaskTracker;
 pub struct HubConfig {
     /// Commits kept per space for subscribers that have just caught up. An older one reads the log.
     pub ring_commits: usize,
-    /// Their payload bytes.
+    /// Their bytes, frames included. While more than the ring holds is on its way to subscribers, no more is taken in
+    /// from writers; of what others publish, twice as much is kept, and the oldest forgotten: those who have not been
+    /// brought it catch up.
     pub ring_bytes: usize,
+    /// Subscribers that are brought together. A space with more is brought by tasks of its own.
+    pub shard: usize,
+    /// How many tasks may bring a space's subscribers at a time: as many as there are cores.
+    pub tasks: usize,
     /// How often every followed space is compared with the store.
     pub head_check: Duration,
     /// How long a space is followed after its last subscriber left.
@@ -52,6 +61,8 @@ impl Default for HubConfig {
         Self {
             ring_commits: 1_024,
             ring_bytes: 1 << 20,
+            shard: 64,
+            tasks: std::thread::available_parallelism().map_or(1, usize::from),
             head_check: Duration::from_secs(3),
             linger: Duration::from_secs(10),
         }
@@ -91,12 +102,65 @@ struct SpaceHub {
     space: SpaceId,
     n: u32,
     inner: Mutex<Inner>,
-    /// Apart from `inner`, which a fan-out holds for as long as it takes: this one is taken under the map's lock.
+    /// Told when less is on its way to subscribers.
+    room: Notify,
+    /// Apart from `inner`, for which one may have to wait: this one is taken under the map's lock.
     leases: Mutex<Leases>,
     opened: tokio::sync::OnceCell<()>,
     /// Told when the lineage alone is published: an erasure has begun or ended.
     news: Arc<Notify>,
     _gauge: Gauged,
+}
+
+impl SpaceHub {
+    fn new(space: SpaceId, n: u32, config: &HubConfig, metrics: &Metrics) -> Self {
+        Self {
+            space,
+            n,
+            inner: Mutex::new(Inner::new(config)),
+            room: Notify::new(),
+            leases: Mutex::default(),
+            opened: tokio::sync::OnceCell::new(),
+            news: Arc::default(),
+            _gauge: Gauged::new(&metrics.spaces),
+        }
+    }
+
+    /// Brings the next shard in turn to where the space stands. `false`, after the last word: all are there, or are
+    /// being brought.
+    fn bring(&self, round: &mut Round, metrics: &Metrics, last: impl FnOnce(&mut Inner)) -> bool {
+        let mut inner = self.inner.lock();
+        let Some((shard, audience)) = inner.begin_round(round) else {
+            last(&mut inner);
+            return false;
+        };
+        let mut members = shard.lock();
+        drop(inner);
+        round.deliver(self.n, &audience, &mut members, metrics);
+        true
+    }
+}
+
+/// A task that brings a space's shards, as the space counts it.
+struct Fanning(Arc<SpaceHub>, bool);
+
+impl Fanning {
+    fn new(space: &Arc<SpaceHub>) -> Self {
+        Self(space.clone(), true)
+    }
+
+    fn end(&mut self, inner: &mut Inner) {
+        inner.fanning -= usize::from(std::mem::take(&mut self.1));
+    }
+}
+
+/// However it ends.
+impl Drop for Fanning {
+    fn drop(&mut self) {
+        if self.1 {
+            self.0.inner.lock().fanning -= 1;
+        }
+    }
 }
 
 /// Who needs a space to be followed.
@@ -162,16 +226,9 @@ impl Hub {
     pub async fn lease(self: &Arc<Self>, space: &SpaceId) -> Result<Lease, StoreError> {
         let entry = {
             let entry = self.spaces.entry(space.clone()).or_insert_with(|| {
-                Arc::new(SpaceHub {
-                    space: space.clone(),
-                    // A number is never reused in a process; 4 billion openings are out of reach.
-                    n: self.last_n.fetch_add(1, Ordering::Relaxed) + 1,
-                    inner: Mutex::default(),
-                    leases: Mutex::default(),
-                    opened: tokio::sync::OnceCell::new(),
-                    news: Arc::default(),
-                    _gauge: Gauged::new(&self.metrics.spaces),
-                })
+                // A number is never reused in a process; 4 billion openings are out of reach.
+                let n = self.last_n.fetch_add(1, Ordering::Relaxed) + 1;
+                Arc::new(SpaceHub::new(space.clone(), n, &self.config, &self.metrics))
             });
             // Counted under the map's lock, so that the sweep does not remove it meanwhile.
             entry.leases.lock().count += 1;
@@ -190,7 +247,7 @@ impl Hub {
                 let state = single(self.store.positions(std::slice::from_ref(space)).await?)?;
                 let mut inner = opening.inner.lock();
                 let found = inner.open(state);
-                inner.deliver(opening.n, &self.config, &self.metrics);
+                inner.trim(&self.config);
                 if found == Found::Gap {
                     self.fill(opening, &mut inner);
                 }
@@ -216,7 +273,7 @@ impl Hub {
                     self.fill(&space, &mut inner);
                 }
             }
-            None => to.outbox().push([answer.frame]),
+            None => to.outbox().push_later(answer.frame),
         }
     }
 
@@ -272,12 +329,77 @@ impl Hub {
         }
     }
 
+    /// Waits while more is on its way to a space's subscribers than the ring holds.
+    async fn room(&self, space: &SpaceHub) {
+        loop {
+            let told = space.room.notified();
+            tokio::pin!(told);
+            told.as_mut().enable();
+            if !space.inner.lock().is_full(&self.config) {
+                return;
+            }
+            told.await;
+        }
+    }
+
     /// Starts reading the log from where the space stands, unless that is under way. It goes on until nothing
     /// is missing, and nothing was in doubt when the last read began.
     fn fill(self: &Arc<Self>, space: &Arc<SpaceHub>, inner: &mut Inner) {
         if !std::mem::replace(&mut inner.filling, true) {
             self.tasks.spawn(self.clone().fill_from_log(space.clone()));
         }
+    }
+
+    /// Brings everybody to where the space stands: at once if they are few, by tasks of the space's own otherwise.
+    fn fan_out(self: &Arc<Self>, space: &Arc<SpaceHub>, mut inner: MutexGuard<'_, Inner>) {
+        inner.trim(&self.config);
+        let shards = inner.shards();
+        if shards <= 1 && inner.fanning == 0 {
+            drop(inner);
+            let mut round = Round::default();
+            while space.bring(&mut round, &self.metrics, |_| {}) {}
+            return;
+        }
+        for _ in inner.fanning..shards.min(self.config.tasks) {
+            inner.fanning += 1;
+            self.tasks.spawn(self.clone().bring_all(Fanning::new(space)));
+        }
+    }
+
+    /// Brings shard after shard, and lets others run between.
+    async fn bring_all(self: Arc<Self>, mut fanning: Fanning) {
+        let mut round = Round::default();
+        let space = fanning.0.clone();
+        // Under one lock with finding nothing: whoever has something later, begins anew.
+        while space.bring(&mut round, &self.metrics, |inner| fanning.end(inner)) {
+            space.room.notify_waiters();
+            tokio::task::yield_now().await;
+        }
+        space.room.notify_waiters();
+    }
+
+    /// Takes in what the log answered. `None`: it is read on at once.
+    fn learn(self: &Arc<Self>, space: &Arc<SpaceHub>, commits: &[LogEntry], state: &SpaceState) -> Option<Fill> {
+        let mut inner = space.inner.lock();
+        let before = inner.position();
+        self.metrics.gap_commits.inc_by(commits.len() as u64);
+        let found = inner.learn(&state.lineage, commits, &self.metrics);
+        if !inner.doubt && found != Found::Lost {
+            inner.release(&self.metrics);
+        }
+        let filled = match found {
+            Found::Lost => Some(Fill::Lost),
+            _ if inner.doubt => None,
+            Found::Repeat | Found::Next if inner.position().seq >= state.head.seq => {
+                inner.filling = false;
+                Some(Fill::Done)
+            }
+            _ if inner.position() != before => None,
+            // What came ahead is in no log yet, or never will be.
+            _ => Some(Fill::Later),
+        };
+        self.fan_out(space, inner);
+        filled
     }
 
     async fn fill_from_log(self: Arc<Self>, space: Arc<SpaceHub>) {
@@ -290,27 +412,15 @@ impl Hub {
             };
             let reply = self.store.log(&space.space, from, FILL, FILL_BYTES, None).await;
             let filled = match reply {
-                Ok(LogReply::Commits { commits, state, .. }) => {
-                    let mut inner = space.inner.lock();
-                    let before = inner.position();
-                    self.metrics.gap_commits.inc_by(commits.len() as u64);
-                    let found = inner.learn(&state.lineage, &commits, &self.metrics);
-                    if !inner.doubt && found != Found::Lost {
-                        inner.release(&self.metrics);
+                Ok(LogReply::Commits { commits, state, .. }) => match self.learn(&space, &commits, &state) {
+                    Some(Fill::Done) => return,
+                    Some(filled) => filled,
+                    None => {
+                        // A long log is not read faster than it can be brought.
+                        self.room(&space).await;
+                        continue;
                     }
-                    inner.deliver(space.n, &self.config, &self.metrics);
-                    match found {
-                        Found::Lost => Fill::Lost,
-                        _ if inner.doubt => continue,
-                        Found::Repeat | Found::Next if inner.position().seq >= state.head.seq => {
-                            inner.filling = false;
-                            return;
-                        }
-                        _ if inner.position() != before => continue,
-                        // What came ahead is in no log yet, or never will be.
-                        _ => Fill::Later,
-                    }
-                }
+                },
                 Ok(LogReply::Trimmed | LogReply::Reset(_)) => Fill::Lost,
                 Err(error) => {
                     tracing::warn!(space = %space.space, %error, "the log cannot be read");
@@ -350,9 +460,11 @@ impl Hub {
     }
 }
 
-/// What a read of the log brought, when it did not close the gap.
+/// What a read of the log brought, when it is not read on at once.
 #[derive(PartialEq, Eq)]
 enum Fill {
+    /// All.
+    Done,
     /// Nothing: wait.
     Later,
     /// The log could not be read.
@@ -370,7 +482,15 @@ fn single<T>(list: Vec<T>) -> Result<T, StoreError> {
 /// The local side of the bus: what this node commits goes to its own subscribers at once.
 pub struct LocalPublish(pub Arc<Hub>);
 
+#[async_trait]
 impl Publish for LocalPublish {
+    async fn room(&self, space: &SpaceId) {
+        let space = self.0.spaces.get(space).map(|entry| entry.value().clone());
+        if let Some(space) = space {
+            self.0.room(&space).await;
+        }
+    }
+
     fn publish(&self, space: &SpaceId, lineage: &Lineage, commits: &[LogEntry]) {
         let hub = &self.0;
         hub.metrics.commits.inc_by(commits.len() as u64);
@@ -382,13 +502,11 @@ impl Publish for LocalPublish {
         }
         let mut inner = space.inner.lock();
         match inner.hear(lineage, commits) {
-            Found::Repeat => {}
-            Found::Next => inner.deliver(space.n, &hub.config, &hub.metrics),
-            Found::Gap | Found::Lost => {
-                inner.deliver(space.n, &hub.config, &hub.metrics);
-                hub.fill(&space, &mut inner);
-            }
+            Found::Repeat => return,
+            Found::Next => {}
+            Found::Gap | Found::Lost => hub.fill(&space, &mut inner),
         }
+        hub.fan_out(&space, inner);
     }
 }
 
@@ -396,6 +514,12 @@ impl Lease {
     /// The node's number for the space.
     pub fn n(&self) -> u32 {
         self.space.n
+    }
+
+    /// A commit of the log as a view's subscribers get it: the very frame that they were sent, if the hub still has it.
+    pub fn change(&self, view: &View, form: Form, commit: &LogEntry) -> Option<Bytes> {
+        let inner = self.space.inner.lock();
+        inner.change(self.space.n, view, form, commit, &self.hub.metrics)
     }
 
     /// Makes a subscription that has caught up to `at` live, in one step with handing it `current`

@@ -1,15 +1,18 @@
 //! A space's state in the hub: order, repeats, gaps, epochs. Plain data behind the hub's lock.
 
+use super::deliver::{Event, Round};
+use super::members::{Behind, Member, Members, Shard};
+use super::ring::{Audience, Commit, change};
 use super::{Answer, HubConfig, Joining, Subscriber};
-use crate::frame;
 use crate::metrics::Metrics;
-use crate::outbox::{NONE, Stream};
+use crate::outbox::NONE;
 use crate::store::{Lineage, LogEntry, SpaceState, View};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tidegate_protocol::form::Form;
-use tidegate_protocol::{Epoch, Position, Seq, ServerMessage};
+use tidegate_protocol::{Epoch, Position, Seq};
 
 /// Commits kept that came before the ones between; more are dropped, since the log has them.
 const AHEAD: usize = 1_024;
@@ -19,63 +22,42 @@ const AHEAD: usize = 1_024;
 pub(super) enum Found {
     /// Nothing new.
     Repeat,
-    /// The next ones; `deliver` them.
+    /// The next ones; bring them to the members.
     Next,
-    /// Some are missing, or they are of another epoch; `deliver` what is there and read the log.
+    /// Some are missing, or they are of another epoch; bring what is there, and read the log.
     Gap,
     /// The hub's position is none of the store's history.
     Lost,
 }
 
-/// The state. `position` is up to where commits have been put in order; `outgoing` is delivered at once.
+/// The state. `position` is up to where commits have been put in order.
 #[derive(Default)]
 pub(super) struct Inner {
     open: bool,
     position: Position,
-    lineage: Lineage,
-    ring: VecDeque<LogEntry>,
-    ring_bytes: usize,
+    lineage: Arc<Lineage>,
+    /// The last ones up to `position`, without a gap.
+    ring: VecDeque<Arc<Commit>>,
+    ring_bytes: Arc<AtomicUsize>,
     ahead: BTreeMap<Seq, LogEntry>,
-    outgoing: Vec<Event>,
-    pub(super) groups: Vec<Group>,
+    members: Members,
+    /// Tasks that bring shards up.
+    pub(super) fanning: usize,
     pub(super) filling: bool,
     /// Something was told of an epoch that is not the hub's last, since the log was last asked: what it
     /// answers then may be from before that.
     pub(super) doubt: bool,
 }
 
-/// What subscribers are told, in order.
-#[derive(Clone, Debug)]
-pub(super) enum Event {
-    Epoch(Position),
-    Commit(LogEntry),
-}
-
-/// Subscribers that get the same bytes.
-pub(super) struct Group {
-    pub(super) view: View,
-    pub(super) form: Form,
-    /// By connection, in the order in which they are served.
-    pub(super) members: BTreeMap<u64, Member>,
-}
-
-/// A live subscription.
-pub(super) struct Member {
-    pub(super) to: Arc<dyn Subscriber>,
-    pub(super) sub: u64,
-    /// Its stream in the outbox.
-    pub(super) stream: Stream,
-    /// Up to where it has been handed everything.
-    pub(super) at: Position,
-    /// Up to where it knows that: by a change, `current` or `progress`.
-    pub(super) told: Seq,
-    /// Answers that wait for their change, and those behind them: a client tells by their order to which of two
-    /// sendings of a mid each is. A commit is published before it is answered, so only a gap that is being filled,
-    /// or an epoch that is being looked up, makes any wait.
-    pub(super) held: Vec<Answer>,
-}
-
 impl Inner {
+    /// Of a space that has not been opened.
+    pub(super) fn new(config: &HubConfig) -> Self {
+        Self {
+            members: Members::of(config.shard),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn position(&self) -> Position {
         self.position
     }
@@ -85,11 +67,10 @@ impl Inner {
     }
 
     /// Starts at the head that was read after the space was entered; what came in meanwhile follows it.
-    /// The caller delivers, which puts it into the ring: nobody is subscribed yet.
     pub(super) fn open(&mut self, state: SpaceState) -> Found {
         self.position = state.head;
         let meanwhile = std::mem::take(&mut self.lineage);
-        self.lineage = state.lineage;
+        self.lineage = Arc::new(state.lineage);
         self.open = true;
         if meanwhile.last_epoch() == Epoch(0) {
             return Found::Repeat;
@@ -98,7 +79,7 @@ impl Inner {
         self.hear(&meanwhile, &commits)
     }
 
-    /// Puts commits that were published in order behind the position. The caller delivers.
+    /// Puts commits that were published in order behind the position. The caller brings them to the members.
     ///
     /// A publication may be late, and of a history that is no more. An epoch is taken up from the store alone:
     /// where one forks off, nothing in a publication tells which branch has been lost.
@@ -106,7 +87,7 @@ impl Inner {
         if !self.open {
             if self.lineage.last_epoch() != lineage.last_epoch() {
                 self.ahead.clear();
-                self.lineage = lineage.clone();
+                self.lineage = Arc::new(lineage.clone());
             }
             self.stash(commits);
             return Found::Repeat;
@@ -119,13 +100,13 @@ impl Inner {
     }
 
     /// Puts what the log answered in order behind the position, under the lineage as of that answer. The caller
-    /// delivers. The log must be read by one reader, a read after the other, or the lineage could step back.
+    /// brings it to the members. The log must be read by one reader, a read after the other, or the lineage could step back.
     pub(super) fn learn(&mut self, lineage: &Lineage, commits: &[LogEntry], metrics: &Metrics) -> Found {
         if self.lineage.last_epoch() != lineage.last_epoch() {
             if !leads_on(lineage, self.position) {
                 return Found::Lost;
             }
-            self.lineage = lineage.clone();
+            self.lineage = Arc::new(lineage.clone());
             self.part(metrics);
             // They may be of the epoch before, beyond its end.
             self.ahead.clear();
@@ -148,13 +129,9 @@ impl Inner {
 
     /// Ends the subscriptions that stand where the lineage does not lead: one that went live ahead of the hub may
     /// have been brought what is lost now. The others go on.
-    fn part(&mut self, metrics: &Metrics) {
-        let lineage = &self.lineage;
-        for group in &mut self.groups {
-            let lost = group.members.extract_if(.., |_, member| !leads_on(lineage, member.at));
-            lost.for_each(|(_, member)| member.fall_behind(Behind::Lost, metrics));
-        }
-        self.groups.retain(|group| !group.members.is_empty());
+    fn part(&self, metrics: &Metrics) {
+        let lost = |member: &Member| !leads_on(&self.lineage, member.at);
+        self.members.end_if(Behind::Lost, metrics, lost);
     }
 
     fn stash(&mut self, commits: &[LogEntry]) {
@@ -168,12 +145,11 @@ impl Inner {
         }
     }
 
-    /// Moves what follows the position, commits and epochs, to `outgoing`.
+    /// Moves the position over what follows it, epochs and commits, and keeps these in the ring.
     fn advance(&mut self) {
         loop {
             while let Some(next) = self.lineage.next_epoch(self.position) {
                 self.position.epoch = next.epoch;
-                self.outgoing.push(Event::Epoch(next));
             }
             while self
                 .ahead
@@ -186,29 +162,53 @@ impl Inner {
                 Some(first) if *first.key() == self.position.seq.next() => {
                     let commit = first.remove();
                     self.position.seq = commit.seq;
-                    self.outgoing.push(Event::Commit(commit));
+                    let commit = Commit::new(commit, Arc::clone(&self.ring_bytes));
+                    self.ring.push_back(Arc::new(commit));
                 }
                 _ => return,
             }
         }
     }
 
-    /// Hands `outgoing` to every member, and keeps its commits in the ring.
-    pub(super) fn deliver(&mut self, n: u32, config: &HubConfig, metrics: &Metrics) {
-        let events = std::mem::take(&mut self.outgoing);
-        for group in &mut self.groups {
-            group.deliver(n, &events, &self.lineage, metrics);
-        }
-        for event in events {
-            if let Event::Commit(commit) = event {
-                self.ring_bytes += commit.payload.len();
-                self.ring.push_back(commit);
+    /// Forgets the oldest commits over the ring's bounds: those that all members have been brought, and any over twice
+    /// the bounds.
+    pub(super) fn trim(&mut self, config: &HubConfig) {
+        let least = self.members.least().unwrap_or(self.position.seq);
+        while let Some(oldest) = self.ring.front() {
+            let over = |times: usize| {
+                self.ring.len() > times * config.ring_commits
+                    || self.ring_bytes.load(Ordering::Relaxed) > times * config.ring_bytes
+            };
+            if !over(if oldest.seq <= least { 1 } else { 2 }) {
+                break;
             }
+            self.ring.pop_front();
         }
-        while self.ring.len() > config.ring_commits || self.ring_bytes > config.ring_bytes {
-            let Some(oldest) = self.ring.pop_front() else { break };
-            self.ring_bytes -= oldest.payload.len();
+    }
+
+    /// Whether more than the ring's bounds is on its way to members.
+    pub(super) fn is_full(&mut self, config: &HubConfig) -> bool {
+        if self.fanning == 0 {
+            return false;
         }
+        self.trim(config);
+        self.ring.len() > config.ring_commits || self.ring_bytes.load(Ordering::Relaxed) > config.ring_bytes
+    }
+
+    /// How many shards there are.
+    pub(super) fn shards(&self) -> usize {
+        self.members.shards()
+    }
+
+    /// Begins a round: the next shard in turn that is behind and that nobody is bringing, and what it is to be brought.
+    /// It counts as brought, and must be locked before the space is let go.
+    pub(super) fn begin_round(&mut self, round: &mut Round) -> Option<(Arc<Shard>, Arc<Audience>)> {
+        let position = self.position;
+        let slot = self.members.next_behind(position)?;
+        let at = std::mem::replace(&mut slot.at, position);
+        let found = (slot.shard.clone(), slot.audience.clone());
+        self.read(at, round);
+        Some(found)
     }
 
     /// Makes a subscription live; see `Lease::go_live`.
@@ -227,7 +227,11 @@ impl Inner {
             self.doubt = true;
             return false;
         }
-        let Some(missed) = self.since(at) else { return false };
+        let mut round = Round::default();
+        self.read(at, &mut round);
+        if !round.is_whole {
+            return false;
+        }
         let Joining {
             to,
             sub,
@@ -236,7 +240,6 @@ impl Inner {
             form,
         } = who;
         self.leave(to.id());
-        to.outbox().push([current]);
         let mut member = Member {
             to,
             sub,
@@ -247,37 +250,42 @@ impl Inner {
             told: at.seq,
             held: Vec::new(),
         };
-        let index = self
-            .groups
-            .iter()
-            .position(|group| group.view == view && group.form == form)
-            .unwrap_or_else(|| {
-                self.groups.push(Group {
-                    view,
-                    form,
-                    members: BTreeMap::new(),
-                });
-                self.groups.len() - 1
-            });
-        let group = &mut self.groups[index];
-        group.catch_up(n, &mut member, &missed, &self.lineage, metrics);
+        let position = self.position;
+        let slot = self.members.with_room(Audience { view, form }, position);
+        let (id, audience, shard) = (slot.id(), slot.audience.clone(), slot.shard.clone());
+        let behind = std::mem::replace(&mut slot.at, position);
+        round.catch_up(n, &audience, &mut member, current, metrics);
         member.stream = stream;
-        group.members.insert(member.to.id(), member);
+        if behind != position {
+            // Whoever is in a shard stands where it does.
+            let mut members = shard.lock();
+            self.read(behind, &mut round);
+            round.deliver(n, &audience, &mut members, metrics);
+        }
+        self.members.enter(id, member);
         true
     }
 
-    /// What follows `at` up to the hub's position; `None` if the ring does not reach back to it or
+    /// Reads what follows `at` up to the space's position. It is not whole if the ring does not reach back to it, or
     /// it is none of this history.
-    fn since(&self, at: Position) -> Option<Vec<Event>> {
+    fn read(&self, at: Position, round: &mut Round) {
+        round.lineage = Arc::clone(&self.lineage);
+        round.is_whole = self.follow(at, &mut round.events).is_some();
+        if !round.is_whole {
+            round.events.clear();
+        }
+    }
+
+    fn follow(&self, at: Position, events: &mut Vec<Event>) -> Option<()> {
         if self.lineage.0.is_empty() && at.epoch == self.position.epoch {
-            return Some(vec![]);
+            return Some(());
         }
         if !self.lineage.holds(at, self.position.seq.max(at.seq)) {
             return None;
         }
         let mut here = at;
-        let mut events = Vec::new();
-        let mut commits = self.ring.iter().skip_while(|commit| commit.seq <= at.seq);
+        let from = self.ring.partition_point(|commit| commit.seq <= at.seq);
+        let mut commits = self.ring.range(from..);
         loop {
             while here.epoch != self.position.epoch && here.seq <= self.position.seq {
                 let Some(next) = self.lineage.next_epoch(here) else {
@@ -287,92 +295,90 @@ impl Inner {
                 events.push(Event::Epoch(next));
             }
             if here.seq >= self.position.seq {
-                return Some(events);
+                return Some(());
             }
             let commit = commits.next().filter(|commit| commit.seq == here.seq.next())?;
             here.seq = commit.seq;
-            events.push(Event::Commit(commit.clone()));
+            events.push(Event::Commit(Arc::clone(commit)));
+        }
+    }
+
+    /// A commit of the log as a view's subscribers get it: as it is in the ring, if it is.
+    pub(super) fn change(
+        &self,
+        n: u32,
+        view: &View,
+        form: Form,
+        commit: &LogEntry,
+        metrics: &Metrics,
+    ) -> Option<Bytes> {
+        let audience = Audience {
+            view: view.clone(),
+            form,
+        };
+        let index = self.ring.binary_search_by_key(&commit.seq, |kept| kept.seq);
+        match index.ok().map(|index| &self.ring[index]).filter(|kept| kept.is(commit)) {
+            Some(kept) => kept.frame(n, &Arc::new(audience), metrics),
+            None => change(n, &audience, &commit.payload),
         }
     }
 
     /// Starts over at another state: every subscription has to catch up.
     pub(super) fn lose(&mut self, state: SpaceState, metrics: &Metrics) {
         self.position = state.head;
-        self.lineage = state.lineage;
+        self.lineage = Arc::new(state.lineage);
         self.ring.clear();
-        self.ring_bytes = 0;
         self.ahead.clear();
-        self.outgoing.clear();
-        for group in std::mem::take(&mut self.groups) {
-            for (_, member) in group.members {
-                member.fall_behind(Behind::Lost, metrics);
-            }
-        }
+        self.members.end_all(self.position, metrics);
     }
 
     /// Sends an answer, or holds it until its change has been handed over. `Gap`: it is of an epoch that the
     /// hub does not know, which may be newer or lost; read the log, then `release`.
     pub(super) fn answer(&mut self, n: u32, to: &dyn Subscriber, answer: Answer, metrics: &Metrics) -> Found {
         let known = answer.at.is_none_or(|at| self.lineage.names(at.epoch));
-        for group in &mut self.groups {
-            if let Some(member) = group.members.get_mut(&to.id()) {
-                let holds = |at: Position| self.lineage.holds(at, at.seq);
-                let ahead = answer.at.is_some_and(|at| at.seq > member.at.seq && holds(at));
-                if known && !ahead && member.held.is_empty() {
-                    if !member.send_answer(group.form, n, answer)
-                        && let Some(member) = group.members.remove(&to.id())
-                    {
-                        member.fall_behind(Behind::Slow, metrics);
-                    }
-                    return Found::Repeat;
+        let slot = self.members.get(to.id());
+        if let Some((slot, mut members)) = slot.map(|slot| (slot, slot.shard.lock()))
+            && let Ok(index) = members.binary_search_by_key(&to.id(), |member| member.to.id())
+        {
+            let member = &mut members[index];
+            let holds = |at: Position| self.lineage.holds(at, at.seq);
+            let ahead = answer.at.is_some_and(|at| at.seq > member.at.seq && holds(at));
+            if known && !ahead && member.held.is_empty() {
+                if !member.send_answer(slot.audience.form, n, answer) {
+                    members.remove(index).fall_behind(Behind::Slow, metrics);
                 }
-                // One behind others waits with them, and is never due if its commit is lost.
-                let doubtful = answer.at.is_some_and(|at| !known || !holds(at));
-                member.held.push(answer);
-                self.doubt |= doubtful;
-                let found = if doubtful { Found::Gap } else { Found::Repeat };
-                return found;
+                return Found::Repeat;
             }
+            // One behind others waits with them, and is never due if its commit is lost.
+            let doubtful = answer.at.is_some_and(|at| !known || !holds(at));
+            member.held.push(answer);
+            self.doubt |= doubtful;
+            return if doubtful { Found::Gap } else { Found::Repeat };
         }
-        to.outbox().push([answer.frame]);
+        to.outbox().push_later(answer.frame);
         Found::Repeat
     }
 
     /// Ends the subscriptions that hold answers whose changes will never come, since they are none of this history:
     /// who is told of such a commit has seen what is lost, and learns from a `current` what stands. Only after a
     /// read of the log that was begun when all of the answers were there.
-    pub(super) fn release(&mut self, metrics: &Metrics) {
-        let lineage = &self.lineage;
-        for group in &mut self.groups {
-            let told = group.members.extract_if(.., |_, member| {
-                let mut held = member.held.iter().filter_map(|held| held.at);
-                held.any(|at| !lineage.holds(at, at.seq))
-            });
-            told.for_each(|(_, member)| member.fall_behind(Behind::Lost, metrics));
-        }
-        self.groups.retain(|group| !group.members.is_empty());
+    pub(super) fn release(&self, metrics: &Metrics) {
+        let told = |member: &Member| {
+            let mut held = member.held.iter().filter_map(|held| held.at);
+            held.any(|at| !self.lineage.holds(at, at.seq))
+        };
+        self.members.end_if(Behind::Lost, metrics, told);
     }
 
     pub(super) fn leave(&mut self, id: u64) {
-        for group in &mut self.groups {
-            if let Some(member) = group.members.remove(&id) {
-                member.end();
-            }
+        if let Some(member) = self.members.leave(id) {
+            member.end();
         }
-        self.groups.retain(|group| !group.members.is_empty());
     }
 
     /// Tells members of filtered views how far they are, where nothing else has.
-    pub(super) fn tell_progress(&mut self, n: u32, metrics: &Metrics) {
-        for group in &mut self.groups {
-            let form = group.form;
-            let slow = group.members.extract_if(.., |_, member| {
-                let progress = progress(&mut member.told, member.at.seq, form, n);
-                progress.is_some_and(|progress| !member.hand(Some(progress), None))
-            });
-            slow.for_each(|(_, member)| member.fall_behind(Behind::Slow, metrics));
-        }
-        self.groups.retain(|group| !group.members.is_empty());
+    pub(super) fn tell_progress(&self, n: u32, metrics: &Metrics) {
+        self.members.tell_progress(n, metrics);
     }
 }
 
@@ -380,66 +386,4 @@ impl Inner {
 /// nothing follows it.
 pub(super) fn leads_on(lineage: &Lineage, from: Position) -> bool {
     from == Position::START || lineage.names(from.epoch) && lineage.holds(from, from.seq)
-}
-
-/// Why a subscription has to catch up anew.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Behind {
-    /// Its socket takes too little.
-    Slow,
-    /// It stands on a history that was lost, or was told of one.
-    Lost,
-}
-
-/// A `progress` frame up to there, if the subscriber has been told less.
-pub(super) fn progress(told: &mut Seq, seq: Seq, form: Form, n: u32) -> Option<Bytes> {
-    (*told < seq).then(|| {
-        *told = seq;
-        frame::message(form, &ServerMessage::Progress { n, seq })
-    })
-}
-
-impl Member {
-    /// Sends what was held back: the changes that it waited for will not come this way.
-    fn end(self) -> Arc<dyn Subscriber> {
-        self.to.outbox().push(self.held.into_iter().map(|answer| answer.frame));
-        self.to
-    }
-
-    /// It is no longer live, and has to catch up from where it stands.
-    pub(super) fn fall_behind(self, why: Behind, metrics: &Metrics) {
-        let counter = match why {
-            Behind::Slow => &metrics.behind_slow,
-            Behind::Lost => &metrics.behind_lost,
-        };
-        counter.inc();
-        let (sub, at) = (self.sub, self.at);
-        self.end().behind(sub, at);
-    }
-
-    /// Hands over a `progress` and an answer. `false`: the stream was cut, and the member stands at `at` again.
-    fn hand(&mut self, progress: Option<Bytes>, answer: Option<Bytes>) -> bool {
-        let mut out = self.to.outbox().hand(self.stream);
-        if let Some(progress) = progress {
-            out.follow(self.at, progress);
-        }
-        if let Some(answer) = answer {
-            out.say(answer);
-        }
-        let handed = out.done();
-        if handed.others {
-            self.to.cut();
-        }
-        if let Some(behind) = handed.behind {
-            self.at = behind;
-        }
-        handed.behind.is_none()
-    }
-
-    /// Sends an answer whose commit has been delivered, or was out of view. `false`: as for `hand`.
-    fn send_answer(&mut self, form: Form, n: u32, answer: Answer) -> bool {
-        let untold = answer.at.is_some_and(|at| self.told < at.seq);
-        let progress = untold.then(|| progress(&mut self.told, self.at.seq, form, n)).flatten();
-        self.hand(progress, Some(answer.frame))
-    }
 }

@@ -10,6 +10,8 @@ use tidegate_protocol::{
 };
 use tokio::io::ReadBuf;
 
+mod rounds;
+
 /// A socket that takes everything and remembers it.
 #[derive(Default)]
 struct Tape(Mutex<Vec<u8>>);
@@ -98,45 +100,62 @@ fn state(head: Position, lineage: Lineage) -> SpaceState {
 }
 
 struct Rig {
-    inner: Inner,
+    space: SpaceHub,
     metrics: Metrics,
     tapes: Vec<(Arc<Outbox<Tape>>, Behind)>,
 }
 
 impl Rig {
     fn at(position: Position, line: &[(u64, u64)]) -> Self {
-        let mut inner = Inner::default();
+        let mut inner = Inner::new(&Rig::config());
         inner.open(state(position, lineage(line)));
+        Self::with(inner)
+    }
+
+    fn with(inner: Inner) -> Self {
+        let metrics = Metrics::default();
+        let space = SpaceHub::new("list:42".parse().unwrap(), 1, &Self::config(), &metrics);
+        *space.inner.lock() = inner;
         Self {
-            inner,
-            metrics: Metrics::default(),
+            space,
+            metrics,
             tapes: vec![],
         }
     }
 
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.space.inner.lock()
+    }
+
+    fn config() -> HubConfig {
+        HubConfig {
+            ring_commits: 4,
+            shard: 2,
+            ..HubConfig::default()
+        }
+    }
+
     fn publish(&mut self, line: &[(u64, u64)], some: &[LogEntry]) -> Found {
-        let found = self.inner.hear(&lineage(line), some);
+        let found = self.inner().hear(&lineage(line), some);
         self.deliver();
         found
     }
 
     /// The log answers.
     fn read(&mut self, line: &[(u64, u64)], some: &[LogEntry]) -> Found {
-        self.inner.doubt = false;
-        let found = self.inner.learn(&lineage(line), some, &self.metrics);
+        self.inner().doubt = false;
+        let found = self.inner().learn(&lineage(line), some, &self.metrics);
         if found != Found::Lost {
-            self.inner.release(&self.metrics);
+            self.inner().release(&self.metrics);
         }
         self.deliver();
         found
     }
 
     fn deliver(&mut self) {
-        let config = HubConfig {
-            ring_commits: 4,
-            ..HubConfig::default()
-        };
-        self.inner.deliver(1, &config, &self.metrics);
+        let mut round = Round::default();
+        while self.space.bring(&mut round, &self.metrics, |_| {}) {}
+        self.inner().trim(&Self::config());
     }
 
     /// A mutation of a peer's was committed at `at`.
@@ -156,7 +175,7 @@ impl Rig {
             frame: Bytes::from_static(frame),
             permit: None,
         };
-        self.inner
+        self.inner()
             .answer(1, &Peer(outbox, peer as u64, behind), answer, &self.metrics)
     }
 
@@ -167,6 +186,7 @@ impl Rig {
                 soft: 1 << 20,
                 hard: 1 << 20,
             },
+            Arc::default(),
         ));
         let behind = Behind::default();
         self.tapes.push((outbox.clone(), behind.clone()));
@@ -188,7 +208,7 @@ impl Rig {
             view,
             form: Form::Msgpack,
         };
-        let live = self.inner.join(
+        let live = self.inner().join(
             1,
             who,
             position,
@@ -199,9 +219,11 @@ impl Rig {
         (index, live)
     }
 
-    /// What a peer has been sent, in short: `.` current, `5` commit, `E9@4` epoch, `p4` progress, `!` anything else.
+    /// What a peer has been sent once its own task has been there, in short: `.` current, `5` commit, `E9@4` epoch, `p4` progress, `!` anything else.
     fn seen(&self, index: usize) -> String {
-        let tape = self.tapes[index].0.transport().0.lock().clone();
+        let outbox = &self.tapes[index].0;
+        assert!(futures_util::FutureExt::now_or_never(outbox.run_writer()).is_none());
+        let tape = outbox.transport().0.lock().clone();
         let mut rest = &tape[..];
         let mut all = Vec::new();
         while let [_, len, tail @ ..] = rest {
@@ -272,7 +294,7 @@ fn a_new_epoch_is_told_between_the_last_commit_of_the_old_and_the_first_of_the_n
     let third = [(1, 0), (2, 3), (3, 6)];
     let (_, live) = rig.join(at(3, 6), &third, None);
     assert!(
-        !live && rig.inner.doubt,
+        !live && rig.inner().doubt,
         "of the third epoch the hub's own reader has to hear"
     );
     rig.read(&third, &[]);
@@ -300,7 +322,7 @@ fn which_epoch_follows_is_for_the_store_to_say_and_not_for_a_publication() {
         let sent = rig.seen(peer);
         let next = position.seq.get() + 1;
         assert_eq!(rig.publish(lost, &commits(next..=next + 2)), Found::Gap, "{position}");
-        assert!(rig.inner.doubt, "the log is read");
+        assert!(rig.inner().doubt, "the log is read");
         assert_eq!(rig.seen(peer), sent, "{position}");
         rig.read(line, &commits(next..=next));
         assert!(rig.seen(peer).ends_with(&next.to_string()), "{position}");
@@ -329,7 +351,7 @@ fn an_answer_of_an_epoch_that_the_hub_does_not_know_waits_for_the_store() {
         Found::Repeat,
         "it is behind, as far as is known"
     );
-    assert!(rig.inner.doubt);
+    assert!(rig.inner().doubt);
     assert_eq!(rig.seen(peer), ".");
     let line = [(1, 0), (2, 3)];
     rig.read(&line, &commits(3..=3));
@@ -347,7 +369,7 @@ fn an_answer_of_an_epoch_that_the_hub_does_not_know_waits_for_the_store() {
     assert_eq!(rig.ack(peer, at(3, 19)), Found::Gap);
     assert_eq!(rig.read(&[(3, 18)], &[]), Found::Lost);
     assert_eq!(rig.seen(peer), ". 3 E2@3 4 a a");
-    rig.inner.lose(state(at(3, 19), lineage(&[(3, 18)])), &rig.metrics);
+    rig.inner().lose(state(at(3, 19), lineage(&[(3, 18)])), &rig.metrics);
     assert_eq!(*rig.tapes[peer].1.lock(), [at(2, 4)], "it is not live any more");
     assert_eq!(rig.seen(peer), ". 3 E2@3 4 a a a");
 }
@@ -362,8 +384,8 @@ fn an_answer_is_not_due_by_a_change_of_another_history() {
         rig.ack(peer, at(9, 3));
         let (now, next) = (lineage(&line), commits(3..=3));
         let found = match is_read {
-            true => rig.inner.learn(&now, &next, &rig.metrics),
-            false => rig.inner.hear(&now, &next),
+            true => rig.inner().learn(&now, &next, &rig.metrics),
+            false => rig.inner().hear(&now, &next),
         };
         assert_eq!(found, Found::Next);
         rig.deliver();
@@ -383,16 +405,16 @@ fn an_answer_is_not_due_by_a_change_of_another_history() {
     assert_eq!(rig.seen(peer), ".");
     let line = [(1, 0), (2, 3)];
     assert_eq!(rig.read(&line, &[]), Found::Lost);
-    rig.inner.lose(state(at(2, 4), lineage(&line)), &rig.metrics);
+    rig.inner().lose(state(at(2, 4), lineage(&line)), &rig.metrics);
     assert_eq!(rig.seen(peer), ". a");
     assert_eq!(*rig.tapes[peer].1.lock(), [at(1, 5)]);
     // What is beyond the end of its epoch is lost, whatever was told of the next meanwhile.
     let mut rig = Rig::at(at(1, 2), &[(1, 0)]);
     let (peer, _) = rig.join(at(1, 2), &[(1, 0)], None);
     rig.ack(peer, at(1, 4));
-    rig.inner.doubt = true;
+    rig.inner().doubt = true;
     assert_eq!(
-        rig.inner.learn(&lineage(&line), &commits(3..=4), &rig.metrics),
+        rig.inner().learn(&lineage(&line), &commits(3..=4), &rig.metrics),
         Found::Next
     );
     rig.deliver();
@@ -409,7 +431,7 @@ fn news_of_a_lost_history_are_never_applied() {
     // The store went back to 3 and on under a new name: 5 is none of its history.
     assert_eq!(rig.publish(&[(1, 0), (2, 3)], &commits(4..=6)), Found::Gap);
     assert_eq!(rig.read(&[(1, 0), (2, 3)], &commits(4..=6)), Found::Lost);
-    rig.inner
+    rig.inner()
         .lose(state(at(2, 6), lineage(&[(1, 0), (2, 3)])), &rig.metrics);
     assert_eq!(rig.seen(peer), ".");
     assert_eq!(
@@ -451,8 +473,8 @@ fn an_answer_waits_for_its_change_and_out_of_view_for_a_progress_that_covers_it(
     assert_eq!(rig.seen(even), ". 2 a p3 a");
     rig.publish(&[(1, 0)], &commits(5..=5));
     rig.publish(&[(1, 0)], &commits(4..=4));
-    rig.inner.tell_progress(1, &rig.metrics);
-    rig.inner.tell_progress(1, &rig.metrics);
+    rig.inner().tell_progress(1, &rig.metrics);
+    rig.inner().tell_progress(1, &rig.metrics);
     assert_eq!(rig.seen(even), ". 2 a p3 a 4 p5", "told once");
 }
 
@@ -489,17 +511,12 @@ fn a_commit_is_encoded_once_however_many_listen() {
 
 #[test]
 fn what_comes_in_while_a_space_is_opened_follows_the_head_that_is_then_read() {
-    let mut inner = Inner::default();
+    let mut inner = Inner::new(&Rig::config());
     assert_eq!(inner.hear(&lineage(&[(1, 0)]), &commits(3..=5)), Found::Repeat);
     let found = inner.open(state(at(1, 4), lineage(&[(1, 0)])));
     assert_eq!(found, Found::Next);
     assert_eq!(inner.position(), at(1, 5));
-    let mut rig = Rig {
-        inner,
-        metrics: Metrics::default(),
-        tapes: vec![],
-    };
-    rig.inner.deliver(1, &HubConfig::default(), &rig.metrics);
+    let mut rig = Rig::with(inner);
     let (peer, live) = rig.join(at(1, 4), &[(1, 0)], None);
     assert!(live, "5 is in the ring");
     assert_eq!(rig.seen(peer), ". 5");

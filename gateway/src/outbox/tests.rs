@@ -12,7 +12,7 @@ async fn pair() -> (TcpStream, TcpStream) {
 #[tokio::test]
 async fn frames_arrive_whole_and_in_order_through_a_socket_that_blocks() {
     let (server, mut client) = pair().await;
-    let outbox = Arc::new(Outbox::new(server, only_hard(1 << 30)));
+    let outbox = Arc::new(Outbox::new(server, only_hard(1 << 30), Arc::default()));
     let frame = |n: u32| Bytes::from([n.to_be_bytes().repeat(250), vec![]].concat());
     let pushing = {
         let outbox = outbox.clone();
@@ -45,7 +45,7 @@ async fn frames_arrive_whole_and_in_order_through_a_socket_that_blocks() {
 #[tokio::test]
 async fn the_smallest_frames_fill_the_bound_by_what_they_take_in_memory() {
     let (server, _client) = pair().await;
-    let outbox = Outbox::new(server, only_hard(1 << 16));
+    let outbox = Outbox::new(server, only_hard(1 << 16), Arc::default());
     let mut state = outbox.state.lock();
     state.blocked = true;
     drop(state);
@@ -60,7 +60,7 @@ async fn the_smallest_frames_fill_the_bound_by_what_they_take_in_memory() {
 #[tokio::test]
 async fn over_its_bound_it_ends_without_tearing_a_frame() {
     let (server, mut client) = pair().await;
-    let outbox = Outbox::new(server, only_hard(1 << 20));
+    let outbox = Outbox::new(server, only_hard(1 << 20), Arc::default());
     while outbox.ended().is_none() {
         outbox.push([Bytes::from(vec![7; 10_000])]);
     }
@@ -153,7 +153,7 @@ fn taken(outbox: &Outbox<Narrow>) -> Vec<u8> {
 
 fn narrow(room: usize, frames: usize) -> Outbox<Narrow> {
     let soft = frames * (FRAME_BYTES + FRAME);
-    let outbox = Outbox::new(Narrow::default(), Bounds { soft, hard: 1 << 20 });
+    let outbox = Outbox::new(Narrow::default(), Bounds { soft, hard: 1 << 20 }, Arc::default());
     *outbox.transport.room.lock() = room;
     outbox
 }

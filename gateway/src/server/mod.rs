@@ -174,6 +174,7 @@ fn assemble(parts: Parts, config: &ServerConfig, work: &TaskTracker) -> Arc<Node
         store,
         authoriser,
         env,
+        budget: config.node.budget(&metrics),
         metrics,
         session: Arc::new(SessionConfig {
             node: config.name.clone(),

@@ -8,7 +8,7 @@ use super::conn::{Conn, Node};
 use super::cursor;
 use super::machine::Subscribe;
 use crate::frame;
-use crate::hub::{Joining, Lease, Subscriber, change};
+use crate::hub::{Joining, Lease, Subscriber};
 use crate::outbox::Stream;
 use crate::store::{
     ChangesReply, ChangesRequest, Cursor, Lineage, LogEntry, LogReply, ResetReason, SpaceState, StoreError,
@@ -227,7 +227,7 @@ impl CatchUp {
                 at = position;
             }
             at.seq = commit.seq;
-            if let Some(frame) = change(form, n, &self.what.view, commit) {
+            if let Some(frame) = lease.change(&self.what.view, form, commit) {
                 frames.push(frame);
                 told = at.seq;
             }

@@ -9,8 +9,9 @@ use crate::env::Env;
 use crate::frame;
 use crate::hub::{Answer, Hub, Lease, Subscriber};
 use crate::metrics::{Gauged, Metrics};
-use crate::outbox::{Bounds, End, Outbox, Transport};
+use crate::outbox::{Bounds, Budget, End, Outbox, Transport};
 use crate::store::Store;
+use crate::ws::{Ended, Flow, Incoming, Ws};
 use bytes::Bytes;
 use dashmap::DashMap;
 use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture};
@@ -18,20 +19,17 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::io;
-use std::pin::{Pin, pin};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
 use std::time::Duration;
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{Code, DocPath, Limits, Position, ResumeFrom, ServerMessage, SpaceId};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+use tokio_tungstenite::tungstenite::Error as WsError;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_util::sync::CancellationToken;
 
 /// Bounds and times of a node's connections.
@@ -44,14 +42,15 @@ pub struct NodeConfig {
     pub soft_bytes: usize,
     /// Over this a connection is closed.
     pub hard_bytes: usize,
+    /// Bytes that may wait on all connections together. Over it, a connection whose socket would block counts as one
+    /// that has reached `soft_bytes`.
+    pub queued_bytes: usize,
     /// A connection that takes nothing of what waits for it for so long is closed.
     pub stall: Duration,
     /// Mutations of a connection that are not answered yet; over it, the connection is not read.
     pub in_flight: usize,
     /// Reads of the store for catch-ups and `get` at a time, on the node; the others wait.
     pub catch_ups: usize,
-    /// tungstenite's read buffer, bytes a connection.
-    pub read_buffer: usize,
     /// How long a closing connection may take to be flushed.
     pub flush: Duration,
 }
@@ -62,16 +61,25 @@ impl Default for NodeConfig {
             limits: Limits::default(),
             soft_bytes: 512 << 10,
             hard_bytes: 8 << 20,
+            queued_bytes: 256 << 20,
             stall: Duration::from_secs(30),
             in_flight: 1_024,
             catch_ups: 64,
-            read_buffer: 4 << 10,
             flush: Duration::from_secs(5),
         }
     }
 }
 
 impl NodeConfig {
+    /// A node's budget for what waits on its connections.
+    pub fn budget(&self, metrics: &Metrics) -> Arc<Budget> {
+        Arc::new(Budget {
+            limit: self.queued_bytes,
+            queued: metrics.queued.clone(),
+            sends: metrics.sends.clone(),
+        })
+    }
+
     fn bounds(&self) -> Bounds {
         Bounds {
             soft: self.soft_bytes,
@@ -98,6 +106,8 @@ pub struct Node {
     pub config: NodeConfig,
     /// For every session.
     pub session: Arc<SessionConfig>,
+    /// What waits on its connections.
+    pub budget: Arc<Budget>,
     /// One permit a read of the store for a catch-up or a `get`.
     pub catch_ups: Semaphore,
     /// Set when the node drains.
@@ -176,7 +186,7 @@ impl Conn {
     /// than the store takes, one of so many on the node, so that a client that takes nothing keeps nobody.
     pub(super) async fn turn<'a>(&'a self, node: &'a Node) -> impl Send + use<'a> {
         let own = self.reading.lock().await;
-        self.outbox.below(node.config.soft_bytes).await;
+        self.outbox.below(self.outbox.soft()).await;
         // It is never closed.
         (own, node.catch_ups.acquire().await)
     }
@@ -203,28 +213,6 @@ impl Subscriber for Conn {
 
     fn cut(&self) {
         self.wake.notify_one();
-    }
-}
-
-/// Lets tungstenite read the socket, and puts what it writes (pongs, the answer to a close) into the outbox.
-struct Duplex(Arc<Outbox>);
-
-impl AsyncRead for Duplex {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.0.transport().poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Duplex {
-    fn poll_write(self: Pin<&mut Self>, _cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.push([Bytes::copy_from_slice(bytes)]);
-        Poll::Ready(Ok(bytes.len()))
-    }
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -297,7 +285,7 @@ pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
     } = accepted;
     let _gauge = Gauged::new(&node.metrics.connections);
     let id = node.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-    let outbox: Arc<Outbox> = Arc::new(Outbox::new(socket, node.config.bounds()));
+    let outbox: Arc<Outbox> = Arc::new(Outbox::new(socket, node.config.bounds(), node.budget.clone()));
     let name = format!("{:016x}", node.env.random());
     let opened = node.mono(since);
     let session = Session::new(
@@ -334,14 +322,9 @@ pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
 
 impl Shell {
     async fn run(mut self, leftover: Bytes) -> (String, &'static str) {
-        let limit = self.node.config.limits.message_bytes;
-        let config = WebSocketConfig::default()
-            .read_buffer_size(self.node.config.read_buffer)
-            .write_buffer_size(0)
-            .max_message_size(Some(limit))
-            .max_frame_size(Some(limit));
-        let duplex = Duplex(self.conn.outbox.clone());
-        let mut ws = WebSocketStream::from_partially_read(duplex, leftover.to_vec(), Role::Server, Some(config)).await;
+        let mut ws = Ws::new(&leftover, self.node.config.limits.message_bytes);
+        // Of the buffer in which the request was read.
+        drop(leftover);
         let reason = self.converse(&mut ws).await;
         // Nothing that was under way holds up others while this one says goodbye.
         self.jobs.clear();
@@ -352,7 +335,7 @@ impl Shell {
     }
 
     /// Until somebody ends it.
-    async fn converse(&mut self, ws: &mut WebSocketStream<Duplex>) -> &'static str {
+    async fn converse(&mut self, ws: &mut Ws) -> &'static str {
         let (node, conn) = (self.node.clone(), self.conn.clone());
         let in_flight = self.in_flight.clone();
         // These wait on from one turn to the next.
@@ -387,17 +370,17 @@ impl Shell {
                 Some((id, generation, lease)) = self.jobs.next(), if !self.jobs.is_empty() => {
                     self.caught_up(id, generation, lease);
                 }
-                frame = ws.next(), if may_read => match frame {
-                    Some(Ok(message)) => {
-                        self.frame(&message);
-                        // Frames that came in one read take no time of the runtime's budget by themselves.
-                        tokio::task::consume_budget().await;
+                filled = poll_fn(|cx| ws.poll_fill(cx, conn.outbox.transport())), if may_read => {
+                    let Ok(filled) = filled else { return "connection lost" };
+                    match ws.take(filled, &conn.outbox, |incoming| self.frame(incoming)) {
+                        // What came in one read takes no time of the runtime's budget by itself.
+                        Ok(()) => tokio::task::consume_budget().await,
+                        Err(Ended::Closed) => return "closed by client",
+                        Err(Ended::Lost) => return "connection lost",
+                        Err(Ended::Broken(error)) => if let Some(reason) = self.broken(&error) {
+                            return reason;
+                        },
                     }
-                    Some(Err(error)) => match self.broken(&error) {
-                        Some(reason) => return reason,
-                        None => continue,
-                    },
-                    None => return "closed by client",
                 },
                 // Room to read again.
                 _ = in_flight.acquire(), if !may_read && leaving.is_none() => {}
@@ -412,7 +395,7 @@ impl Shell {
 
     /// Sends the last words and lets the peer read them: closing a socket with unread input would
     /// make the kernel throw them away.
-    async fn farewell(&mut self, ws: &mut WebSocketStream<Duplex>) {
+    async fn farewell(&mut self, ws: &mut Ws) {
         let outbox = &self.conn.outbox;
         match self.closing.take() {
             Some((code, message)) => {
@@ -431,19 +414,28 @@ impl Shell {
         let flush = async {
             if outbox.run_writer().await == End::Finished {
                 outbox.transport().shutdown_write();
-                while let Some(Ok(_)) = ws.next().await {}
+                while poll_fn(|cx| ws.poll_skip(cx, outbox.transport())).await {}
             }
         };
         let _ = tokio::time::timeout(self.node.config.flush, flush).await;
     }
 
-    fn frame(&mut self, message: &Message) {
+    /// Says whether to go on reading: not while what a message began has not had its turn, so that a flood of them piles
+    /// nothing up.
+    fn frame(&mut self, incoming: Incoming<'_>) -> Flow {
+        let jobs = self.jobs.len();
+        self.incoming(incoming);
+        let stop = self.closing.is_some() || self.jobs.len() > jobs || self.in_flight.available_permits() == 0;
+        if stop { Flow::Break(()) } else { Flow::Continue(()) }
+    }
+
+    fn incoming(&mut self, incoming: Incoming<'_>) {
         let form = self.conn.form;
         let limits = &self.node.config.limits;
-        let input = match message {
-            Message::Text(text) if form.is_text() => Input::Message(form.decode_client(text.as_bytes(), limits)),
-            Message::Binary(bytes) if !form.is_text() => Input::Message(form.decode_client(bytes, limits)),
-            Message::Text(_) | Message::Binary(_) => {
+        let input = match incoming {
+            Incoming::Text(bytes) if form.is_text() => Input::Message(form.decode_client(bytes, limits)),
+            Incoming::Binary(bytes) if !form.is_text() => Input::Message(form.decode_client(bytes, limits)),
+            Incoming::Text(_) | Incoming::Binary(_) => {
                 let why = format!(
                     "{} takes {} frames",
                     form.subprotocol(),
@@ -452,7 +444,7 @@ impl Shell {
                 self.closing = Some((Code::Malformed, why));
                 return;
             }
-            Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => Input::Heard,
+            Incoming::Control => Input::Heard,
         };
         self.input(input);
     }
@@ -467,7 +459,7 @@ impl Shell {
                     format!("a message is limited to {limit} bytes: {capacity}"),
                 ));
             }
-            WsError::Protocol(tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake)
+            WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake)
             | WsError::Io(_)
             | WsError::ConnectionClosed
             | WsError::AlreadyClosed => return Some("connection lost"),
@@ -513,7 +505,10 @@ impl Shell {
     fn input(&mut self, input: Input) {
         for effect in self.session.handle(self.node.now(), input) {
             match effect {
-                Effect::Send(message) => self.conn.outbox.push([frame::message(self.conn.form, &message)]),
+                Effect::Send(message) => {
+                    let outbox = &self.conn.outbox;
+                    frame::with_message(self.conn.form, &message, |frame| outbox.push_bytes(frame));
+                }
                 Effect::Subscribe(what) => self.subscribe(what, false),
                 Effect::Unsubscribe { id, .. } => {
                     self.end(id);

@@ -7,6 +7,7 @@ use super::view::view_of;
 use crate::auth::{Authoriser, Identity, ReadScope};
 use crate::engine::{Refusal, WriteBody, WriteRequest};
 use crate::store::View;
+use smallvec::{SmallVec, smallvec};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tidegate_protocol::msgpack::DecodeError;
@@ -40,6 +41,9 @@ pub enum Input {
         jitter_ms: u64,
     },
 }
+
+/// What is to be done, in order: most often one thing, for which nothing is allocated.
+pub(super) type Effects = SmallVec<[Effect; 1]>;
 
 /// What the shell is to do.
 #[derive(Debug)]
@@ -163,18 +167,18 @@ impl Session {
     }
 
     /// Takes an input in.
-    pub fn handle(&mut self, now: Now, input: Input) -> Vec<Effect> {
+    pub fn handle(&mut self, now: Now, input: Input) -> Effects {
         if matches!(self.phase, Phase::Closed) {
-            return vec![];
+            return Effects::new();
         }
         match input {
             Input::Heard => {
                 self.heard = now.mono;
-                vec![]
+                Effects::new()
             }
             Input::Time => self.check_deadlines(now),
             Input::Drain { retry_ms, jitter_ms } => {
-                vec![Effect::Send(ServerMessage::Goaway { retry_ms, jitter_ms })]
+                smallvec![Effect::Send(ServerMessage::Goaway { retry_ms, jitter_ms })]
             }
             Input::Message(message) => {
                 self.heard = now.mono;
@@ -191,12 +195,12 @@ impl Session {
         }
     }
 
-    fn close(&mut self, code: Code, message: impl Into<String>) -> Vec<Effect> {
+    fn close(&mut self, code: Code, message: impl Into<String>) -> Effects {
         self.phase = Phase::Closed;
-        vec![Effect::Close(code, message.into())]
+        smallvec![Effect::Close(code, message.into())]
     }
 
-    fn check_deadlines(&mut self, now: Now) -> Vec<Effect> {
+    fn check_deadlines(&mut self, now: Now) -> Effects {
         match &self.phase {
             Phase::AwaitHello if now.mono >= self.opened + self.config.hello_ms => {
                 let limit = self.config.hello_ms;
@@ -219,11 +223,11 @@ impl Session {
                     ),
                 )
             }
-            _ => vec![],
+            _ => Effects::new(),
         }
     }
 
-    fn refused(&mut self, error: DecodeError) -> Vec<Effect> {
+    fn refused(&mut self, error: DecodeError) -> Effects {
         let Phase::Live(who) = &self.phase else {
             let code = if error.error.code == Code::Malformed {
                 Code::Malformed
@@ -243,10 +247,10 @@ impl Session {
         match error.write {
             Some(head) => {
                 let body = Err(Refusal { code, message, at });
-                vec![Effect::Write(WriteRequest::new(who.clone(), *head, body))]
+                smallvec![Effect::Write(WriteRequest::new(who.clone(), *head, body))]
             }
             None if code == Code::Malformed => self.close(code, message),
-            None => vec![Effect::Send(ServerMessage::Error {
+            None => smallvec![Effect::Send(ServerMessage::Error {
                 code,
                 message,
                 re: error.re,
@@ -254,26 +258,26 @@ impl Session {
         }
     }
 
-    fn message(&mut self, now: Now, message: ClientMessage) -> Vec<Effect> {
+    fn message(&mut self, now: Now, message: ClientMessage) -> Effects {
         let who = match (&self.phase, &message) {
             (Phase::AwaitHello, ClientMessage::Hello(_)) => None,
             (Phase::AwaitHello, _) => return self.close(Code::Protocol, "the first message must be a hello"),
             (Phase::Live(who), _) => Some(who.clone()),
-            (Phase::Closed, _) => return vec![],
+            (Phase::Closed, _) => return Effects::new(),
         };
         match (message, who) {
             (ClientMessage::Hello(hello), None) => self.hello(now, &hello),
             (ClientMessage::Hello(_), Some(_)) => self.close(Code::Protocol, "a second hello"),
-            (_, None) => vec![],
+            (_, None) => Effects::new(),
             (ClientMessage::Auth { token }, Some(who)) => self.auth(now, &token, &who),
             (ClientMessage::Sub(sub), Some(who)) => self.sub(sub, &who),
             (ClientMessage::Unsub { id }, Some(_)) => match self.subs.remove(&id) {
                 Some(space) => {
                     self.spaces.remove(&space);
-                    vec![Effect::Unsubscribe { id, space }]
+                    smallvec![Effect::Unsubscribe { id, space }]
                 }
                 // It may have been ended by `denied` while this was on its way.
-                None => vec![],
+                None => Effects::new(),
             },
             (
                 ClientMessage::Write(Write {
@@ -285,14 +289,14 @@ impl Session {
                 Some(who),
             ) => {
                 let body = Ok(WriteBody { base, policy, ops });
-                vec![Effect::Write(WriteRequest::new(who, head, body))]
+                smallvec![Effect::Write(WriteRequest::new(who, head, body))]
             }
             (ClientMessage::Get(get), Some(who)) => self.get(get, &who),
-            (ClientMessage::Ping { at }, Some(_)) => vec![Effect::Send(ServerMessage::Pong { at, now: now.wall })],
+            (ClientMessage::Ping { at }, Some(_)) => smallvec![Effect::Send(ServerMessage::Pong { at, now: now.wall })],
         }
     }
 
-    fn hello(&mut self, now: Now, hello: &Hello) -> Vec<Effect> {
+    fn hello(&mut self, now: Now, hello: &Hello) -> Effects {
         let header = self.header_token.take();
         let token = hello.token.as_deref().or(header.as_deref());
         match self.authoriser.authenticate(token, now.wall) {
@@ -308,24 +312,24 @@ impl Session {
                     token_expires: who.expires,
                 };
                 self.phase = Phase::Live(Arc::new(who));
-                vec![Effect::Send(ServerMessage::Welcome(welcome))]
+                smallvec![Effect::Send(ServerMessage::Welcome(welcome))]
             }
             Err(denial) => self.close(denial.code, denial.message),
         }
     }
 
-    fn auth(&mut self, now: Now, token: &str, who: &Identity) -> Vec<Effect> {
+    fn auth(&mut self, now: Now, token: &str, who: &Identity) -> Effects {
         match self.authoriser.authenticate(Some(token), now.wall) {
             Ok(new) if new.user() == who.user() => {
                 self.phase = Phase::Live(Arc::new(new));
-                vec![]
+                Effects::new()
             }
             Ok(_) => self.close(
                 Code::UserChanged,
                 "auth with another user's token; connect anew as that user",
             ),
             Err(denial) if denial.code == Code::AuthUnavailable => {
-                vec![Effect::Send(ServerMessage::Error {
+                smallvec![Effect::Send(ServerMessage::Error {
                     code: denial.code,
                     message: denial.message,
                     re: None,
@@ -335,7 +339,7 @@ impl Session {
         }
     }
 
-    fn sub(&mut self, sub: Sub, who: &Identity) -> Vec<Effect> {
+    fn sub(&mut self, sub: Sub, who: &Identity) -> Effects {
         let Sub {
             id,
             space,
@@ -344,7 +348,7 @@ impl Session {
             filter,
         } = sub;
         let error = |code, message: String| {
-            vec![Effect::Send(ServerMessage::Error {
+            smallvec![Effect::Send(ServerMessage::Error {
                 code,
                 message,
                 re: Some(id),
@@ -363,7 +367,7 @@ impl Session {
                 format!("subscriptions is limited to {limit}, found {}", limit + 1),
             );
         }
-        let mut effects = Vec::new();
+        let mut effects = Effects::new();
         if let Some(old) = self.spaces.remove(&space) {
             self.subs.remove(&old);
             effects.push(Effect::Unsubscribe {
@@ -397,7 +401,7 @@ impl Session {
         effects
     }
 
-    fn get(&self, get: Get, who: &Identity) -> Vec<Effect> {
+    fn get(&self, get: Get, who: &Identity) -> Effects {
         let Get { id, space, docs } = get;
         let denial = match self.authoriser.read(who, &space) {
             Ok(ReadScope::All) => None,
@@ -408,12 +412,12 @@ impl Session {
             Err(denial) => Some((denial.code, denial.message)),
         };
         match denial {
-            Some((code, message)) => vec![Effect::Send(ServerMessage::Error {
+            Some((code, message)) => smallvec![Effect::Send(ServerMessage::Error {
                 code,
                 message,
                 re: Some(id),
             })],
-            None => vec![Effect::Get { id, space, docs }],
+            None => smallvec![Effect::Get { id, space, docs }],
         }
     }
 }

@@ -18,7 +18,7 @@ pub use change::{
 };
 pub use client::{decode_client, encode_client};
 pub use op::{decode_ops, encode_ops};
-pub use server::{decode_server, encode_server};
+pub use server::{decode_server, encode_server, encode_server_to};
 
 pub(crate) use client::refused;
 

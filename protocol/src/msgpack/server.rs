@@ -343,10 +343,16 @@ fn read_limits(r: &mut Reader<'_>) -> Result<Limits, Invalid> {
 /// Writes a server's message.
 pub fn encode_server(message: &ServerMessage) -> Vec<u8> {
     let mut out = Vec::with_capacity(TYPICAL);
+    encode_server_to(&mut out, message);
+    out
+}
+
+/// Appends a server message.
+pub fn encode_server_to(out: &mut Vec<u8>, message: &ServerMessage) {
     match message {
-        ServerMessage::Welcome(welcome) => write_welcome(&mut out, welcome),
+        ServerMessage::Welcome(welcome) => write_welcome(out, welcome),
         ServerMessage::Begin(begin) => {
-            let mut map = Map::message(&mut out, "begin");
+            let mut map = Map::message(out, "begin");
             map.uint("id", begin.id);
             map.uint("n", u64::from(begin.n));
             map.str("mode", begin.mode.name());
@@ -355,13 +361,13 @@ pub fn encode_server(message: &ServerMessage) -> Vec<u8> {
             map.bool("resumed", begin.resumed);
         }
         ServerMessage::Page { id, docs, cursor } => {
-            let mut map = Map::message(&mut out, "page");
+            let mut map = Map::message(out, "page");
             map.uint("id", *id);
             doc_changes(map.key("docs"), docs);
             map.bin("cursor", cursor);
         }
         ServerMessage::Current { id, position, last_mid } => {
-            let mut map = Map::message(&mut out, "current");
+            let mut map = Map::message(out, "current");
             map.uint("id", *id);
             map.epoch_seq(*position);
             match last_mid {
@@ -370,53 +376,53 @@ pub fn encode_server(message: &ServerMessage) -> Vec<u8> {
             }
         }
         ServerMessage::Change(Change { n, commit }) => {
-            out = super::change_prefix(*n);
+            out.extend_from_slice(&super::change_prefix(*n));
             let body = super::encode_body(commit.writer, commit.mid, &commit.docs);
             out.extend_from_slice(&super::payload(commit.seq, commit.at, &body));
         }
         ServerMessage::Epoch { n, position } => {
-            let mut map = Map::message(&mut out, "epoch");
+            let mut map = Map::message(out, "epoch");
             map.uint("n", u64::from(*n));
             map.epoch_seq(*position);
         }
         ServerMessage::Progress { n, seq } => {
-            let mut map = Map::message(&mut out, "progress");
+            let mut map = Map::message(out, "progress");
             map.uint("n", u64::from(*n));
             map.uint("seq", seq.get());
         }
         ServerMessage::Ack(ack) => {
-            let mut map = Map::message(&mut out, "ack");
+            let mut map = Map::message(out, "ack");
             map.str("space", ack.space.as_str());
             map.uint("mid", ack.mid.get());
             map.epoch_seq(ack.position);
             units(&mut map, "conflicts", &ack.conflicts);
             units(&mut map, "skipped", &ack.skipped);
         }
-        ServerMessage::Reject(reject) => write_reject(&mut out, reject),
+        ServerMessage::Reject(reject) => write_reject(out, reject),
         ServerMessage::Docs { id, position, docs } => {
-            let mut map = Map::message(&mut out, "docs");
+            let mut map = Map::message(out, "docs");
             map.uint("id", *id);
             map.epoch_seq(*position);
             doc_changes(map.key("docs"), docs);
         }
         ServerMessage::Denied { id, code, purge } => {
-            let mut map = Map::message(&mut out, "denied");
+            let mut map = Map::message(out, "denied");
             map.uint("id", *id);
             map.str("code", code.name());
             map.bool("purge", *purge);
         }
         ServerMessage::Goaway { retry_ms, jitter_ms } => {
-            let mut map = Map::message(&mut out, "goaway");
+            let mut map = Map::message(out, "goaway");
             map.uint("retry_ms", *retry_ms);
             map.uint("jitter_ms", *jitter_ms);
         }
         ServerMessage::Pong { at, now } => {
-            let mut map = Map::message(&mut out, "pong");
+            let mut map = Map::message(out, "pong");
             map.uint("at", *at);
             map.uint("now", *now);
         }
         ServerMessage::Error { code, message, re } => {
-            let mut map = Map::message(&mut out, "error");
+            let mut map = Map::message(out, "error");
             map.str("code", code.name());
             map.str("message", message);
             if let Some(re) = re {
@@ -424,7 +430,6 @@ pub fn encode_server(message: &ServerMessage) -> Vec<u8> {
             }
         }
     }
-    out
 }
 
 fn write_welcome(out: &mut Vec<u8>, welcome: &Welcome) {

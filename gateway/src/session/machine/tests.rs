@@ -27,7 +27,9 @@ fn hello(session: &mut Session, token: Option<&str>) -> Vec<Effect> {
         token: token.map(Into::into),
         ..Hello::default()
     };
-    session.handle(now(0), Input::Message(Ok(ClientMessage::Hello(hello))))
+    session
+        .handle(now(0), Input::Message(Ok(ClientMessage::Hello(hello))))
+        .into_vec()
 }
 
 fn sub(session: &mut Session, id: u64, space: &str) -> Vec<Effect> {
@@ -39,7 +41,9 @@ fn sub(session: &mut Session, id: u64, space: &str) -> Vec<Effect> {
         from: None,
         filter: None,
     };
-    session.handle(now(1), Input::Message(Ok(ClientMessage::Sub(sub))))
+    session
+        .handle(now(1), Input::Message(Ok(ClientMessage::Sub(sub))))
+        .into_vec()
 }
 
 /// Tokens are `user:expiry`.

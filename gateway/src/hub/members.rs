@@ -1,0 +1,252 @@
+//! Who is subscribed to a space, in shards: the unit of locking, and of work, in a fan-out.
+//!
+//! A shard's lock is only ever taken while the space's is held, so that whoever holds that alone finds every shard
+//! free but those which a round is bringing.
+
+use super::ring::Audience;
+use super::{Answer, Subscriber};
+use crate::frame;
+use crate::metrics::Metrics;
+use crate::outbox::Stream;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use tidegate_protocol::form::Form;
+use tidegate_protocol::{Position, Seq, ServerMessage};
+
+/// A live subscription.
+pub(super) struct Member {
+    pub(super) to: Arc<dyn Subscriber>,
+    pub(super) sub: u64,
+    /// Its stream in the outbox.
+    pub(super) stream: Stream,
+    /// Up to where it has been handed everything.
+    pub(super) at: Position,
+    /// Up to where it knows that: by a change, `current` or `progress`.
+    pub(super) told: Seq,
+    /// Answers that wait for their change, and those behind them: a client tells by their order to which of two
+    /// sendings of a mid each is. A commit is published before it is answered, so what makes any wait is a round that
+    /// has not come to it yet, a gap that is being filled, or an epoch that is being looked up.
+    pub(super) held: Vec<Answer>,
+}
+
+/// Members that are brought together, in the order of their connections' numbers.
+pub(super) type Shard = Mutex<Vec<Member>>;
+
+/// A shard's place in the space.
+pub(super) struct Slot {
+    id: u32,
+    pub(super) audience: Arc<Audience>,
+    /// Where its members stand, or will when the round that is under way has brought them there; but for those who
+    /// went live ahead of the hub.
+    pub(super) at: Position,
+    /// Connections whose place it is: members, and those that fell behind and have not left yet.
+    places: usize,
+    pub(super) shard: Arc<Shard>,
+}
+
+/// All of a space.
+#[derive(Default)]
+pub(super) struct Members {
+    /// By id.
+    slots: Vec<Slot>,
+    /// Connection to slot.
+    places: HashMap<u64, u32>,
+    last_id: u32,
+    /// In a shard.
+    most: usize,
+    /// The slot that was last brought up.
+    turn: u32,
+}
+
+impl Members {
+    /// So many in a shard at most.
+    pub(super) fn of(most: usize) -> Self {
+        Self {
+            most,
+            ..Self::default()
+        }
+    }
+
+    /// How many shards there are.
+    pub(super) fn shards(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether a connection is, or was lately, among them.
+    pub(super) fn get(&self, connection: u64) -> Option<&Slot> {
+        let id = self.places.get(&connection)?;
+        self.slots.get(self.index(*id)?)
+    }
+
+    fn index(&self, id: u32) -> Option<usize> {
+        self.slots.binary_search_by_key(&id, |slot| slot.id).ok()
+    }
+
+    /// Ends every subscription. Who comes from now on starts at `position`.
+    pub(super) fn end_all(&mut self, position: Position, metrics: &Metrics) {
+        self.end_if(Behind::Lost, metrics, |_| true);
+        self.slots.iter_mut().for_each(|slot| slot.at = position);
+    }
+
+    /// Where the one stands that is furthest behind.
+    pub(super) fn least(&self) -> Option<Seq> {
+        self.slots.iter().map(|slot| slot.at.seq).min()
+    }
+
+    /// The next slot in turn that does not stand at `position` and is not being brought.
+    pub(super) fn next_behind(&mut self, position: Position) -> Option<&mut Slot> {
+        let turn = self.slots.partition_point(|slot| slot.id <= self.turn);
+        let is_behind = |slot: &Slot| slot.at != position && !slot.shard.is_locked();
+        let (before, after) = self.slots.split_at_mut(turn);
+        let slot = after.iter_mut().chain(before).find(|slot| is_behind(slot))?;
+        self.turn = slot.id;
+        Some(slot)
+    }
+
+    /// The slot of an audience that has room, made at `position` if there is none.
+    pub(super) fn with_room(&mut self, audience: Audience, position: Position) -> &mut Slot {
+        let has_room = |slot: &Slot| slot.places < self.most && *slot.audience == audience;
+        let index = self.slots.iter().position(has_room).unwrap_or_else(|| {
+            self.last_id += 1;
+            // Most spaces have one.
+            self.slots.reserve_exact(usize::from(self.slots.len() < 4));
+            let known = self.slots.iter().find(|slot| *slot.audience == audience);
+            let audience = known.map_or_else(|| Arc::new(audience), |slot| slot.audience.clone());
+            self.slots.push(Slot {
+                id: self.last_id,
+                audience,
+                at: position,
+                places: 0,
+                shard: Arc::default(),
+            });
+            self.slots.len() - 1
+        });
+        &mut self.slots[index]
+    }
+
+    /// Puts a member into the slot of this id, where it stands or ahead of that.
+    pub(super) fn enter(&mut self, id: u32, member: Member) {
+        let Some(index) = self.index(id) else { return };
+        let slot = &mut self.slots[index];
+        slot.places += 1;
+        self.places.insert(member.to.id(), id);
+        let mut members = slot.shard.lock();
+        let index = members.partition_point(|other| other.to.id() < member.to.id());
+        let few = usize::from(members.len() < 4);
+        members.reserve_exact(few);
+        members.insert(index, member);
+    }
+
+    /// A connection leaves; returns its member, unless that has fallen behind.
+    pub(super) fn leave(&mut self, connection: u64) -> Option<Member> {
+        let id = self.places.remove(&connection)?;
+        let index = self.index(id)?;
+        let slot = &mut self.slots[index];
+        slot.places -= 1;
+        let member = {
+            let mut members = slot.shard.lock();
+            let found = members.binary_search_by_key(&connection, |member| member.to.id());
+            found.ok().map(|index| members.remove(index))
+        };
+        if slot.places == 0 {
+            self.slots.remove(index);
+        }
+        member
+    }
+
+    /// Ends the subscriptions of which this is true: they catch up anew.
+    pub(super) fn end_if(&self, why: Behind, metrics: &Metrics, is_over: impl Fn(&Member) -> bool) {
+        for slot in &self.slots {
+            let mut members = slot.shard.lock();
+            let over = members.extract_if(.., |member| is_over(member));
+            over.for_each(|member| member.fall_behind(why, metrics));
+        }
+    }
+
+    /// Tells members of filtered views how far they are, where nothing else has.
+    pub(super) fn tell_progress(&self, n: u32, metrics: &Metrics) {
+        for slot in &self.slots {
+            let form = slot.audience.form;
+            let mut members = slot.shard.lock();
+            let slow = members.extract_if(.., |member| {
+                let progress = progress(&mut member.told, member.at.seq, form, n);
+                progress.is_some_and(|progress| !member.hand(Some(progress), None))
+            });
+            slow.for_each(|member| member.fall_behind(Behind::Slow, metrics));
+        }
+    }
+}
+
+impl Slot {
+    pub(super) fn id(&self) -> u32 {
+        self.id
+    }
+}
+
+/// Why a subscription has to catch up anew.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Behind {
+    /// Its socket takes too little.
+    Slow,
+    /// The node heard more than it could bring, and has forgotten the first of it.
+    Trimmed,
+    /// It stands on a history that was lost, or was told of one.
+    Lost,
+}
+
+/// A `progress` frame up to there, if the subscriber has been told less.
+pub(super) fn progress(told: &mut Seq, seq: Seq, form: Form, n: u32) -> Option<Bytes> {
+    (*told < seq).then(|| {
+        *told = seq;
+        frame::message(form, &ServerMessage::Progress { n, seq })
+    })
+}
+
+impl Member {
+    /// Sends what was held back: the changes that it waited for will not come this way.
+    pub(super) fn end(self) -> Arc<dyn Subscriber> {
+        self.to.outbox().push(self.held.into_iter().map(|answer| answer.frame));
+        self.to
+    }
+
+    /// It is no longer live, and has to catch up from where it stands.
+    pub(super) fn fall_behind(self, why: Behind, metrics: &Metrics) {
+        let counter = match why {
+            Behind::Slow => &metrics.behind_slow,
+            Behind::Trimmed => &metrics.behind_trimmed,
+            Behind::Lost => &metrics.behind_lost,
+        };
+        counter.inc();
+        let (sub, at) = (self.sub, self.at);
+        self.end().behind(sub, at);
+    }
+
+    /// Hands over a `progress` and an answer, which the connection's own task sends: with the other answers of a group
+    /// it is one write. `false`: the stream was cut, and the member stands at `at` again.
+    fn hand(&mut self, progress: Option<Bytes>, answer: Option<Bytes>) -> bool {
+        let mut out = self.to.outbox().hand(self.stream);
+        if let Some(progress) = progress {
+            out.follow(self.at, progress);
+        }
+        if let Some(answer) = answer {
+            out.say(answer);
+        }
+        let handed = out.later();
+        if handed.others {
+            self.to.cut();
+        }
+        if let Some(behind) = handed.behind {
+            self.at = behind;
+        }
+        handed.behind.is_none()
+    }
+
+    /// Sends an answer whose commit has been delivered, or was out of view. `false`: as for `hand`.
+    pub(super) fn send_answer(&mut self, form: Form, n: u32, answer: Answer) -> bool {
+        let untold = answer.at.is_some_and(|at| self.told < at.seq);
+        let progress = untold.then(|| progress(&mut self.told, self.at.seq, form, n)).flatten();
+        self.hand(progress, Some(answer.frame))
+    }
+}
