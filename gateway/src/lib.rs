@@ -3,6 +3,7 @@
 //! Data flows one way: socket → session → engine → store → bus → hub → outbox → socket. A module
 //! imports only what is downstream of it; hub and session never import each other.
 
+pub mod admission;
 pub mod auth;
 pub mod cli;
 pub mod engine;

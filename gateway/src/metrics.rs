@@ -42,6 +42,12 @@ pub struct Metrics {
     pub closes: IntCounterVec,
     /// Mutations answered: `ack`, or the refusal's code.
     pub writes: IntCounterVec,
+    /// Connections that have not been welcomed yet.
+    pub handshakes: IntGauge,
+    /// Of these, those that had to make room for others.
+    pub evicted: IntCounter,
+    /// Errors of accepting connections: `files`, `memory`, `connection` (of that one alone), `other`.
+    pub accept_errors: IntCounterVec,
     /// HTTP requests refused before a WebSocket was there, by reason.
     pub refused: IntCounterVec,
 }
@@ -99,6 +105,12 @@ impl Default for Metrics {
             ),
             closes: counters("tidegate_closes_total", "Connections that the node closed.", "code"),
             writes: counters("tidegate_writes_total", "Mutations answered.", "result"),
+            handshakes: gauge("tidegate_handshakes", "Connections that have not been welcomed yet."),
+            evicted: counter(
+                "tidegate_evicted_total",
+                "Connections that had not been welcomed and made room for others.",
+            ),
+            accept_errors: counters("tidegate_accept_errors_total", "Errors of accepting connections.", "reason"),
             refused: counters("tidegate_refused_total", "HTTP requests refused.", "reason"),
             registry,
         }

@@ -55,7 +55,7 @@ pub(super) fn refusal(status: StatusCode, code: Code, message: &str) -> Response
 }
 
 async fn ready(State(App { node, .. }): State<App>) -> Response {
-    if node.draining.is_cancelled() {
+    if node.stopping.is_cancelled() {
         return refusal(StatusCode::SERVICE_UNAVAILABLE, Code::GoingAway, "the node is stopping");
     }
     let any = SpaceId::parse("readyz").expect("a constant name");
@@ -144,7 +144,7 @@ async fn websocket(State(App { node, connections }): State<App>, mut request: Re
         .and_then(|value| value.split_once(' '))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| token.trim().to_owned());
-    let Some(peer) = request.extensions().get::<Peer>().copied() else {
+    let Some(peer) = request.extensions().get::<Peer>().cloned() else {
         return refusal(StatusCode::INTERNAL_SERVER_ERROR, Code::Internal, "no peer");
     };
     let upgrade = hyper::upgrade::on(&mut request);
@@ -167,6 +167,7 @@ async fn websocket(State(App { node, connections }): State<App>, mut request: Re
                     token,
                     since: peer.since,
                     peer: peer.addr.to_string(),
+                    admitted: peer.admitted,
                 };
                 Box::pin(session::serve(node, accepted)).await;
             }

@@ -4,6 +4,7 @@ pub mod control;
 mod dev;
 mod http;
 
+use crate::admission::{Admission, AdmissionConfig, Admitted, Full};
 use crate::auth::Authoriser;
 use crate::engine::{Engine, EngineConfig};
 use crate::env::Env;
@@ -17,6 +18,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -44,6 +46,12 @@ pub struct ServerConfig {
     pub ping: Duration,
     /// From accepting a connection to `hello`.
     pub hello: Duration,
+    /// After a stop has been asked for: how long connections are still taken, while the node says that it is not ready.
+    pub ready_delay: Duration,
+    /// Over how long connections are sent away then.
+    pub drain: Duration,
+    /// Who is let in.
+    pub admission: AdmissionConfig,
     /// Connections' bounds.
     pub node: NodeConfig,
     /// The hub's bounds.
@@ -59,6 +67,9 @@ impl Default for ServerConfig {
             name: "tidegate".into(),
             ping: Duration::from_secs(45),
             hello: Duration::from_secs(10),
+            ready_delay: Duration::ZERO,
+            drain: Duration::from_secs(10),
+            admission: AdmissionConfig::default(),
             node: NodeConfig::default(),
             hub: HubConfig::default(),
             engine: EngineConfig::default(),
@@ -67,10 +78,11 @@ impl Default for ServerConfig {
 }
 
 /// A connection that HTTP is spoken on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 struct Peer {
     addr: SocketAddr,
     since: Instant,
+    admitted: Admitted,
 }
 
 /// A gateway that is put together, and serves nobody yet.
@@ -99,7 +111,8 @@ impl Server {
         self.node.engine.clone()
     }
 
-    /// Serves until `stop`, then drains: no new connections, `goaway`, answers flushed, closed.
+    /// Serves until `stop`, then drains: not ready; after a delay no new connections; `goaway` to some at a time, their
+    /// answers flushed, closed.
     ///
     /// Errors only if the listener itself cannot be used.
     pub async fn run(self, listener: TcpListener, stop: CancellationToken) -> io::Result<()> {
@@ -127,10 +140,23 @@ async fn serve(
     work.spawn(node.clone().sweep(background.clone()));
     let app = http::router(node.clone(), config.loopback_only, connections.clone());
 
-    accept(&listener, config, &app, &connections, &stop).await;
+    let door = Door {
+        config,
+        admission: Admission::new(config.admission.clone(), node.metrics.clone()),
+        node: &node,
+        app,
+        connections: &connections,
+        stop: CancellationToken::new(),
+        refusals: Arc::new(Semaphore::new(REFUSALS)),
+    };
+    stop.run_until_cancelled(door.accept(&listener)).await;
+    node.stopping.cancel();
+    let _ = tokio::time::timeout(config.ready_delay, door.accept(&listener)).await;
 
     drop(listener);
-    node.draining.cancel();
+    // Requests that are under way end; those on which nothing is are closed.
+    door.stop.cancel();
+    node.clone().drain(config.drain).await;
     connections.close();
     // Each connection has its own bounds for answering and flushing; this is the sum of them.
     if tokio::time::timeout(config.node.flush * 3, connections.wait())
@@ -184,6 +210,7 @@ fn assemble(parts: Parts, config: &ServerConfig, work: &TaskTracker) -> Arc<Node
         }),
         catch_ups: Semaphore::new(config.node.catch_ups),
         config: config.node.clone(),
+        stopping: CancellationToken::new(),
         draining: CancellationToken::new(),
         started: Instant::now(),
         connections: DashMap::new(),
@@ -191,48 +218,122 @@ fn assemble(parts: Parts, config: &ServerConfig, work: &TaskTracker) -> Arc<Node
     })
 }
 
-async fn accept(
-    listener: &TcpListener,
-    config: &ServerConfig,
-    app: &axum::Router,
-    connections: &TaskTracker,
-    stop: &CancellationToken,
-) {
-    let mut pause = Duration::from_millis(10);
-    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-        match accepted {
-            Ok((socket, addr)) => {
-                pause = Duration::from_millis(10);
-                if config.loopback_only && !addr.ip().is_loopback() {
-                    tracing::warn!(%addr, "dev mode admits connections from this machine only");
-                    continue;
+/// Connections that are told that there is no room, at a time. Those over it are told nothing.
+const REFUSALS: usize = 256;
+
+/// How long one that is told so may take.
+const REFUSAL: Duration = Duration::from_secs(1);
+
+/// Where connections come in.
+struct Door<'a> {
+    config: &'a ServerConfig,
+    admission: Arc<Admission>,
+    node: &'a Arc<Node>,
+    app: axum::Router,
+    connections: &'a TaskTracker,
+    /// When no request is taken any more.
+    stop: CancellationToken,
+    refusals: Arc<Semaphore>,
+}
+
+impl Door<'_> {
+    /// Lets connections in until it is dropped.
+    async fn accept(&self, listener: &TcpListener) {
+        let mut pause = Duration::from_millis(10);
+        loop {
+            match listener.accept().await {
+                Ok((socket, addr)) => {
+                    pause = Duration::from_millis(10);
+                    self.enter(socket, addr);
                 }
-                // A change is one small write: it must not wait for the acknowledgement of the one before.
-                if let Err(error) = socket.set_nodelay(true) {
-                    tracing::debug!(%addr, %error, "gone before it was served");
-                    continue;
+                Err(error) => {
+                    let reason = error_of_accept(&error);
+                    self.node.metrics.accept_errors.with_label_values(&[reason]).inc();
+                    if reason == "connection" {
+                        continue;
+                    }
+                    // Accepting at once would spin.
+                    tracing::warn!(%error, ?pause, "cannot accept connections; trying again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(1));
                 }
-                let peer = Peer {
-                    addr,
-                    since: Instant::now(),
-                };
-                connections.spawn(serve_http(socket, peer, app.clone(), config.hello, stop.clone()));
-            }
-            Err(error) => {
-                // Out of file descriptors or memory: accepting at once would spin.
-                tracing::warn!(%error, "cannot accept connections");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(1));
             }
         }
+    }
+
+    fn enter(&self, socket: TcpStream, addr: SocketAddr) {
+        if self.config.loopback_only && !addr.ip().is_loopback() {
+            tracing::warn!(%addr, "dev mode admits connections from this machine only");
+            return;
+        }
+        let admitted = match self.admission.admit() {
+            Ok(admitted) => admitted,
+            Err(full) => return self.refuse(socket, full),
+        };
+        // A change is one small write: it must not wait for the acknowledgement of the one before.
+        if let Err(error) = socket.set_nodelay(true) {
+            tracing::debug!(%addr, %error, "gone before it was served");
+            return;
+        }
+        let peer = Peer {
+            addr,
+            since: Instant::now(),
+            admitted,
+        };
+        let served = serve_http(socket, peer, self.app.clone(), self.config.hello, self.stop.clone());
+        self.connections.spawn(served);
+    }
+
+    /// Says when to come back.
+    fn refuse(&self, socket: TcpStream, full: Full) {
+        self.node.metrics.refused.with_label_values(&[full.name()]).inc();
+        let Ok(turn) = self.refusals.clone().try_acquire_owned() else {
+            return;
+        };
+        // Spread out, so that they do not all come back at once.
+        let after = 2 + self.node.env.random() % 8;
+        let message = format!("too many {} on this node; come back in {after} s\n", full.name());
+        let answer = format!(
+            "HTTP/1.1 503 Service Unavailable\r\n{}: {}\r\nRetry-After: {after}\r\nContent-Type: text/plain; \
+             charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{message}",
+            http::ERROR_HEADER,
+            tidegate_protocol::Code::Overloaded.name(),
+            message.len()
+        );
+        self.connections.spawn(async move {
+            let _turn = turn;
+            let _ = tokio::time::timeout(REFUSAL, tell(socket, answer)).await;
+        });
+    }
+}
+
+/// Answers whatever is asked. Closing a socket with unread input would make the kernel throw the answer away.
+async fn tell(mut socket: TcpStream, answer: String) -> io::Result<()> {
+    let mut request = [0; 4096];
+    socket.read(&mut request).await?;
+    socket.write_all(answer.as_bytes()).await?;
+    socket.shutdown().await?;
+    while socket.read(&mut request).await? > 0 {}
+    Ok(())
+}
+
+/// What an error of accepting is about: this connection alone, or what the process has run out of.
+fn error_of_accept(error: &io::Error) -> &'static str {
+    use rustix::io::Errno;
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::MFILE | Errno::NFILE) => "files",
+        Some(Errno::NOBUFS | Errno::NOMEM) => "memory",
+        Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::PROTO | Errno::INTR | Errno::PERM) => "connection",
+        _ => "other",
     }
 }
 
 async fn serve_http(socket: TcpStream, peer: Peer, app: axum::Router, hello: Duration, stop: CancellationToken) {
     use hyper_util::rt::{TokioIo, TokioTimer};
     use tower_service::Service;
+    let (addr, guest) = (peer.addr, peer.admitted.guest.clone());
     let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(peer.clone());
         app.clone().call(request)
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -242,9 +343,17 @@ async fn serve_http(socket: TcpStream, peer: Peer, app: axum::Router, hello: Dur
         .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
     tokio::pin!(connection);
-    let result = match stop.run_until_cancelled(connection.as_mut()).await {
-        Some(result) => result,
-        None => {
+    let evicted = async {
+        match &guest {
+            Some(guest) => guest.evicted().await,
+            None => std::future::pending().await,
+        }
+    };
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        // It has taken longer than others had to wait for it.
+        () = evicted => return,
+        () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             // A request that is under way may end; one that is half sent does not hold up the stop.
             tokio::time::timeout(Duration::from_secs(1), connection)
@@ -253,7 +362,7 @@ async fn serve_http(socket: TcpStream, peer: Peer, app: axum::Router, hello: Dur
         }
     };
     if let Err(error) = result {
-        tracing::debug!(addr = %peer.addr, %error, "HTTP ended");
+        tracing::debug!(%addr, %error, "HTTP ended");
     }
 }
 
