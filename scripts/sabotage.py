@@ -39,8 +39,40 @@ STREAM = "client/src/sync/space/stream.rs"
 OUTBOX = "gateway/src/outbox.rs"
 SCENARIOS = ["-p", "tidegate-client", "--test", "scenarios"]
 
+DEFLATE = "protocol/src/deflate.rs"
+MEMORY = ["-p", "tidegate-protocol", "--test", "memory"]
+BOMB = "a_megabyte_that_would_inflate_to_a_gigabyte_takes_no_more_than_a_message_may"
+
 # name: (file, code, what to put in its place, cargo arguments, test)
 RULES = {
+    "what would inflate to more than a message is not inflated": (
+        DEFLATE,
+        "Ok(size) if size <= bound => size,",
+        "Ok(size) => size,",
+        MEMORY,
+        BOMB,
+    ),
+    "inflating stops a byte after what was said": (
+        DEFLATE,
+        "let mut message = vec![0; size + 1];",
+        "let mut message = vec![0; 64 << 20];",
+        MEMORY,
+        BOMB,
+    ),
+    "a size that cannot be true takes no memory": (
+        DEFLATE,
+        "if size > raw.len().saturating_mul(EXPANSION) {",
+        "if size > usize::MAX - EXPANSION {",
+        MEMORY,
+        BOMB,
+    ),
+    "what goes on behind its end is no message": (
+        DEFLATE,
+        "Ok(Status::StreamEnd) if taken < raw.len() => ",
+        "Ok(Status::StreamEnd) if taken > raw.len() => ",
+        ["-p", "tidegate-protocol", "--test", "vectors"],
+        "a_compressed_message_gives_what_its_vector_says",
+    ),
     "what is renumbered after a gap is shown where the history goes on": (
         STREAM,
         "std::mem::take(&mut self.renumbered) || mode == Mode::Reset",

@@ -133,7 +133,7 @@ impl fmt::Display for Code {
 /// Input that the protocol does not allow, in words for the one who sent it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Invalid {
-    /// `invalid`, `too_large`, `unsupported` or `malformed`.
+    /// `invalid`, `too_large`, `unsupported`, `malformed` or `oversize`.
     pub code: Code,
     /// What is wrong: the field, the limit and the value.
     pub message: String,
