@@ -20,6 +20,10 @@ pub struct Metrics {
     pub deliveries: IntCounter,
     /// Encodings of a change: once per commit, form and view.
     pub encodes: IntCounter,
+    /// Frames compressed: a change once for all who get it, other messages for each.
+    pub compressions: IntCounter,
+    /// Bytes by which that made them shorter; sent to many, they count once.
+    pub compression_saved: IntCounter,
     /// Commits handed to the hub.
     pub commits: IntCounter,
     /// Commits that the hub read from the log because it had missed them.
@@ -76,6 +80,14 @@ impl Default for Metrics {
             encodes: counter(
                 "tidegate_encodes_total",
                 "Encodings of a change: once per commit, form and view.",
+            ),
+            compressions: counter(
+                "tidegate_compressions_total",
+                "Frames compressed: a change once for all who get it.",
+            ),
+            compression_saved: counter(
+                "tidegate_compression_saved_bytes_total",
+                "Bytes by which compressing frames made them shorter.",
             ),
             commits: counter("tidegate_commits_total", "Commits handed to the hub."),
             gap_commits: counter(

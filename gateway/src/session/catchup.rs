@@ -137,7 +137,8 @@ impl CatchUp {
     }
 
     fn send(&self, message: &ServerMessage) {
-        self.conn.outbox().push([frame::message(self.conn.form, message)]);
+        let frame = frame::message(self.conn.form, message);
+        self.conn.outbox().push([self.conn.compressed(&self.node, frame)]);
     }
 
     fn go_live(&self, lease: &mut Lease, at: Position, lineage: &Lineage, last_mid: Option<Mid>) -> bool {
@@ -228,7 +229,7 @@ impl CatchUp {
             }
             at.seq = commit.seq;
             if let Some(frame) = change(form, n, &self.what.view, commit) {
-                frames.push(frame);
+                frames.push(self.conn.compressed(&self.node, frame));
                 told = at.seq;
             }
         }

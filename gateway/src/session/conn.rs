@@ -17,15 +17,17 @@ use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tidegate_protocol::form::Form;
-use tidegate_protocol::{Code, DocPath, Limits, Position, ResumeFrom, ServerMessage, SpaceId};
+use tidegate_protocol::msgpack::DecodeError;
+use tidegate_protocol::{ClientMessage, Code, DocPath, Limits, Position, ResumeFrom, ServerMessage, SpaceId, deflate};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
@@ -54,6 +56,8 @@ pub struct NodeConfig {
     pub read_buffer: usize,
     /// How long a closing connection may take to be flushed.
     pub flush: Duration,
+    /// Pages, commits of a catch-up and answers to `get` of so many bytes are compressed for a client that takes that.
+    pub compress_bytes: usize,
 }
 
 impl Default for NodeConfig {
@@ -67,6 +71,7 @@ impl Default for NodeConfig {
             catch_ups: 64,
             read_buffer: 4 << 10,
             flush: Duration::from_secs(5),
+            compress_bytes: deflate::THRESHOLD,
         }
     }
 }
@@ -160,6 +165,8 @@ pub struct Accepted<T> {
 pub struct Conn {
     id: u64,
     pub(super) form: Form,
+    /// Once it was agreed on: large messages are compressed.
+    compresses: AtomicBool,
     outbox: Arc<Outbox>,
     wake: Notify,
     /// Subscriptions that have to catch up again; at most one entry each.
@@ -179,6 +186,14 @@ impl Conn {
         self.outbox.below(node.config.soft_bytes).await;
         // It is never closed.
         (own, node.catch_ups.acquire().await)
+    }
+
+    /// The frame, compressed if the client takes that and it pays.
+    pub(super) fn compressed(&self, node: &Node, frame: Bytes) -> Bytes {
+        if !self.compresses.load(Ordering::Relaxed) {
+            return frame;
+        }
+        frame::compressed(&frame, node.config.compress_bytes, &node.metrics).unwrap_or(frame)
     }
 
     /// Waits until little is left of what was queued.
@@ -304,12 +319,14 @@ pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
         node.session.clone(),
         node.authoriser.clone(),
         name.clone(),
+        form,
         token,
         opened,
     );
     let conn = Arc::new(Conn {
         id,
         form,
+        compresses: AtomicBool::new(false),
         outbox,
         wake: Notify::new(),
         behind: Mutex::default(),
@@ -439,10 +456,9 @@ impl Shell {
 
     fn frame(&mut self, message: &Message) {
         let form = self.conn.form;
-        let limits = &self.node.config.limits;
         let input = match message {
-            Message::Text(text) if form.is_text() => Input::Message(form.decode_client(text.as_bytes(), limits)),
-            Message::Binary(bytes) if !form.is_text() => Input::Message(form.decode_client(bytes, limits)),
+            Message::Text(text) if form.is_text() => Input::Message(self.decode(text.as_bytes())),
+            Message::Binary(bytes) if !form.is_text() => Input::Message(self.decode(bytes)),
             Message::Text(_) | Message::Binary(_) => {
                 let why = format!(
                     "{} takes {} frames",
@@ -455,6 +471,16 @@ impl Shell {
             Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => Input::Heard,
         };
         self.input(input);
+    }
+
+    /// A message, inflated if it is compressed and that was agreed on.
+    fn decode(&self, message: &[u8]) -> Result<ClientMessage, DecodeError> {
+        let limits = &self.node.config.limits;
+        let message = match self.session.compresses() {
+            true => deflate::expand(message, limits.message_bytes)?,
+            false => Cow::Borrowed(message),
+        };
+        self.conn.form.decode_client(&message, limits)
     }
 
     /// What a read error means; `Some` ends the connection without a word.
@@ -511,7 +537,9 @@ impl Shell {
     }
 
     fn input(&mut self, input: Input) {
-        for effect in self.session.handle(self.node.now(), input) {
+        let effects = self.session.handle(self.node.now(), input);
+        self.conn.compresses.store(self.session.compresses(), Ordering::Relaxed);
+        for effect in effects {
             match effect {
                 Effect::Send(message) => self.conn.outbox.push([frame::message(self.conn.form, &message)]),
                 Effect::Subscribe(what) => self.subscribe(what, false),
@@ -544,7 +572,8 @@ impl Shell {
                     refuse(Code::Unavailable, "the store cannot answer now; try again".into())
                 }
             };
-            conn.outbox.push([frame::message(conn.form, &answer)]);
+            let frame = conn.compressed(&node, frame::message(conn.form, &answer));
+            conn.outbox.push([frame]);
             drop((turn, permit));
             // No subscription has generation 0: it ends without one.
             (0, 0, Err(Aborted))
