@@ -1,7 +1,7 @@
 //! Nodes: the gateway's own session, engine and hub, between simulated sockets, store and bus.
 
 use crate::coverage::Row;
-use crate::net::Socket;
+use crate::net::{COMPRESS_BYTES, Socket};
 use crate::plan::Plan;
 use crate::rules::{Rules, user_name};
 use crate::shared::{Core, Event, NodeEnv, Published, Shared};
@@ -185,6 +185,7 @@ impl Fleet {
                 hard_bytes: self.plan.hard_bytes,
                 flush: FLUSH,
                 read_buffer: READ_BUFFER,
+                compress_bytes: COMPRESS_BYTES,
                 ..NodeConfig::default()
             },
             session: Arc::new(SessionConfig {
