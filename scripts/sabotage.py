@@ -59,6 +59,27 @@ RULES = {
         MEMORY,
         BOMB,
     ),
+    "what a client sends compressed is held to the size of a message": (
+        "gateway/src/session/conn.rs",
+        "true => deflate::expand(message, limits.message_bytes)?,",
+        "true => deflate::expand(message, 2 * limits.message_bytes)?,",
+        E2E,
+        "compression::what_inflates_to_too_much_or_to_something_else_ends_its_connection_and_no_other",
+    ),
+    "only who has agreed is sent compressed messages": (
+        "gateway/src/session/conn.rs",
+        "if !self.compresses.load(Ordering::Relaxed) {",
+        "if self.form.is_text() {",
+        E2E,
+        "compression::pages_commits_and_answers_are_compressed_for_who_agreed_and_for_nobody_else",
+    ),
+    "who could be sent what it cannot take is refused": (
+        "gateway/src/session/machine.rs",
+        "if takes < limit as u64 {",
+        "if takes < 1 {",
+        LIB,
+        "session::machine::tests::a_client_that_takes_less_than_a_message_may_have_is_refused_at_hello_with_both_numbers",
+    ),
     "a size that cannot be true takes no memory": (
         DEFLATE,
         "if size > raw.len().saturating_mul(EXPANSION) {",
