@@ -68,7 +68,7 @@ RULES = {
     ),
     "only who has agreed is sent compressed messages": (
         "gateway/src/session/conn.rs",
-        "if !self.compresses.load(Ordering::Relaxed) {",
+        "if !self.compresses() {",
         "if self.form.is_text() {",
         E2E,
         "compression::pages_commits_and_answers_are_compressed_for_who_agreed_and_for_nobody_else",

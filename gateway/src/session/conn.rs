@@ -188,9 +188,14 @@ impl Conn {
         (own, node.catch_ups.acquire().await)
     }
 
+    /// Whether it was agreed that messages may be compressed; so from `welcome` on.
+    pub(super) fn compresses(&self) -> bool {
+        self.compresses.load(Ordering::Relaxed)
+    }
+
     /// The frame, compressed if the client takes that and it pays.
     pub(super) fn compressed(&self, node: &Node, frame: Bytes) -> Bytes {
-        if !self.compresses.load(Ordering::Relaxed) {
+        if !self.compresses() {
             return frame;
         }
         frame::compressed(&frame, node.config.compress_bytes, &node.metrics).unwrap_or(frame)
