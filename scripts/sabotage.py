@@ -39,8 +39,61 @@ STREAM = "client/src/sync/space/stream.rs"
 OUTBOX = "gateway/src/outbox.rs"
 SCENARIOS = ["-p", "tidegate-client", "--test", "scenarios"]
 
+DEFLATE = "protocol/src/deflate.rs"
+MEMORY = ["-p", "tidegate-protocol", "--test", "memory"]
+BOMB = "a_megabyte_that_would_inflate_to_a_gigabyte_takes_no_more_than_a_message_may"
+
 # name: (file, code, what to put in its place, cargo arguments, test)
 RULES = {
+    "what would inflate to more than a message is not inflated": (
+        DEFLATE,
+        "Ok(size) if size <= bound => size,",
+        "Ok(size) => size,",
+        MEMORY,
+        BOMB,
+    ),
+    "inflating stops a byte after what was said": (
+        DEFLATE,
+        "let mut message = vec![0; size + 1];",
+        "let mut message = vec![0; 64 << 20];",
+        MEMORY,
+        BOMB,
+    ),
+    "what a client sends compressed is held to the size of a message": (
+        "gateway/src/session/conn.rs",
+        "true => deflate::expand(message, limits.message_bytes)?,",
+        "true => deflate::expand(message, 2 * limits.message_bytes)?,",
+        E2E,
+        "compression::what_inflates_to_too_much_or_to_something_else_ends_its_connection_and_no_other",
+    ),
+    "only who has agreed is sent compressed messages": (
+        "gateway/src/session/conn.rs",
+        "if !self.compresses() {",
+        "if self.form.is_text() {",
+        E2E,
+        "compression::pages_commits_and_answers_are_compressed_for_who_agreed_and_for_nobody_else",
+    ),
+    "who could be sent what it cannot take is refused": (
+        "gateway/src/session/machine.rs",
+        "if takes < limit as u64 {",
+        "if takes < 1 {",
+        LIB,
+        "session::machine::tests::a_client_that_takes_less_than_a_message_may_have_is_refused_at_hello_with_both_numbers",
+    ),
+    "a size that cannot be true takes no memory": (
+        DEFLATE,
+        "if size > raw.len().saturating_mul(EXPANSION) {",
+        "if size > usize::MAX - EXPANSION {",
+        MEMORY,
+        BOMB,
+    ),
+    "what goes on behind its end is no message": (
+        DEFLATE,
+        "Ok(Status::StreamEnd) if taken < raw.len() => ",
+        "Ok(Status::StreamEnd) if taken > raw.len() => ",
+        ["-p", "tidegate-protocol", "--test", "vectors"],
+        "a_compressed_message_gives_what_its_vector_says",
+    ),
     "what is renumbered after a gap is shown where the history goes on": (
         STREAM,
         "std::mem::take(&mut self.renumbered) || mode == Mode::Reset",

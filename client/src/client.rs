@@ -14,6 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tidegate_protocol::limits::MESSAGE_BYTES_MAX;
 use tidegate_protocol::{Invalid, SpaceId, Welcome};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -155,6 +156,8 @@ impl Client {
             token,
             sdk: Some(sdk),
             stores: storage.is_some(),
+            inflates: true,
+            max_message: Some(MESSAGE_BYTES_MAX as u64),
         };
         let loaded = storage
             .as_mut()

@@ -40,8 +40,7 @@ async fn run(shared: Arc<Shared>, url: GatewayUrl, connector: Arc<dyn Connector>
             match command {
                 Command::Connect => {
                     let (url, connector) = (url.clone(), Arc::clone(&connector));
-                    let max_message = tidegate_protocol::limits::MESSAGE_BYTES;
-                    opening = Some(async move { Link::open(&url, connector, max_message).await }.boxed());
+                    opening = Some(async move { Link::open(&url, connector).await }.boxed());
                 }
                 Command::Close(code) => {
                     opening = None;

@@ -3,12 +3,12 @@
 use crate::sync::ConnectFailure;
 use crate::transport::{Connector, Transport};
 use crate::url::GatewayUrl;
-use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_protocol::{ClientMessage, Code, Invalid, SUBPROTOCOL_MSGPACK, ServerMessage, msgpack};
+use tidegate_protocol::limits::MESSAGE_BYTES_MAX;
+use tidegate_protocol::{ClientMessage, Code, Invalid, SUBPROTOCOL_MSGPACK, ServerMessage, deflate, msgpack};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
@@ -40,6 +40,9 @@ pub(crate) struct Link {
     reader: SplitStream<Socket>,
     outbox: Outbox,
     writer: JoinSet<()>,
+    /// Whether the gateway has agreed that messages may be compressed. What the queue holds stays as it was: compressed
+    /// anew or not at all, a mutation that is sent again is the same message.
+    compresses: bool,
 }
 
 /// What a socket gave.
@@ -55,12 +58,8 @@ pub(crate) enum Incoming {
 
 impl Link {
     /// Opens a socket.
-    pub(crate) async fn open(
-        url: &GatewayUrl,
-        connector: Arc<dyn Connector>,
-        max_message: usize,
-    ) -> Result<Self, ConnectFailure> {
-        match tokio::time::timeout(CONNECT, Self::upgrade(url, connector, max_message)).await {
+    pub(crate) async fn open(url: &GatewayUrl, connector: Arc<dyn Connector>) -> Result<Self, ConnectFailure> {
+        match tokio::time::timeout(CONNECT, Self::upgrade(url, connector)).await {
             Ok(result) => result,
             Err(_) => Err(ConnectFailure {
                 code: None,
@@ -69,11 +68,7 @@ impl Link {
         }
     }
 
-    async fn upgrade(
-        url: &GatewayUrl,
-        connector: Arc<dyn Connector>,
-        max_message: usize,
-    ) -> Result<Self, ConnectFailure> {
+    async fn upgrade(url: &GatewayUrl, connector: Arc<dyn Connector>) -> Result<Self, ConnectFailure> {
         let failure = |code, why: String| ConnectFailure {
             code,
             message: format!("{url}: {why}"),
@@ -91,8 +86,8 @@ impl Link {
             .insert("sec-websocket-protocol", HeaderValue::from_static(SUBPROTOCOL_MSGPACK));
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
-            .max_message_size(Some(max_message))
-            .max_frame_size(Some(max_message));
+            .max_message_size(Some(MESSAGE_BYTES_MAX))
+            .max_frame_size(Some(MESSAGE_BYTES_MAX));
         let (socket, _) = tokio_tungstenite::client_async_with_config(request, stream, Some(config))
             .await
             .map_err(|e| refused(e).map_or_else(|e| failure(None, e), |(code, why)| failure(Some(code), why)))?;
@@ -100,7 +95,12 @@ impl Link {
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let mut writer = JoinSet::new();
         writer.spawn(write(sink, messages));
-        Ok(Self { reader, outbox, writer })
+        Ok(Self {
+            reader,
+            outbox,
+            writer,
+            compresses: false,
+        })
     }
 
     /// The next message. Cancel-safe.
@@ -118,8 +118,13 @@ impl Link {
                     None => closed(None, "closed without a reason"),
                 },
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
-                Some(Ok(Message::Binary(bytes))) => match msgpack::decode_server(&bytes) {
-                    Ok(message) => Incoming::Message(message),
+                Some(Ok(Message::Binary(bytes))) => match decode(&bytes) {
+                    Ok(message) => {
+                        if let ServerMessage::Welcome(welcome) = &message {
+                            self.compresses = welcome.caps.iter().any(|cap| cap == deflate::CAP);
+                        }
+                        Incoming::Message(message)
+                    }
                     Err(invalid) => Incoming::Malformed(invalid),
                 },
                 Some(Ok(Message::Text(_))) => Incoming::Malformed(Invalid::malformed("a text frame")),
@@ -139,9 +144,15 @@ impl Link {
 
     /// Hands over a message. There has to be room.
     pub(crate) fn send(&self, message: &ClientMessage) {
-        let message = Message::Binary(Bytes::from(msgpack::encode_client(message)));
+        let mut message = msgpack::encode_client(message);
+        if self.compresses
+            && message.len() >= deflate::THRESHOLD
+            && let Some(z) = deflate::compress(&message)
+        {
+            message = z;
+        }
         // A writer that is gone is a socket that is gone: the reader tells.
-        let _ = self.outbox.try_send(message);
+        let _ = self.outbox.try_send(Message::Binary(message.into()));
     }
 
     /// Sends what was handed over, then closes. Bounded in time.
@@ -158,6 +169,11 @@ impl Link {
         };
         let _ = tokio::time::timeout(CLOSE, closing).await;
     }
+}
+
+/// A message, inflated if it is compressed.
+fn decode(message: &[u8]) -> Result<ServerMessage, Invalid> {
+    msgpack::decode_server(&deflate::expand(message, MESSAGE_BYTES_MAX)?)
 }
 
 /// The gateway's refusal, or the network's words.

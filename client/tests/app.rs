@@ -9,8 +9,9 @@ use futures_util::{SinkExt, StreamExt};
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tidegate_client::protocol::{Code, Limits, SUBPROTOCOL_MSGPACK, SpaceId, msgpack};
+use tidegate_client::protocol::{Code, Limits, SUBPROTOCOL_MSGPACK, SpaceId, deflate, msgpack};
 use tidegate_client::storage::{MemoryStorage, Storage, StorageError, Stored, Transaction};
 use tidegate_client::transport::{Connector, Transport};
 use tidegate_client::{
@@ -26,11 +27,21 @@ use toy::Gateway;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What goes by on the sockets of a server.
+#[derive(Default)]
+struct Wire {
+    /// Compressed messages that came in, and that went out.
+    compressed: (AtomicUsize, AtomicUsize),
+    /// Bytes to be sent as a message, whatever they are.
+    raw: Mutex<Vec<Vec<u8>>>,
+}
+
 /// A toy gateway behind a listener. Dropped, it is gone with its connections.
 struct Server {
     addr: SocketAddr,
     gateway: Arc<Mutex<Gateway>>,
     moved: Arc<Notify>,
+    wire: Arc<Wire>,
     tasks: JoinSet<()>,
     cut: Arc<Notify>,
 }
@@ -43,18 +54,21 @@ impl Server {
             addr: listener.local_addr().unwrap(),
             gateway,
             moved: Arc::new(Notify::new()),
+            wire: Arc::default(),
             tasks: JoinSet::new(),
             cut: Arc::new(Notify::new()),
         };
         let (gateway, moved, cut) = (server.gateway.clone(), server.moved.clone(), server.cut.clone());
+        let wire = server.wire.clone();
         server.tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let (gateway, moved, cut) = (gateway.clone(), moved.clone(), cut.clone());
+                let wire = wire.clone();
                 connections.spawn(async move {
                     tokio::select! {
-                        () = serve(stream, gateway, moved) => {}
+                        () = serve(stream, gateway, moved, wire) => {}
                         () = cut.notified() => {}
                     }
                 });
@@ -77,7 +91,7 @@ impl Server {
     }
 }
 
-async fn serve(stream: TcpStream, gateway: Arc<Mutex<Gateway>>, moved: Arc<Notify>) {
+async fn serve(stream: TcpStream, gateway: Arc<Mutex<Gateway>>, moved: Arc<Notify>, wire: Arc<Wire>) {
     let choose = |_: &Request, mut response: Response| {
         let name = SUBPROTOCOL_MSGPACK.parse().unwrap();
         response.headers_mut().insert("sec-websocket-protocol", name);
@@ -102,8 +116,16 @@ async fn serve(stream: TcpStream, gateway: Arc<Mutex<Gateway>>, moved: Arc<Notif
             .to_client
             .drain(..)
             .collect();
+        let mut frames = std::mem::take(&mut *wire.raw.lock());
         for message in out {
             let frame = msgpack::encode_server(&message);
+            let z = (frame.len() > deflate::THRESHOLD)
+                .then(|| deflate::compress(&frame))
+                .flatten();
+            wire.compressed.1.fetch_add(usize::from(z.is_some()), Ordering::Relaxed);
+            frames.push(z.unwrap_or(frame));
+        }
+        for frame in frames {
             if sink.send(Message::Binary(frame.into())).await.is_err() {
                 return;
             }
@@ -111,7 +133,9 @@ async fn serve(stream: TcpStream, gateway: Arc<Mutex<Gateway>>, moved: Arc<Notif
         tokio::select! {
             message = stream.next() => match message {
                 Some(Ok(Message::Binary(frame))) => {
-                    let message = msgpack::decode_client(&frame, &Limits::default()).unwrap();
+                    let plain = deflate::expand(&frame, Limits::default().message_bytes).unwrap();
+                    wire.compressed.0.fetch_add(usize::from(*plain != *frame), Ordering::Relaxed);
+                    let message = msgpack::decode_client(&plain, &Limits::default()).unwrap();
                     gateway.lock().receive(at, message, 0);
                     moved.notify_waiters();
                 }
@@ -157,6 +181,84 @@ async fn a_write_shows_at_once_is_acked_and_reaches_another_client() {
     assert!(
         matches!(doc.set(fields! { "x" => 1 }).await, Err(WriteError::Refused(refusal)) if refusal.code == Code::GoingAway)
     );
+}
+
+#[tokio::test]
+async fn large_messages_go_and_come_compressed_and_small_ones_as_they_are() {
+    let server = Server::start().await;
+    let (a, b) = (server.client(), server.client());
+    let (there, here) = (a.space("s").unwrap(), b.space("s").unwrap());
+    let mut watch = here.doc("notes/large").unwrap().watch();
+    let _ = soon(watch.next()).await.unwrap();
+    let seen = |wire: &Wire| {
+        let (up, down) = &wire.compressed;
+        (up.load(Ordering::Relaxed), down.load(Ordering::Relaxed))
+    };
+    soon(there.doc("notes/small").unwrap().set(fields! { "n" => 1 }))
+        .await
+        .unwrap();
+    assert_eq!(seen(&server.wire), (0, 0));
+    let text = "The tide comes in, and goes out again. ".repeat(1_000);
+    soon(
+        there
+            .doc("notes/large")
+            .unwrap()
+            .set(fields! { "text" => text.as_str() }),
+    )
+    .await
+    .unwrap();
+    soon(async {
+        while !watch
+            .next()
+            .await
+            .unwrap()
+            .docs
+            .iter()
+            .any(|doc| doc.str("text") == Some(&text))
+        {}
+    })
+    .await;
+    let (up, down) = seen(&server.wire);
+    assert_eq!(up, 1);
+    assert!(down >= 1, "{down}");
+    // On the next connection it is agreed on anew.
+    server.cut();
+    soon(
+        there
+            .doc("notes/large")
+            .unwrap()
+            .set(fields! { "text" => text.as_str(), "n" => 2 }),
+    )
+    .await
+    .unwrap();
+    assert_eq!(seen(&server.wire).0, 2);
+}
+
+#[tokio::test]
+async fn a_message_that_would_inflate_to_too_much_costs_the_connection_and_nothing_else() {
+    let server = Server::start().await;
+    let client = server.client();
+    soon(client.connected()).await.unwrap();
+    let mut state = client.state();
+    let _ = state.borrow_and_update();
+    // 2^63 bytes, in none.
+    let bomb = b"\x83\xa1t\xa1z\xa4size\xcf\x80\0\0\0\0\0\0\0\xa3raw\xc4\0".to_vec();
+    server.wire.raw.lock().push(bomb);
+    server.moved.notify_waiters();
+    let why = soon(async {
+        loop {
+            state.changed().await.unwrap();
+            if let ConnectionState::Offline { why: Some(why), .. } = &*state.borrow_and_update() {
+                return why.clone();
+            }
+        }
+    })
+    .await;
+    assert!(why.contains("z.size is limited to 16777216 bytes"), "{why}");
+    let space = client.space("s").unwrap();
+    soon(space.doc("notes/n").unwrap().set(fields! { "n" => 1 }))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

@@ -237,6 +237,7 @@ fn followed(runtime: &Runtime, count: u64) -> (Arc<Hub>, Vec<Lease>, Vec<Arc<Pee
                 collections: None,
             },
             form: Form::Msgpack,
+            z: None,
         };
         let mut lease = runtime.block_on(hub.lease(&space())).expect("the model answers");
         assert!(lease.go_live(

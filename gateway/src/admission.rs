@@ -213,7 +213,11 @@ mod tests {
         };
         drop(newer);
         let another = door.admit().unwrap();
-        assert_eq!(door.metrics.handshakes.get(), 3, "the one that has to go has not gone yet");
+        assert_eq!(
+            door.metrics.handshakes.get(),
+            3,
+            "the one that has to go has not gone yet"
+        );
         drop((oldest, newest, welcomed, another));
         assert_eq!(door.metrics.handshakes.get(), 0);
         assert_eq!(door.connections.load(Ordering::Relaxed), 0);

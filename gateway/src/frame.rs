@@ -1,10 +1,11 @@
 //! Complete WebSocket frames (RFC 6455 §5.2), as a server sends them: final, unmasked.
 
+use crate::metrics::Metrics;
 use bytes::Bytes;
 use std::cell::Cell;
 use tidegate_protocol::Code;
 use tidegate_protocol::form::Form;
-use tidegate_protocol::{ServerMessage, msgpack};
+use tidegate_protocol::{ServerMessage, deflate, msgpack};
 
 const TEXT: u8 = 0x81;
 const BINARY: u8 = 0x82;
@@ -85,6 +86,23 @@ pub fn change(form: Form, n: u32, payload: &[u8]) -> Bytes {
     }
 }
 
+/// A frame with its message compressed, for those who have agreed on that; `None` where the frame is to be sent as it is:
+/// the message has less than `threshold` bytes, or is text, or would not shrink by an eighth. Takes about 35 µs, and 0.5 to
+/// 5 ms for a megabyte.
+pub fn compressed(frame: &[u8], threshold: usize, metrics: &Metrics) -> Option<Bytes> {
+    let head = match *frame {
+        [BINARY, 127, ..] => 10,
+        [BINARY, 126, ..] => 4,
+        [BINARY, ..] => 2,
+        _ => return None,
+    };
+    let message = frame.get(head..).filter(|message| message.len() >= threshold)?;
+    let z = build(BINARY, &[&deflate::compress(message)?]);
+    metrics.compressions.inc();
+    metrics.compression_saved.inc_by((frame.len() - z.len()) as u64);
+    Some(z)
+}
+
 /// A close frame. The code is the table's; one without is a normal close.
 pub fn close(code: Option<Code>) -> Bytes {
     let number = code.map_or(1000, |code| code.row().close.unwrap_or(1000));
@@ -111,5 +129,62 @@ mod tests {
         for form in [Form::Msgpack, Form::Json] {
             assert_eq!(with_message(form, &pong, <[u8]>::to_vec), message(form, &pong));
         }
+    }
+
+    fn page(bytes: usize) -> ServerMessage {
+        ServerMessage::Page {
+            id: 1,
+            docs: vec![],
+            cursor: vec![7; bytes].into(),
+        }
+    }
+
+    #[test]
+    fn a_frame_is_compressed_from_the_threshold_on_if_it_is_binary_and_shrinks() {
+        let metrics = Metrics::default();
+        let threshold = 4_096;
+        let (mut made, mut saved) = (0, 0);
+        // Frames with a head of each length.
+        for bytes in [20, 100, 3_000, 4_050, 4_200, 60_000, 65_500, 70_000, 1 << 20] {
+            let message = page(bytes);
+            let plain = Form::Msgpack.encode_server(&message);
+            let frame = super::message(Form::Msgpack, &message);
+            let z = compressed(&frame, threshold, &metrics);
+            assert_eq!(z.is_some(), plain.len() >= threshold, "{bytes}");
+            if let Some(z) = z {
+                made += 1;
+                saved += (frame.len() - z.len()) as u64;
+                assert!(z.len() < plain.len() / 8 * 7, "{bytes}");
+                assert_eq!(z[0], BINARY);
+                let (head, len) = match z[1] {
+                    126 => (4, usize::from(u16::from_be_bytes([z[2], z[3]]))),
+                    short => (2, usize::from(short)),
+                };
+                assert_eq!(len, z.len() - head);
+                assert_eq!(*deflate::expand(&z[head..], plain.len()).unwrap(), plain);
+            }
+            assert_eq!(
+                compressed(&super::message(Form::Json, &message), threshold, &metrics),
+                None
+            );
+        }
+        assert_eq!(
+            (metrics.compressions.get(), metrics.compression_saved.get()),
+            (made, saved)
+        );
+        assert!(made >= 4);
+        // Noise (xorshift64) stays as it is, and what is no message.
+        let mut state = 88_172_645_463_325_252_u64;
+        let noise = std::iter::repeat_with(|| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()[0]
+        });
+        let noise = build(BINARY, &[&noise.take(10_000).collect::<Vec<_>>()]);
+        assert_eq!(compressed(&noise, threshold, &metrics), None);
+        assert_eq!(metrics.compressions.get(), made);
+        assert_eq!(compressed(&close(Some(Code::Internal)), 0, &metrics), None);
+        assert_eq!(compressed(&[], 0, &metrics), None);
     }
 }

@@ -24,6 +24,10 @@ pub struct Metrics {
     pub deliveries: IntCounter,
     /// Encodings of a change: once per commit, form and view.
     pub encodes: IntCounter,
+    /// Frames compressed: a change once for all who get it, other messages for each.
+    pub compressions: IntCounter,
+    /// Bytes by which that made them shorter; sent to many, they count once.
+    pub compression_saved: IntCounter,
     /// Commits handed to the hub.
     pub commits: IntCounter,
     /// Commits that the hub read from the log because it had missed them.
@@ -92,6 +96,14 @@ impl Default for Metrics {
                 "tidegate_encodes_total",
                 "Encodings of a change: once per commit, form and view.",
             ),
+            compressions: counter(
+                "tidegate_compressions_total",
+                "Frames compressed: a change once for all who get it.",
+            ),
+            compression_saved: counter(
+                "tidegate_compression_saved_bytes_total",
+                "Bytes by which compressing frames made them shorter.",
+            ),
             commits: counter("tidegate_commits_total", "Commits handed to the hub."),
             gap_commits: counter(
                 "tidegate_gap_commits_total",
@@ -110,7 +122,11 @@ impl Default for Metrics {
                 "tidegate_evicted_total",
                 "Connections that had not been welcomed and made room for others.",
             ),
-            accept_errors: counters("tidegate_accept_errors_total", "Errors of accepting connections.", "reason"),
+            accept_errors: counters(
+                "tidegate_accept_errors_total",
+                "Errors of accepting connections.",
+                "reason",
+            ),
             refused: counters("tidegate_refused_total", "HTTP requests refused.", "reason"),
             registry,
         }

@@ -9,6 +9,7 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
+use tidegate::admission::Admitted;
 use tidegate::auth::DevAuthoriser;
 use tidegate::engine::{Engine, EngineConfig, Publish};
 use tidegate::env::SystemEnv;
@@ -133,6 +134,7 @@ impl Followed {
                     collections: None,
                 },
                 form: Form::Msgpack,
+                z: None,
             };
             let mut lease = hub.lease(&space).await.expect("the model answers");
             assert!(lease.go_live(joining, start, &lineage, Bytes::from_static(b"\x82\x00")));
@@ -258,6 +260,7 @@ fn node() -> Arc<Node> {
             hello_ms: 10_000,
         }),
         catch_ups: Semaphore::new(1),
+        stopping: CancellationToken::new(),
         draining: CancellationToken::new(),
         started: Instant::now(),
         connections: dashmap::DashMap::new(),
@@ -274,6 +277,7 @@ async fn an_idle_ping_allocates_nothing() {
         token: None,
         since: Instant::now(),
         peer: "test".into(),
+        admitted: Admitted::default(),
     };
     let mut sessions = JoinSet::new();
     sessions.spawn(serve(node(), accepted));

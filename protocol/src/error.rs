@@ -93,7 +93,7 @@ codes! {
     // Of a subscription or a connection.
     TooMany "too_many" None, Report, "Over a limit on how many; the message names it.";
     Malformed "malformed" Some(4000), Stop, "A frame that is not a message of the negotiated form.";
-    Oversize "oversize" Some(4001), Stop, "A message over the size limit.";
+    Oversize "oversize" Some(4001), Stop, "A message over the size limit, or a `hello.max_message` below it.";
     Protocol "protocol" Some(4002), Stop, "A message that is not allowed at this point, such as a second `hello`.";
     Unauthenticated "unauthenticated" Some(4003), Stop, "No token, or one that does not verify.";
     UserChanged "user_changed" Some(4004), Stop, "`auth` with another user's token.";
@@ -133,7 +133,7 @@ impl fmt::Display for Code {
 /// Input that the protocol does not allow, in words for the one who sent it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Invalid {
-    /// `invalid`, `too_large`, `unsupported` or `malformed`.
+    /// `invalid`, `too_large`, `unsupported`, `malformed` or `oversize`.
     pub code: Code,
     /// What is wrong: the field, the limit and the value.
     pub message: String,

@@ -42,14 +42,7 @@ impl Form {
         if !self.is_text() {
             return msgpack::decode_client(frame, limits);
         }
-        let closing = |error| DecodeError {
-            error,
-            write: None,
-            at: None,
-            re: None,
-        };
-        let text = text(frame).map_err(closing)?;
-        let (bytes, problem) = json::transcode(text).map_err(closing)?;
+        let (bytes, problem) = json::transcode(text(frame)?)?;
         let problem = match frame.len() {
             n if n > limits.message_bytes => Some(Invalid::too_large("message size in bytes", limits.message_bytes, n)),
             _ => problem,

@@ -5,6 +5,7 @@
 //!
 //! `docs/PROTOCOL.md` is the normative text; `protocol/vectors` pins every form in bytes.
 
+pub mod deflate;
 pub mod error;
 pub mod form;
 pub mod ids;

@@ -12,6 +12,8 @@ pub const SEQ_LIMIT: u64 = 1 << 53;
 pub const UNANSWERED: usize = 256;
 /// Longest message before `hello.max_message` says otherwise; iOS kills a connection over it by default.
 pub const MESSAGE_BYTES: usize = 1 << 20;
+/// Longest message that an operator may allow. A client for which that is not much says that it takes it.
+pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
 /// Deepest nesting that an operator may allow; it bounds the recursion of every reader.
 pub const DEPTH_MAX: usize = 64;
@@ -34,7 +36,8 @@ pub const CURSOR_BYTES: usize = 2_048;
 /// the limit and the value found; nothing of it is applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Largest message in either direction, envelope included, in bytes.
+    /// Largest message in either direction, envelope included, and inflated if compressed, in bytes. At most
+    /// [`MESSAGE_BYTES_MAX`].
     pub message_bytes: usize,
     /// Largest document: the sum of its field paths' and values' bytes.
     pub doc_bytes: usize,
@@ -102,7 +105,11 @@ pub fn table() -> Vec<Row> {
         }
     };
     let set = [
-        ("message_bytes", message_bytes, "bytes of a message"),
+        (
+            "message_bytes",
+            message_bytes,
+            "bytes of a message, inflated if compressed; 16,777,216 at most",
+        ),
         (
             "doc_bytes",
             doc_bytes,

@@ -6,6 +6,7 @@ mod samples;
 
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
+use std::borrow::Cow;
 use tidegate_protocol::*;
 
 /// Values of every kind, nested.
@@ -91,9 +92,19 @@ fn spell(value: ValueRef<'_>, out: &mut Vec<u8>) {
     }
 }
 
-/// Every decoder, on any bytes.
+/// Every decoder, on any bytes, and on what is compressed in them.
 fn decode_all(bytes: &[u8]) {
     let limits = Limits::default();
+    match deflate::expand(bytes, 100_000) {
+        // No message within what was in one.
+        Ok(Cow::Owned(message)) => {
+            assert!(message.len() <= 100_000);
+            assert_eq!(deflate::expand(&message, 100_000).unwrap(), message);
+            decode_all(&message);
+        }
+        Ok(Cow::Borrowed(message)) => assert_eq!(message, bytes),
+        Err(e) => assert!(matches!(e.code, Code::Malformed | Code::Oversize), "{e}"),
+    }
     if let Ok(value) = msgpack::value(bytes) {
         assert_eq!(msgpack::value(value.as_bytes()).unwrap(), value);
         assert_eq!(json::value_from_json(&json::value_to_json(&value)).unwrap(), value);
@@ -127,9 +138,9 @@ fn decode_all(bytes: &[u8]) {
     let _ = json::from_msgpack(bytes);
 }
 
-/// A message of the vectors, in either form.
+/// A message of the vectors, in either form, or compressed.
 fn message() -> impl Strategy<Value = Vec<u8>> {
-    let mut all = Vec::new();
+    let mut all: Vec<_> = samples::z::all().into_iter().map(|sample| sample.bytes).collect();
     for form in Form::ALL {
         all.extend(samples::client::all().iter().map(|(_, m)| form.encode_client(m)));
         all.extend(samples::server::all().iter().map(|(_, m)| form.encode_server(m)));
@@ -180,6 +191,65 @@ proptest! {
         a in message(), b in message(), i in any::<prop::sample::Index>(), j in any::<prop::sample::Index>(),
     ) {
         decode_all(&[&a[..i.index(a.len())], &b[j.index(b.len())..]].concat());
+    }
+}
+
+/// Bytes of which some repeat.
+fn compressible() -> impl Strategy<Value = Vec<u8>> {
+    vec((vec(any::<u8>(), 0..40), 1..50_usize), 0..60)
+        .prop_map(|runs| runs.into_iter().flat_map(|(run, times)| run.repeat(times)).collect())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_was_compressed_expands_to_itself_within_its_size_and_not_below(
+        body in compressible(), cut in any::<prop::sample::Index>(),
+        flips in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let message = [&b"\x82\xa1t\xa4auth\xa5token\xc6"[..], &body].concat();
+        let size = message.len();
+        if let Some(mut z) = deflate::compress(&message) {
+            prop_assert!(z.len() <= size / 8 * 7, "{} of {size}", z.len());
+            prop_assert_eq!(&*deflate::expand(&z, size).unwrap(), &message[..]);
+            prop_assert_eq!(deflate::expand(&z, size - 1).unwrap_err().code, Code::Oversize);
+            // Cut so short that it is no `z` any more, it is what it is.
+            let short = &z[..cut.index(z.len())];
+            match deflate::expand(short, size) {
+                Ok(whole) => prop_assert_eq!(&*whole, short),
+                Err(e) => prop_assert_eq!(e.code, Code::Malformed),
+            }
+            for (at, byte) in flips {
+                let at = at.index(z.len());
+                z[at] = byte;
+            }
+            decode_all(&z);
+        }
+    }
+}
+
+#[test]
+fn what_would_not_shrink_by_an_eighth_stays_as_it_is() {
+    // Bytes of a generator (xorshift64) do not shrink, and so many zeros behind them as make an eighth do.
+    let mut state = 88_172_645_463_325_252_u64;
+    let mut noise = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[0]
+    };
+    let noise: Vec<_> = (0..70_000).map(|_| noise()).collect();
+    assert_eq!(deflate::compress(&noise), None);
+    assert_eq!(deflate::compress(&[&noise[..], &[0; 9_000]].concat()), None);
+    let enough = [&noise[..], &[0; 11_000]].concat();
+    assert_eq!(
+        *deflate::expand(&deflate::compress(&enough).unwrap(), 81_000).unwrap(),
+        enough
+    );
+    for n in 0..100 {
+        let z = deflate::compress(&vec![0; n]);
+        assert!(z.is_none_or(|z| z.len() < n), "{n} zeros");
     }
 }
 

@@ -4,7 +4,8 @@
 
 use peak_alloc::PeakAlloc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use tidegate_protocol::{ClientMessage, Code, Form, Limits, json, msgpack};
+use tidegate_protocol::limits::MESSAGE_BYTES;
+use tidegate_protocol::{ClientMessage, Code, Form, Limits, deflate, json, msgpack};
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
@@ -364,4 +365,47 @@ fn a_message_that_is_mostly_content_takes_little_more_than_that() {
     let (bytes, result) = peak(|| msgpack::decode_client(&input, &Limits::default()));
     assert!(matches!(result, Ok(ClientMessage::Write(_))));
     assert!(bytes < input.len() + FIXED, "{bytes} bytes for {}", input.len());
+}
+
+/// DEFLATE of `4,096 + 1,032 n` zeros in `20 + n` bytes: the most that it can make of them. Written by zlib.
+fn zeros(n: usize) -> Vec<u8> {
+    let head = b"\xed\xc1\x01\x0d\x00\x00\x00\xc2\xa0\xf7\x4f\x6d\x0f\x07\x14";
+    [&head[..], &vec![0; n], b"\x00\x00\x00\xf0\x6e"].concat()
+}
+
+fn z(size: u32, raw: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(raw.len()).unwrap();
+    let head = b"\x83\xa1t\xa1z\xa4size\xce";
+    [head, &size.to_be_bytes()[..], b"\xa3raw\xc6", &len.to_be_bytes(), raw].concat()
+}
+
+#[test]
+fn a_megabyte_that_would_inflate_to_a_gigabyte_takes_no_more_than_a_message_may() {
+    let _alone = alone();
+    // What the inflater takes itself: its window, and the tables of its codes.
+    let inflater = 64 << 10;
+    let mib = 1 << 20;
+    let bomb = zeros(mib);
+    let gigabyte = u32::try_from(4_096 + 1_032 * mib).unwrap();
+    let (bytes, result) = peak(|| deflate::expand(&z(gigabyte, &bomb), MESSAGE_BYTES).map(|_| ()));
+    assert_eq!(result.unwrap_err().code, Code::Oversize);
+    // The bomb's own copy, in `z`, and no more.
+    assert!(bytes <= 2 * mib + FIXED, "{bytes} bytes");
+    for size in [1, 4_096, 5_128, mib - 1, mib] {
+        let lie = z(u32::try_from(size).unwrap(), &bomb);
+        let (bytes, result) = peak(|| deflate::expand(&lie, MESSAGE_BYTES).map(|_| ()));
+        assert_eq!(result.unwrap_err().code, Code::Malformed);
+        assert!(bytes <= size + inflater + FIXED, "{bytes} bytes for a size of {size}");
+    }
+    // A size that is not there takes nothing: 20 bytes that say a megabyte.
+    let (bytes, result) =
+        peak(|| deflate::expand(&z(u32::try_from(mib).unwrap(), &zeros(0)), MESSAGE_BYTES).map(|_| ()));
+    assert_eq!(result.unwrap_err().code, Code::Malformed);
+    assert!(bytes <= FIXED, "{bytes} bytes");
+    // What is within the bound is given whole.
+    let fits = z(u32::try_from(4_096 + 1_032 * 1_000).unwrap(), &zeros(1_000));
+    assert_eq!(
+        deflate::expand(&fits, MESSAGE_BYTES).unwrap().len(),
+        4_096 + 1_032 * 1_000
+    );
 }

@@ -7,6 +7,7 @@ mod samples;
 
 use samples::invalid::Input;
 use serde_json::{Value as Json, json};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::path::Path;
@@ -273,4 +274,24 @@ fn what_is_refused_is_refused_with_the_code_of_its_vector() {
     let about = "What a gateway refuses under the default limits, in the binary form (`hex`) or the text form (`text`), \
                  with the code of the refusal. `mid`: the refusal is a `reject` and consumes it; else it is an `error`.";
     check_file("invalid.json", about, &vectors);
+}
+
+#[test]
+fn a_compressed_message_gives_what_its_vector_says() {
+    let bound = limits::MESSAGE_BYTES;
+    let vectors: Vec<_> = samples::z::all()
+        .into_iter()
+        .map(|samples::z::Sample { name, bytes, holds }| {
+            let found = deflate::expand(&bytes, bound).map(Cow::into_owned);
+            assert_eq!(found.map_err(|e| e.code), holds, "{name}");
+            let outcome = match holds {
+                Ok(message) => ("holds", quoted(&hex(&message))),
+                Err(code) => ("code", quoted(code.name())),
+            };
+            line(&[("name", quoted(name)), ("hex", quoted(&hex(&bytes))), outcome])
+        })
+        .collect();
+    let about = "Messages of type z, in either direction. `holds`: the message in it. `code`: that of its refusal where \
+                 messages are limited to 1,048,576 bytes. An encoder may choose any DEFLATE.";
+    check_file("z.json", about, &vectors);
 }

@@ -19,6 +19,8 @@ rows! {
     Commits "commits",
     Connections "connections",
     JsonConnections "connections in JSON",
+    CompressedUp "compressed message to a node",
+    CompressedDown "compressed message from a node",
     Cuts "fault: connection cut",
     HalfOpen "fault: connection cut and noticed late",
     Stalls "fault: connection stalled",

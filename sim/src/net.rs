@@ -1,16 +1,21 @@
 //! Connections: two byte streams each, that delay, block, tear frames apart, stall and are cut. What is
 //! sent on one arrives in order or not at all; connections are late independently of each other.
 
-use crate::coverage::Row;
+use crate::coverage::{Coverage, Row};
 use crate::shared::{Core, Event, Shared};
 use bytes::{Bytes, BytesMut};
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use tidegate::outbox::Transport;
-use tidegate_protocol::{ClientMessage, Form, Invalid, ServerMessage};
+use tidegate_protocol::{ClientMessage, Form, Invalid, ServerMessage, deflate, limits};
 use tokio::io::ReadBuf;
+
+/// Messages of so many bytes are compressed, by clients and nodes that have agreed on that: there are none of the size
+/// from which on it pays.
+pub(crate) const COMPRESS_BYTES: usize = 150;
 
 /// What is on its way.
 enum Packet {
@@ -31,6 +36,8 @@ pub(crate) struct Link {
     pub(crate) install: usize,
     pub(crate) node: usize,
     pub(crate) form: Form,
+    /// Whether the node has agreed that messages may be compressed.
+    compresses: bool,
     up: Way,
     down: Way,
     /// Arrived and not read.
@@ -66,6 +73,7 @@ impl Link {
             install,
             node,
             form,
+            compresses: false,
             up: Way::default(),
             down: Way::default(),
             inbound: BytesMut::new(),
@@ -113,7 +121,14 @@ impl Shared {
     /// A client's message goes out.
     pub(crate) fn send(&self, core: &mut Core, link: usize, message: &ClientMessage) {
         let form = core.links[link].form;
-        let body = form.encode_client(message);
+        let mut body = form.encode_client(message);
+        if core.links[link].compresses
+            && body.len() >= COMPRESS_BYTES
+            && let Some(z) = deflate::compress(&body)
+        {
+            core.cover.hit(Row::CompressedUp);
+            body = z;
+        }
         let kind = if form.is_text() { 1 } else { 2 };
         self.send_frame(core, link, kind, &body);
     }
@@ -266,7 +281,7 @@ impl Shared {
                 link.outbound.extend_from_slice(&bytes);
                 core.trace.mix(index as u64 ^ 0xff00);
                 core.trace.bytes(&bytes);
-                core.links[index].frames()
+                core.links[index].frames(&mut core.cover)
             }
             Some((_, Packet::End)) => {
                 vec![Incoming::End]
@@ -278,7 +293,7 @@ impl Shared {
 
 impl Link {
     /// Takes the complete frames out of what has arrived.
-    fn frames(&mut self) -> Vec<Incoming> {
+    fn frames(&mut self, cover: &mut Coverage) -> Vec<Incoming> {
         // As a rule one.
         let mut all = Vec::with_capacity(1);
         loop {
@@ -294,8 +309,13 @@ impl Link {
             let frame = self.outbound.split_to(head + len);
             let body = &frame[head..];
             all.push(match frame[0] {
-                0x81 | 0x82 => match self.form.decode_server(body) {
-                    Ok(message) => Incoming::Message(message),
+                0x81 | 0x82 => match self.decode(body, cover) {
+                    Ok(message) => {
+                        if let ServerMessage::Welcome(welcome) = &message {
+                            self.compresses = welcome.caps.iter().any(|cap| cap == deflate::CAP);
+                        }
+                        Incoming::Message(message)
+                    }
                     Err(invalid) => Incoming::Malformed(invalid),
                 },
                 0x88 => match body {
@@ -308,6 +328,18 @@ impl Link {
                 _ => continue,
             });
         }
+    }
+}
+
+impl Link {
+    /// A message, inflated if it is compressed and that was agreed on.
+    fn decode(&self, body: &[u8], cover: &mut Coverage) -> Result<ServerMessage, Invalid> {
+        if !self.compresses {
+            return self.form.decode_server(body);
+        }
+        let message = deflate::expand(body, limits::MESSAGE_BYTES)?;
+        cover.add(Row::CompressedDown, u64::from(matches!(message, Cow::Owned(_))));
+        self.form.decode_server(&message)
     }
 }
 

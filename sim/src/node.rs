@@ -1,7 +1,7 @@
 //! Nodes: the gateway's own session, engine and hub, between simulated sockets, store and bus.
 
 use crate::coverage::Row;
-use crate::net::Socket;
+use crate::net::{COMPRESS_BYTES, Socket};
 use crate::plan::Plan;
 use crate::rules::{Rules, user_name};
 use crate::shared::{Core, Event, NodeEnv, Published, Shared};
@@ -11,6 +11,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use tidegate::admission::Admitted;
 use tidegate::engine::{Engine, EngineConfig, Publish};
 use tidegate::env::Env;
 use tidegate::hub::{Hub, HubConfig, LocalPublish};
@@ -23,7 +24,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long a node that drains gives its connections.
+/// Over how long a node that drains sends its connections away.
+const DRAIN: Duration = Duration::from_millis(1_000);
+/// How long it gives each of them.
 const FLUSH: Duration = Duration::from_millis(1_000);
 /// Few, so that some spaces are brought by tasks of their own.
 const SHARD: usize = 2;
@@ -185,6 +188,7 @@ impl Fleet {
             soft_bytes: self.plan.soft_bytes,
             hard_bytes: self.plan.hard_bytes,
             flush: FLUSH,
+            compress_bytes: COMPRESS_BYTES,
             ..NodeConfig::default()
         };
         let node = Arc::new(Node {
@@ -203,6 +207,7 @@ impl Fleet {
                 hello_ms: 10_000,
             }),
             catch_ups: Semaphore::new(64),
+            stopping: CancellationToken::new(),
             draining: CancellationToken::new(),
             started: Instant::now(),
             connections: dashmap::DashMap::new(),
@@ -239,6 +244,7 @@ impl Fleet {
             token: None,
             since: Instant::now(),
             peer: String::new(),
+            admitted: Admitted::default(),
         };
         self.tasks.spawn(serve(Arc::clone(&running.node), accepted));
     }
@@ -259,7 +265,7 @@ impl Fleet {
         match &mut self.slots[at] {
             Some(running) if !running.drains => {
                 running.drains = true;
-                running.node.draining.cancel();
+                self.tasks.spawn(Arc::clone(&running.node).drain(DRAIN));
                 true
             }
             _ => false,

@@ -205,13 +205,13 @@ impl Gateway {
             return;
         };
         match message {
-            ClientMessage::Hello(_) => session.to_client.push_back(ServerMessage::Welcome(Welcome {
+            ClientMessage::Hello(hello) => session.to_client.push_back(ServerMessage::Welcome(Welcome {
                 session: "toy".to_owned(),
                 node: "toy".to_owned(),
                 user: session.user.clone(),
                 now: self.now,
                 limits: Limits::default(),
-                caps: vec![],
+                caps: hello.caps,
                 ping_ms: 45_000,
                 token_expires: None,
             })),

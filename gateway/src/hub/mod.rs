@@ -207,6 +207,8 @@ pub struct Joining {
     pub view: View,
     /// Its wire form.
     pub form: Form,
+    /// Messages of so many bytes are compressed for it, where that pays.
+    pub z: Option<usize>,
 }
 
 impl Hub {
@@ -517,9 +519,9 @@ impl Lease {
     }
 
     /// A commit of the log as a view's subscribers get it: the very frame that they were sent, if the hub still has it.
-    pub fn change(&self, view: &View, form: Form, commit: &LogEntry) -> Option<Bytes> {
+    pub fn change(&self, view: &View, form: Form, z: Option<usize>, commit: &LogEntry) -> Option<Bytes> {
         let inner = self.space.inner.lock();
-        inner.change(self.space.n, view, form, commit, &self.hub.metrics)
+        inner.change(self.space.n, view, (form, z), commit, &self.hub.metrics)
     }
 
     /// Makes a subscription that has caught up to `at` live, in one step with handing it `current`

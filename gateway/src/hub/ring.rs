@@ -16,6 +16,8 @@ use tidegate_protocol::{Seq, msgpack};
 pub(super) struct Audience {
     pub(super) view: View,
     pub(super) form: Form,
+    /// Frames whose message has so many bytes are compressed, where that pays.
+    pub(super) z: Option<usize>,
 }
 
 /// A commit that is kept.
@@ -56,6 +58,31 @@ impl Commit {
         if let Some((_, frame)) = body.frames.iter().find(kept) {
             return frame.clone();
         }
+        let frame = self.make(&mut body, n, audience, metrics);
+        body.frames.push((Arc::clone(audience), frame.clone()));
+        frame
+    }
+
+    fn make(&self, body: &mut Body, n: u32, audience: &Arc<Audience>, metrics: &Metrics) -> Option<Bytes> {
+        if let Some(threshold) = audience.z {
+            let plain = Audience {
+                z: None,
+                ..Audience::clone(audience)
+            };
+            // Made of the one that others get, if there are others.
+            let plain = match body.frames.iter().find(|(of, _)| **of == plain) {
+                Some((_, frame)) => frame.clone(),
+                None => {
+                    let plain = Arc::new(plain);
+                    let frame = self.make(body, n, &plain, metrics);
+                    body.frames.push((plain, frame.clone()));
+                    frame
+                }
+            }?;
+            let small = frame::compressed(&plain, threshold, metrics);
+            self.grow(body, small.as_ref().map_or(0, Bytes::len));
+            return Some(small.unwrap_or(plain));
+        }
         let frame = change(n, audience, &body.payload);
         if let Some(frame) = &frame {
             metrics.encodes.inc();
@@ -63,10 +90,9 @@ impl Commit {
             match head.filter(|head| audience.view.collections.is_none() && frame[*head..] == body.payload) {
                 // It is the payload behind a prefix: one of the two is enough.
                 Some(head) => body.payload = frame.slice(head..),
-                None => self.grow(&mut body, frame.len()),
+                None => self.grow(body, frame.len()),
             }
         }
-        body.frames.push((Arc::clone(audience), frame.clone()));
         frame
     }
 
@@ -87,9 +113,9 @@ impl Drop for Commit {
     }
 }
 
-/// A commit as a view's subscribers get it; `None` if the view covers nothing of it.
+/// A commit as a view's subscribers get it, not compressed; `None` if the view covers nothing of it.
 pub(super) fn change(n: u32, audience: &Audience, payload: &Bytes) -> Option<Bytes> {
-    let Audience { view, form } = audience;
+    let Audience { view, form, .. } = audience;
     if view.collections.is_none() {
         return Some(frame::change(*form, n, payload));
     }

@@ -4,6 +4,7 @@ use super::deliver::{Event, Round};
 use super::members::{Behind, Member, Members, Shard};
 use super::ring::{Audience, Commit, change};
 use super::{Answer, HubConfig, Joining, Subscriber};
+use crate::frame;
 use crate::metrics::Metrics;
 use crate::outbox::NONE;
 use crate::store::{Lineage, LogEntry, SpaceState, View};
@@ -238,6 +239,7 @@ impl Inner {
             stream,
             view,
             form,
+            z,
         } = who;
         self.leave(to.id());
         let mut member = Member {
@@ -251,7 +253,7 @@ impl Inner {
             held: Vec::new(),
         };
         let position = self.position;
-        let slot = self.members.with_room(Audience { view, form }, position);
+        let slot = self.members.with_room(Audience { view, form, z }, position);
         let (id, audience, shard) = (slot.id(), slot.audience.clone(), slot.shard.clone());
         let behind = std::mem::replace(&mut slot.at, position);
         round.catch_up(n, &audience, &mut member, current, metrics);
@@ -308,18 +310,23 @@ impl Inner {
         &self,
         n: u32,
         view: &View,
-        form: Form,
+        (form, z): (Form, Option<usize>),
         commit: &LogEntry,
         metrics: &Metrics,
     ) -> Option<Bytes> {
         let audience = Audience {
             view: view.clone(),
             form,
+            z,
         };
         let index = self.ring.binary_search_by_key(&commit.seq, |kept| kept.seq);
         match index.ok().map(|index| &self.ring[index]).filter(|kept| kept.is(commit)) {
             Some(kept) => kept.frame(n, &Arc::new(audience), metrics),
-            None => change(n, &audience, &commit.payload),
+            None => {
+                let plain = change(n, &audience, &commit.payload)?;
+                let small = z.and_then(|threshold| frame::compressed(&plain, threshold, metrics));
+                Some(small.unwrap_or(plain))
+            }
         }
     }
 

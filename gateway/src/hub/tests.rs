@@ -207,6 +207,7 @@ impl Rig {
             stream: 1,
             view,
             form: Form::Msgpack,
+            z: None,
         };
         let live = self.inner().join(
             1,

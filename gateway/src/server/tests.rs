@@ -188,6 +188,7 @@ fn rig() -> Rig {
         token: None,
         since: Instant::now(),
         peer: "test".into(),
+        admitted: Admitted::default(),
     };
     work.spawn(session::serve(node.clone(), accepted));
     script.send([ClientMessage::Hello(Hello::default())]);
@@ -350,6 +351,7 @@ async fn a_session_that_is_cut_off_leaves_nothing_behind_in_the_hub() {
         token: None,
         since: Instant::now(),
         peer: "cut".into(),
+        admitted: Admitted::default(),
     };
     let session = session::serve(rig.node.clone(), accepted);
     script.send([ClientMessage::Hello(Hello::default()), sub(1, None)]);

@@ -137,7 +137,8 @@ impl CatchUp {
     }
 
     fn send(&self, message: &ServerMessage) {
-        self.conn.outbox().push([frame::message(self.conn.form, message)]);
+        let frame = frame::message(self.conn.form, message);
+        self.conn.outbox().push([self.conn.compressed(&self.node, frame)]);
     }
 
     fn go_live(&self, lease: &mut Lease, at: Position, lineage: &Lineage, last_mid: Option<Mid>) -> bool {
@@ -152,6 +153,7 @@ impl CatchUp {
             stream: self.stream,
             view: self.what.view.clone(),
             form: self.conn.form,
+            z: self.conn.z(&self.node),
         };
         lease.go_live(who, at, lineage, frame::message(self.conn.form, &current))
     }
@@ -227,7 +229,7 @@ impl CatchUp {
                 at = position;
             }
             at.seq = commit.seq;
-            if let Some(frame) = lease.change(&self.what.view, form, commit) {
+            if let Some(frame) = lease.change(&self.what.view, form, self.conn.z(&self.node), commit) {
                 frames.push(frame);
                 told = at.seq;
             }

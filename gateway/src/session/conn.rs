@@ -3,6 +3,7 @@
 
 use super::catchup::CatchUp;
 use super::machine::{Effect, Input, Now, Session, SessionConfig, Subscribe};
+use crate::admission::{Admitted, Guest};
 use crate::auth::Authoriser;
 use crate::engine::{Engine, WriteReply, WriteRequest};
 use crate::env::Env;
@@ -18,14 +19,16 @@ use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tidegate_protocol::form::Form;
-use tidegate_protocol::{Code, DocPath, Limits, Position, ResumeFrom, ServerMessage, SpaceId};
+use tidegate_protocol::msgpack::DecodeError;
+use tidegate_protocol::{ClientMessage, Code, DocPath, Limits, Position, ResumeFrom, ServerMessage, SpaceId, deflate};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Error as WsError;
@@ -53,6 +56,10 @@ pub struct NodeConfig {
     pub catch_ups: usize,
     /// How long a closing connection may take to be flushed.
     pub flush: Duration,
+    /// After so long, a tenth more or less, a connection is asked to go elsewhere: so load moves to new nodes. `None`: never.
+    pub age: Option<Duration>,
+    /// Pages, commits of a catch-up and answers to `get` of so many bytes are compressed for a client that takes that.
+    pub compress_bytes: usize,
 }
 
 impl Default for NodeConfig {
@@ -66,6 +73,8 @@ impl Default for NodeConfig {
             in_flight: 1_024,
             catch_ups: 64,
             flush: Duration::from_secs(5),
+            age: None,
+            compress_bytes: deflate::THRESHOLD,
         }
     }
 }
@@ -110,7 +119,9 @@ pub struct Node {
     pub budget: Arc<Budget>,
     /// One permit a read of the store for a catch-up or a `get`.
     pub catch_ups: Semaphore,
-    /// Set when the node drains.
+    /// Set when the node is about to stop: it is not ready any more, and still takes connections.
+    pub stopping: CancellationToken,
+    /// Set when it takes no more.
     pub draining: CancellationToken,
     /// Start of the monotonic clock.
     pub started: Instant,
@@ -132,6 +143,36 @@ impl Node {
         u64::try_from(at.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// Sends all connections away, some at a time, so that not all of them come to other nodes at once; the last begin to
+    /// leave when `over` has passed. Those that come from now on leave at once.
+    pub async fn drain(self: Arc<Self>, over: Duration) {
+        self.stopping.cancel();
+        self.draining.cancel();
+        let mut all: Vec<_> = self.connections.iter().filter_map(|entry| entry.upgrade()).collect();
+        // The map's order is another in every process.
+        all.sort_unstable_by_key(|conn| conn.id);
+        let some = all.len().div_ceil(DRAIN_STEPS as usize).max(DRAIN_AT_ONCE);
+        let steps = all.len().div_ceil(some);
+        for (step, conns) in all.chunks(some).enumerate() {
+            for conn in conns {
+                conn.leave_at.store(0, Ordering::Relaxed);
+                conn.wake.notify_one();
+            }
+            if step + 1 < steps {
+                tokio::time::sleep(over / DRAIN_STEPS).await;
+            }
+        }
+    }
+
+    /// When a connection that begins now is asked to go elsewhere.
+    fn leave_at(&self) -> u64 {
+        let Some(age) = self.config.age else { return u64::MAX };
+        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let spread = self.env.random() % (age / 5).max(1);
+        let age = age.saturating_sub(age / 10).saturating_add(spread);
+        self.mono(Instant::now()).saturating_add(age)
+    }
+
     /// Wakes every connection whose deadline has passed, or that takes nothing; one sweep for all in place of a timer each.
     pub async fn sweep(self: Arc<Self>, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(Duration::from_millis(500));
@@ -139,8 +180,7 @@ impl Node {
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             let now = self.now().mono;
             let stall = self.config.stall;
-            let late =
-                |conn: &Arc<Conn>| conn.deadline.load(Ordering::Relaxed) <= now || conn.outbox.stalled() >= stall;
+            let late = |conn: &Arc<Conn>| conn.due.load(Ordering::Relaxed) <= now || conn.outbox.stalled() >= stall;
             let open = self.connections.iter();
             let mut due: Vec<_> = open.filter_map(|entry| entry.upgrade().filter(late)).collect();
             // The map's order is another in every process.
@@ -164,17 +204,24 @@ pub struct Accepted<T> {
     pub since: Instant,
     /// Who, for the log.
     pub peer: String,
+    /// Its place on the node.
+    pub admitted: Admitted,
 }
 
 /// What others hold of a connection: the hub, the engine's answers, the sweep.
 pub struct Conn {
     id: u64,
     pub(super) form: Form,
+    /// Once it was agreed on: large messages are compressed.
+    compresses: AtomicBool,
     outbox: Arc<Outbox>,
     wake: Notify,
     /// Subscriptions that have to catch up again; at most one entry each.
     behind: Mutex<BTreeMap<u64, Position>>,
-    deadline: AtomicU64,
+    /// When it has something to do at the latest, ms of the node's clock: a deadline, or to leave.
+    due: AtomicU64,
+    /// When it is to be asked to go elsewhere.
+    leave_at: AtomicU64,
     /// See `turn`.
     reading: tokio::sync::Mutex<()>,
 }
@@ -189,6 +236,20 @@ impl Conn {
         self.outbox.below(self.outbox.soft()).await;
         // It is never closed.
         (own, node.catch_ups.acquire().await)
+    }
+
+    /// From how many bytes on messages are compressed, if that was agreed on; so from `welcome` on.
+    pub(super) fn z(&self, node: &Node) -> Option<usize> {
+        let compresses = self.compresses.load(Ordering::Relaxed);
+        compresses.then_some(node.config.compress_bytes)
+    }
+
+    /// The frame, compressed if the client takes that and it pays.
+    pub(super) fn compressed(&self, node: &Node, frame: Bytes) -> Bytes {
+        let small = self
+            .z(node)
+            .and_then(|from| frame::compressed(&frame, from, &node.metrics));
+        small.unwrap_or(frame)
     }
 
     /// Waits until little is left of what was queued.
@@ -227,6 +288,18 @@ struct Sub {
     _gauge: Gauged,
 }
 
+/// Waits until a guest's place is needed.
+async fn evicted(guest: Option<&Guest>) {
+    match guest {
+        Some(guest) => guest.evicted().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Connections are sent away in so many steps, or fewer where that would be less at a time than these.
+const DRAIN_STEPS: u32 = 20;
+const DRAIN_AT_ONCE: usize = 100;
+
 type Job = BoxFuture<'static, (u64, u64, Result<Lease, Aborted>)>;
 
 struct Shell {
@@ -238,6 +311,10 @@ struct Shell {
     jobs: FuturesUnordered<Job>,
     generation: u64,
     in_flight: Arc<Semaphore>,
+    /// Until it has been welcomed.
+    guest: Option<Arc<Guest>>,
+    /// Once it has been asked to go elsewhere: when to close at the latest.
+    leaving: Option<Instant>,
     /// Set when the session is over: what to say last.
     closing: Option<(Code, String)>,
 }
@@ -282,7 +359,9 @@ pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
         token,
         since,
         peer,
+        admitted,
     } = accepted;
+    let Admitted { place: _place, guest } = admitted;
     let _gauge = Gauged::new(&node.metrics.connections);
     let id = node.last_id.fetch_add(1, Ordering::Relaxed) + 1;
     let outbox: Arc<Outbox> = Arc::new(Outbox::new(socket, node.config.bounds(), node.budget.clone()));
@@ -292,16 +371,19 @@ pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
         node.session.clone(),
         node.authoriser.clone(),
         name.clone(),
+        form,
         token,
         opened,
     );
     let conn = Arc::new(Conn {
         id,
         form,
+        compresses: AtomicBool::new(false),
         outbox,
         wake: Notify::new(),
         behind: Mutex::default(),
-        deadline: AtomicU64::new(session.deadline(node.now()).unwrap_or(u64::MAX)),
+        due: AtomicU64::new(session.deadline(node.now()).unwrap_or(u64::MAX)),
+        leave_at: AtomicU64::new(node.leave_at()),
         reading: tokio::sync::Mutex::default(),
     });
     let _listed = Listed::new(&node, &conn);
@@ -313,6 +395,8 @@ pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
         subs: BTreeMap::new(),
         jobs: FuturesUnordered::new(),
         generation: 0,
+        guest,
+        leaving: None,
         closing: None,
     };
     let (user, reason) = shell.run(leftover).await;
@@ -341,20 +425,24 @@ impl Shell {
         // These wait on from one turn to the next.
         let mut woken = pin!(conn.wake.notified());
         let mut writer = pin!(conn.outbox.run_writer());
-        // Once the node drains: when to close at the latest.
-        let mut leaving = None;
+        // It may have come too late to be among those that are sent away.
+        if node.draining.is_cancelled() {
+            conn.leave_at.store(0, Ordering::Relaxed);
+            conn.wake.notify_one();
+        }
         loop {
+            let leaving = self.leaving;
             let may_read = leaving.is_none() && in_flight.available_permits() > 0;
             tokio::select! {
                 // What ends comes before what begins: a flood of messages cannot pile up unfinished work.
                 biased;
-                () = node.draining.cancelled(), if leaving.is_none() => {
-                    leaving = Some(Instant::now() + node.config.flush);
-                    self.input(Input::Drain { retry_ms: 0, jitter_ms: 1_000 });
-                }
                 // What has been taken in is answered before the connection closes.
                 _ = all_answered(&in_flight, &node.config, leaving), if leaving.is_some() => {
                     self.closing = Some((Code::GoingAway, "the node is stopping; reconnect".into()));
+                }
+                () = evicted(self.guest.as_deref()), if self.guest.is_some() => {
+                    let message = "others wait for its place, and no hello has come; reconnect later";
+                    self.closing = Some((Code::Overloaded, message.into()));
                 }
                 () = woken.as_mut() => {
                     woken.set(conn.wake.notified());
@@ -389,7 +477,8 @@ impl Shell {
                 return code.name();
             }
             let deadline = self.session.deadline(node.now()).unwrap_or(u64::MAX);
-            conn.deadline.store(deadline, Ordering::Relaxed);
+            conn.due
+                .store(deadline.min(conn.leave_at.load(Ordering::Relaxed)), Ordering::Relaxed);
         }
     }
 
@@ -431,10 +520,9 @@ impl Shell {
 
     fn incoming(&mut self, incoming: Incoming<'_>) {
         let form = self.conn.form;
-        let limits = &self.node.config.limits;
         let input = match incoming {
-            Incoming::Text(bytes) if form.is_text() => Input::Message(form.decode_client(bytes, limits)),
-            Incoming::Binary(bytes) if !form.is_text() => Input::Message(form.decode_client(bytes, limits)),
+            Incoming::Text(bytes) if form.is_text() => Input::Message(self.decode(bytes)),
+            Incoming::Binary(bytes) if !form.is_text() => Input::Message(self.decode(bytes)),
             Incoming::Text(_) | Incoming::Binary(_) => {
                 let why = format!(
                     "{} takes {} frames",
@@ -447,6 +535,16 @@ impl Shell {
             Incoming::Control => Input::Heard,
         };
         self.input(input);
+    }
+
+    /// A message, inflated if it is compressed and that was agreed on.
+    fn decode(&self, message: &[u8]) -> Result<ClientMessage, DecodeError> {
+        let limits = &self.node.config.limits;
+        let message = match self.session.compresses() {
+            true => deflate::expand(message, limits.message_bytes)?,
+            false => Cow::Borrowed(message),
+        };
+        self.conn.form.decode_client(&message, limits)
     }
 
     /// What a read error means; `Some` ends the connection without a word.
@@ -499,11 +597,24 @@ impl Shell {
             let message = format!("nothing of what waits was taken for {} s", stall.as_secs());
             self.closing = Some((Code::SlowReader, message));
         }
+        if self.leaving.is_none() && self.conn.leave_at.load(Ordering::Relaxed) <= self.node.now().mono {
+            self.conn.leave_at.store(u64::MAX, Ordering::Relaxed);
+            self.leaving = Some(Instant::now() + self.node.config.flush);
+            self.input(Input::Drain {
+                retry_ms: 0,
+                jitter_ms: 1_000,
+            });
+        }
         self.input(Input::Time);
     }
 
     fn input(&mut self, input: Input) {
-        for effect in self.session.handle(self.node.now(), input) {
+        let effects = self.session.handle(self.node.now(), input);
+        self.conn.compresses.store(self.session.compresses(), Ordering::Relaxed);
+        if self.session.user().is_some() {
+            self.guest = None;
+        }
+        for effect in effects {
             match effect {
                 Effect::Send(message) => {
                     let outbox = &self.conn.outbox;
@@ -539,7 +650,8 @@ impl Shell {
                     refuse(Code::Unavailable, "the store cannot answer now; try again".into())
                 }
             };
-            conn.outbox.push([frame::message(conn.form, &answer)]);
+            let frame = conn.compressed(&node, frame::message(conn.form, &answer));
+            conn.outbox.push([frame]);
             drop((turn, permit));
             // No subscription has generation 0: it ends without one.
             (0, 0, Err(Aborted))

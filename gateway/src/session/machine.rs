@@ -10,9 +10,11 @@ use crate::store::View;
 use smallvec::{SmallVec, smallvec};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use tidegate_protocol::limits::MESSAGE_BYTES;
 use tidegate_protocol::msgpack::DecodeError;
 use tidegate_protocol::{
-    ClientMessage, Code, DocPath, Get, Hello, Limits, ResumeFrom, ServerMessage, SpaceId, Sub, Welcome, Write, Writer,
+    ClientMessage, Code, DocPath, Form, Get, Hello, Limits, ResumeFrom, ServerMessage, SpaceId, Sub, Welcome, Write,
+    Writer, deflate,
 };
 
 /// Both clocks.
@@ -113,8 +115,11 @@ pub struct Session {
     config: Arc<SessionConfig>,
     authoriser: Arc<dyn Authoriser>,
     name: String,
+    form: Form,
     header_token: Option<String>,
     phase: Phase,
+    /// Set with `welcome`: either side may compress its messages.
+    compresses: bool,
     opened: u64,
     heard: u64,
     subs: BTreeMap<u64, SpaceId>,
@@ -127,6 +132,7 @@ impl Session {
         config: Arc<SessionConfig>,
         authoriser: Arc<dyn Authoriser>,
         name: String,
+        form: Form,
         header_token: Option<String>,
         opened: u64,
     ) -> Self {
@@ -134,8 +140,10 @@ impl Session {
             config,
             authoriser,
             name,
+            form,
             header_token,
             phase: Phase::AwaitHello,
+            compresses: false,
             opened,
             heard: opened,
             subs: BTreeMap::new(),
@@ -164,6 +172,11 @@ impl Session {
             Phase::Live(who) => Some(who.user()),
             _ => None,
         }
+    }
+
+    /// Whether it was agreed that messages may be compressed.
+    pub fn compresses(&self) -> bool {
+        self.compresses
     }
 
     /// Takes an input in.
@@ -229,8 +242,8 @@ impl Session {
 
     fn refused(&mut self, error: DecodeError) -> Effects {
         let Phase::Live(who) = &self.phase else {
-            let code = if error.error.code == Code::Malformed {
-                Code::Malformed
+            let code = if error.closes() {
+                error.error.code
             } else {
                 Code::Protocol
             };
@@ -239,6 +252,7 @@ impl Session {
                 format!("the first message must be a hello: {}", error.error.message),
             );
         };
+        let closes = error.closes();
         let Refusal { code, message, at } = Refusal {
             code: error.error.code,
             message: error.error.message,
@@ -249,7 +263,7 @@ impl Session {
                 let body = Err(Refusal { code, message, at });
                 smallvec![Effect::Write(WriteRequest::new(who.clone(), *head, body))]
             }
-            None if code == Code::Malformed => self.close(code, message),
+            None if closes => self.close(code, message),
             None => smallvec![Effect::Send(ServerMessage::Error {
                 code,
                 message,
@@ -297,17 +311,30 @@ impl Session {
     }
 
     fn hello(&mut self, now: Now, hello: &Hello) -> Effects {
+        // What it cannot take it could be sent at any time: a change, a page, an answer.
+        let limit = self.config.limits.message_bytes;
+        let takes = hello.max_message.unwrap_or(MESSAGE_BYTES as u64);
+        if takes < limit as u64 {
+            return self.close(
+                Code::Oversize,
+                format!(
+                    "messages of this gateway have up to {limit} bytes (limits.message_bytes), and hello.max_message allows \
+                     {takes}: raise it to {limit}, or lower the gateway's limit"
+                ),
+            );
+        }
         let header = self.header_token.take();
         let token = hello.token.as_deref().or(header.as_deref());
         match self.authoriser.authenticate(token, now.wall) {
             Ok(who) => {
+                self.compresses = !self.form.is_text() && hello.caps.iter().any(|cap| cap == deflate::CAP);
                 let welcome = Welcome {
                     session: self.name.clone(),
                     node: self.config.node.clone(),
                     user: who.user().to_owned(),
                     now: now.wall,
                     limits: self.config.limits.clone(),
-                    caps: vec![],
+                    caps: self.compresses.then(|| deflate::CAP.to_owned()).into_iter().collect(),
                     ping_ms: self.config.ping_ms,
                     token_expires: who.expires,
                 };

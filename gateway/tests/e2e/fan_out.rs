@@ -125,6 +125,7 @@ async fn a_round_of_commits_is_one_write_call_per_writable_socket() {
             stream: 1,
             view,
             form,
+            z: None,
         };
         let mut lease = hub.lease(&space).await.unwrap();
         assert!(lease.go_live(joining, start, &lineage, Bytes::from_static(b"\x82\x00")));

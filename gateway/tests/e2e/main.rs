@@ -9,6 +9,7 @@
 )]
 
 mod access;
+mod compression;
 mod fan_out;
 mod hostile;
 mod keeping;

@@ -124,9 +124,15 @@ impl Gateway {
     }
 
     pub async fn peer_in(&self, user: &str, form: Form) -> Peer {
+        self.peer_with(user, form, &[]).await.0
+    }
+
+    /// One that declares capabilities, and those that were agreed on.
+    pub async fn peer_with(&self, user: &str, form: Form, caps: &[&str]) -> (Peer, Vec<String>) {
         let mut peer = Peer::connect(self.addr, form).await;
         let hello = Hello {
             token: Some(user.to_owned()),
+            caps: caps.iter().map(ToString::to_string).collect(),
             ..Hello::default()
         };
         peer.send(&ClientMessage::Hello(hello)).await;
@@ -135,7 +141,7 @@ impl Gateway {
         };
         assert_eq!(welcome.user, user);
         peer.now = welcome.now;
-        peer
+        (peer, welcome.caps)
     }
 }
 
@@ -208,6 +214,8 @@ pub struct Peer {
     pub socket: WebSocketStream<TcpStream>,
     pub form: Form,
     pub now: u64,
+    /// Compressed messages that came.
+    pub compressed: usize,
     next_sub: u64,
     judge: Option<(Judge, ConnectionId)>,
 }
@@ -226,6 +234,7 @@ impl Peer {
             socket,
             form,
             now: 0,
+            compressed: 0,
             next_sub: 1,
             judge: None,
         }
@@ -259,7 +268,11 @@ impl Peer {
                 .await
                 .expect("silence");
             let message = match frame? {
-                Ok(Message::Binary(bytes)) => self.form.decode_server(&bytes).unwrap(),
+                Ok(Message::Binary(bytes)) => {
+                    let message = deflate::expand(&bytes, Limits::default().message_bytes).unwrap();
+                    self.compressed += usize::from(*message != *bytes);
+                    self.form.decode_server(&message).unwrap()
+                }
                 Ok(Message::Text(text)) => self.form.decode_server(text.as_bytes()).unwrap(),
                 Ok(Message::Close(_)) | Err(_) => return None,
                 Ok(_) => continue,

@@ -27,12 +27,7 @@ pub fn decode_client(bytes: &[u8], limits: &Limits) -> Result<ClientMessage, Dec
 
 /// What a refusal can say of a message that is refused for `error`: the second look, at the envelope alone.
 pub(crate) fn refused(bytes: &[u8], error: Invalid) -> DecodeError {
-    let mut refused = DecodeError {
-        error,
-        write: None,
-        at: None,
-        re: None,
-    };
+    let mut refused = DecodeError::from(error);
     if refused.closes() {
         return refused;
     }

@@ -12,6 +12,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod write;
+mod z;
 
 pub use change::{
     change_prefix, decode_doc_changes, decode_payload, encode_body, encode_doc_changes, payload, payload_seq,
@@ -21,8 +22,9 @@ pub use op::{decode_ops, encode_ops};
 pub use server::{decode_server, encode_server, encode_server_to};
 
 pub(crate) use client::refused;
+pub(crate) use z::{Z_BYTES, decode_z, encode_z};
 
-use crate::error::{Code, Invalid};
+use crate::error::Invalid;
 use crate::limits::DEPTH_MAX;
 use crate::message::{At, WriteHead};
 use crate::value::Value;
@@ -31,7 +33,7 @@ use scan::{Elements, Scan};
 /// A client's message that was refused.
 #[derive(Clone, PartialEq, Debug)]
 pub struct DecodeError {
-    /// Why. `malformed` means that the bytes are no message at all, and ends the connection.
+    /// Why. `malformed` means that the bytes are no message at all, and ends the connection, as `oversize` does.
     pub error: Invalid,
     /// Set when the envelope of a `write` is in order and something else in it is refused: the refusal
     /// can be a `reject`, and can consume the mid.
@@ -43,9 +45,21 @@ pub struct DecodeError {
 }
 
 impl DecodeError {
-    /// Whether the connection ends: the bytes are no message of the negotiated form.
+    /// Whether the connection ends: the bytes are no message of the negotiated form, or one that is not looked into.
     pub fn closes(&self) -> bool {
-        self.error.code == Code::Malformed
+        self.error.code.row().close.is_some()
+    }
+}
+
+/// One of which nothing more can be said.
+impl From<Invalid> for DecodeError {
+    fn from(error: Invalid) -> Self {
+        Self {
+            error,
+            write: None,
+            at: None,
+            re: None,
+        }
     }
 }
 

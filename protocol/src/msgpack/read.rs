@@ -167,11 +167,15 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn bin(&mut self, what: &str, limit: usize) -> Result<Bytes, Invalid> {
+        match self.binary(what)? {
+            body if body.len() > limit => Err(Invalid::too_large(&format!("{what} size in bytes"), limit, body.len())),
+            body => Ok(Bytes::copy_from_slice(body)),
+        }
+    }
+
+    pub(super) fn binary(&mut self, what: &str) -> Result<&'a [u8], Invalid> {
         match self.next()? {
-            Token::Bin(body) if body.len() > limit => {
-                Err(Invalid::too_large(&format!("{what} size in bytes"), limit, body.len()))
-            }
-            Token::Bin(body) => Ok(Bytes::copy_from_slice(body)),
+            Token::Bin(body) => Ok(body),
             other => Err(must_be(what, "binary", &other)),
         }
     }

@@ -52,6 +52,11 @@ fn messages() -> Vec<Sample> {
         });
     };
     add("an unknown type", r#"{"t":"subscribe","id":1}"#, Unsupported);
+    add(
+        "a z that was not agreed on",
+        r#"{"t":"z","size":1,"raw":{"$bin":"AQAA//8="}}"#,
+        Unsupported,
+    );
     add("a type that is not text", r#"{"t":1}"#, Malformed);
     add("no type", "{}", Malformed);
     add("a type that is not first", r#"{"at":1,"t":"ping"}"#, Malformed);

@@ -8,6 +8,7 @@ pub mod client;
 pub mod invalid;
 pub mod server;
 pub mod value;
+pub mod z;
 
 use tidegate_protocol::*;
 

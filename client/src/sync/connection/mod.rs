@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use tidegate_protocol::limits::GET_DOCS;
 use tidegate_protocol::{
     ClientMessage, Code, Collection, DocPath, Get, Hello, Invalid, Limits, Op, ServerMessage, SpaceId, Welcome, Write,
-    msgpack,
+    deflate, msgpack,
 };
 
 /// Reads that may wait for an answer. Over it, one is refused `too_many`.
@@ -30,6 +30,10 @@ pub struct Config {
     pub sdk: Option<String>,
     /// Whether changes are to be gathered for a storage.
     pub stores: bool,
+    /// Whether the driver takes messages that are compressed, and hands them in as they were before.
+    pub inflates: bool,
+    /// The largest message that the driver takes, in bytes; `None` is the protocol's 1 MiB.
+    pub max_message: Option<u64>,
 }
 
 /// What the driver has to do about sockets.
@@ -350,7 +354,13 @@ impl Machine {
                 let hello = Hello {
                     token: self.config.token.clone(),
                     sdk: self.config.sdk.clone(),
-                    ..Hello::default()
+                    caps: self
+                        .config
+                        .inflates
+                        .then(|| deflate::CAP.to_owned())
+                        .into_iter()
+                        .collect(),
+                    max_message: self.config.max_message,
                 };
                 return Some(ClientMessage::Hello(hello));
             }

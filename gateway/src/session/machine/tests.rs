@@ -10,16 +10,21 @@ const fn now(ms: u64) -> Now {
 }
 
 fn session(authoriser: impl Authoriser) -> Session {
+    let limits = Limits {
+        subscriptions: 2,
+        ..Limits::default()
+    };
+    session_in(Form::Msgpack, limits, authoriser)
+}
+
+fn session_in(form: Form, limits: Limits, authoriser: impl Authoriser) -> Session {
     let config = SessionConfig {
         node: "n".into(),
-        limits: Limits {
-            subscriptions: 2,
-            ..Limits::default()
-        },
+        limits,
         ping_ms: 45_000,
         hello_ms: 10_000,
     };
-    Session::new(Arc::new(config), Arc::new(authoriser), "s".into(), None, 0)
+    Session::new(Arc::new(config), Arc::new(authoriser), "s".into(), form, None, 0)
 }
 
 fn hello(session: &mut Session, token: Option<&str>) -> Vec<Effect> {
@@ -205,4 +210,87 @@ fn an_error_outside_a_write_is_answered_and_only_a_malformed_frame_closes() {
         s.handle(now(1), Input::Message(Err(bad(Code::Malformed))))[..],
         [Effect::Close(Code::Malformed, _)]
     ));
+}
+
+/// What `welcome.caps` says to a client with these, and whether the session takes compressed messages.
+fn caps(form: Form, caps: &[&str]) -> (Vec<String>, bool) {
+    let mut session = session_in(form, Limits::default(), DevAuthoriser);
+    let hello = Hello {
+        token: Some("ann".into()),
+        caps: caps.iter().map(ToString::to_string).collect(),
+        ..Hello::default()
+    };
+    let effects = session.handle(now(0), Input::Message(Ok(ClientMessage::Hello(hello))));
+    match &effects[..] {
+        [Effect::Send(ServerMessage::Welcome(welcome))] => (welcome.caps.clone(), session.compresses()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn compression_is_agreed_on_only_in_messagepack_and_with_who_declares_it() {
+    assert_eq!(caps(Form::Msgpack, &[]), (vec![], false));
+    assert_eq!(caps(Form::Msgpack, &["y", "Z"]), (vec![], false));
+    assert_eq!(caps(Form::Msgpack, &["y", "z"]), (vec!["z".to_owned()], true));
+    assert_eq!(caps(Form::Json, &["z"]), (vec![], false));
+    assert!(!session(DevAuthoriser).compresses());
+}
+
+#[test]
+fn a_client_that_takes_less_than_a_message_may_have_is_refused_at_hello_with_both_numbers() {
+    let answer = |message_bytes, max_message| {
+        let limits = Limits {
+            message_bytes,
+            ..Limits::default()
+        };
+        let hello = Hello {
+            max_message,
+            ..Hello::default()
+        };
+        let mut session = session_in(Form::Msgpack, limits, DevAuthoriser);
+        match &session.handle(now(0), Input::Message(Ok(ClientMessage::Hello(hello))))[..] {
+            [Effect::Send(ServerMessage::Welcome(_))] => None,
+            [Effect::Close(Code::Oversize, why)] => Some(why.clone()),
+            other => panic!("{other:?}"),
+        }
+    };
+    let mib = 1 << 20;
+    for (message_bytes, max_message) in [
+        (mib, None),
+        (mib, Some(1 << 20)),
+        (mib, Some(u64::MAX)),
+        (1_024, None),
+        (1_024, Some(1_024)),
+        (4 * mib, Some(4 << 20)),
+    ] {
+        assert_eq!(
+            answer(message_bytes, max_message),
+            None,
+            "{message_bytes} {max_message:?}"
+        );
+    }
+    for (message_bytes, max_message, takes) in [
+        (mib + 1, None, "1048576"),
+        (4 * mib, Some((4 << 20) - 1), "4194303"),
+        (mib, Some(0), "0"),
+    ] {
+        let why = answer(message_bytes, max_message).unwrap();
+        assert!(why.contains(&format!("up to {message_bytes} bytes")), "{why}");
+        assert!(why.contains(&format!("hello.max_message allows {takes}:")), "{why}");
+    }
+}
+
+#[test]
+fn a_message_that_is_too_large_once_inflated_closes_the_connection() {
+    let mut session = session(DevAuthoriser);
+    hello(&mut session, Some("ann"));
+    let error = DecodeError::from(Invalid {
+        code: Code::Oversize,
+        message: "z.size is limited to 5 bytes, found 6".into(),
+    });
+    let effects = session.handle(now(1), Input::Message(Err(error)));
+    assert!(
+        matches!(&effects[..], [Effect::Close(Code::Oversize, why)] if why.contains("found 6")),
+        "{effects:?}"
+    );
 }
