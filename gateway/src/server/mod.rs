@@ -221,6 +221,10 @@ fn assemble(parts: Parts, config: &ServerConfig, work: &TaskTracker) -> Arc<Node
 /// Connections that are told that there is no room, at a time. Those over it are told nothing.
 const REFUSALS: usize = 256;
 
+/// Bytes that the kernel may hold for a connection before they are on their way: what waits is to wait where it is
+/// counted, and can be cut. What is on its way is not bounded by this, so a fast connection stays as fast.
+const UNSENT: u32 = 128 << 10;
+
 /// How long one that is told so may take.
 const REFUSAL: Duration = Duration::from_secs(1);
 
@@ -271,7 +275,11 @@ impl Door<'_> {
             Err(full) => return self.refuse(socket, full),
         };
         // A change is one small write: it must not wait for the acknowledgement of the one before.
-        if let Err(error) = socket.set_nodelay(true) {
+        let socket_options = socket2::SockRef::from(&socket);
+        let set = socket_options
+            .set_tcp_nodelay(true)
+            .and_then(|()| socket_options.set_tcp_notsent_lowat(UNSENT));
+        if let Err(error) = set {
             tracing::debug!(%addr, %error, "gone before it was served");
             return;
         }

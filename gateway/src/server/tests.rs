@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{
-    ClientMessage, Collection, DocPath, Hello, Mode, Position, Seq, ServerMessage, SpaceId, Sub, Writer,
+    ClientMessage, Code, Collection, DocPath, Hello, Mode, Position, Seq, ServerMessage, SpaceId, Sub, Writer,
 };
 use tokio::io::ReadBuf;
 
@@ -364,4 +364,98 @@ async fn a_session_that_is_cut_off_leaves_nothing_behind_in_the_hub() {
     assert_eq!(script.received().await, [], "the fan-out no longer knows it");
     rig.node.draining.cancel();
     rig.work.close();
+}
+
+/// So many connections that have said hello, on a node that is swept.
+async fn welcomed(config: &ServerConfig, count: usize) -> (Arc<Node>, Vec<Arc<Script>>, TaskTracker) {
+    let parts = Parts {
+        store: Arc::new(Model::new(Retention::default())),
+        authoriser: Arc::new(DevAuthoriser),
+        env: Arc::new(SystemEnv),
+    };
+    let work = TaskTracker::new();
+    let node = assemble(parts, config, &work);
+    work.spawn(node.clone().sweep(CancellationToken::new()));
+    let scripts: Vec<_> = (0..count).map(|_| Arc::new(Script::default())).collect();
+    for script in &scripts {
+        let accepted = Accepted {
+            socket: script.clone(),
+            leftover: Bytes::new(),
+            form: Form::Msgpack,
+            token: None,
+            since: Instant::now(),
+            peer: "test".into(),
+            admitted: Admitted::default(),
+        };
+        work.spawn(session::serve(node.clone(), accepted));
+        script.send([ClientMessage::Hello(Hello::default())]);
+    }
+    for script in &scripts {
+        assert_eq!(script.received().await, []);
+    }
+    (node, scripts, work)
+}
+
+/// How many have been asked to leave since the last call.
+async fn asked_to_leave(scripts: &[Arc<Script>]) -> usize {
+    let mut asked = 0;
+    for script in scripts {
+        let received = script.received().await;
+        asked += received
+            .iter()
+            .filter(|message| matches!(message, ServerMessage::Goaway { .. }))
+            .count();
+    }
+    asked
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_sends_some_away_at_a_time_and_the_last_within_its_time() {
+    let (node, scripts, work) = welcomed(&ServerConfig::default(), 250).await;
+    let began = Instant::now();
+    let draining = work.spawn(node.clone().drain(Duration::from_secs(10)));
+    let mut left = Vec::new();
+    for _ in 0..6 {
+        left.push(asked_to_leave(&scripts).await);
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    assert_eq!(left, [100, 0, 100, 0, 50, 0]);
+    draining.await.unwrap();
+    assert!(began.elapsed() <= Duration::from_secs(10));
+    // Who comes now leaves at once.
+    let late = Arc::new(Script::default());
+    let accepted = Accepted {
+        socket: late.clone(),
+        leftover: Bytes::new(),
+        form: Form::Msgpack,
+        token: None,
+        since: Instant::now(),
+        peer: "late".into(),
+        admitted: Admitted::default(),
+    };
+    late.send([ClientMessage::Hello(Hello::default())]);
+    work.spawn(session::serve(node.clone(), accepted));
+    assert!(matches!(
+        late.received().await.last(),
+        Some(ServerMessage::Error {
+            code: Code::GoingAway,
+            ..
+        })
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_of_age_is_asked_to_go_elsewhere_and_not_all_at_once() {
+    let mut config = ServerConfig::default();
+    config.node.age = Some(Duration::from_secs(40));
+    let (_node, scripts, _work) = welcomed(&config, 100).await;
+    tokio::time::sleep(Duration::from_secs(35)).await;
+    assert_eq!(asked_to_leave(&scripts).await, 0, "nobody before nine tenths");
+    let mut left = Vec::new();
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        left.push(asked_to_leave(&scripts).await);
+    }
+    assert_eq!(left.iter().sum::<usize>(), 100, "{left:?}");
+    assert!(left.iter().all(|left| *left < 50), "{left:?}");
 }

@@ -255,3 +255,38 @@ async fn a_gateway_whose_messages_are_larger_refuses_who_does_not_take_them_and_
     let seen = two.space("s").unwrap().doc("d/large").unwrap().get().await.unwrap();
     assert_eq!(seen.str("text"), Some(large.as_str()));
 }
+
+#[tokio::test]
+async fn a_large_change_is_compressed_once_for_all_who_take_that() {
+    let gateway = Gateway::start().await;
+    let mut peers = Vec::new();
+    for n in 0..20 {
+        let caps: &[&str] = if n % 2 == 0 { &["z"] } else { &[] };
+        let (mut peer, _) = gateway.peer_with(&format!("u{n}"), Form::Msgpack, caps).await;
+        let mut replica = Replica::default();
+        peer.follow("s", &mut replica, None).await;
+        peers.push((peer, replica));
+    }
+    let mut writer = WriterState::new("s", 1, peers[1].0.now);
+    let (encodes, made) = (
+        metric(&gateway, "tidegate_encodes_total").await,
+        metric(&gateway, MADE).await,
+    );
+    let (peer, replica) = &mut peers[1];
+    peer.send(&write_text(&mut writer, "d/x", 100_000)).await;
+    peer.answer(replica).await.unwrap();
+    for (n, (peer, replica)) in peers.iter_mut().enumerate() {
+        peer.reach(replica, 1).await;
+        assert_eq!(replica.docs["d/x"]["text"], text(100_000));
+        assert_eq!(peer.compressed, usize::from(n % 2 == 0), "peer {n}");
+    }
+    assert_eq!(metric(&gateway, "tidegate_encodes_total").await - encodes, 1);
+    assert_eq!(metric(&gateway, MADE).await - made, 1);
+    // A small one goes as it is.
+    let (peer, replica) = &mut peers[1];
+    peer.send(&write_text(&mut writer, "d/x", 100)).await;
+    peer.answer(replica).await.unwrap();
+    let (peer, replica) = &mut peers[0];
+    peer.reach(replica, 2).await;
+    assert_eq!((peer.compressed, metric(&gateway, MADE).await - made), (1, 1));
+}

@@ -9,6 +9,7 @@
 )]
 
 mod access;
+mod admission;
 mod compression;
 mod fan_out;
 mod hostile;

@@ -109,3 +109,95 @@ async fn a_reader_that_takes_nothing_for_too_long_is_closed_and_slows_nobody() {
     assert!(seen < WRITES, "it must not have been kept in memory");
     assert!(matches!(reason, None | Some(Code::SlowReader)));
 }
+
+/// Readers that take nothing, each of a space of its own and of one that all share.
+async fn stalled(gateway: &Gateway, count: usize) -> Vec<(Peer, Replica, Replica)> {
+    let mut readers = Vec::new();
+    for n in 0..count {
+        let mut peer = gateway.peer("slow").await;
+        let (mut own, mut shared) = (Replica::default(), Replica::default());
+        peer.follow(&format!("own/{n}"), &mut own, None).await;
+        peer.follow("shared", &mut shared, None).await;
+        readers.push((peer, own, shared));
+    }
+    readers
+}
+
+/// Writes so many documents' worth to a space; returns what stands then.
+async fn fill(gateway: &Gateway, space: &str, client: u64, writes: i64, bytes: usize) -> Replica {
+    let mut author = gateway.peer("author").await;
+    let mut replica = Replica::default();
+    author.follow(space, &mut replica, None).await;
+    let mut writer = WriterState::new(space, client, author.now);
+    // Nothing that a compressor could make small.
+    let value = Value::str(&"x".repeat(bytes));
+    for n in 0..writes {
+        let ops = vec![op(
+            &format!("d/{}", n % 4),
+            OpKind::Set(fields(&[("v", value.clone()), ("n", Value::int(n))])),
+        )];
+        author.send(&ClientMessage::Write(writer.write(ops))).await;
+        author.answer(&mut replica).await.unwrap();
+    }
+    replica
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_readers_that_take_nothing_keep_within_the_nodes_bound_and_end_equal() {
+    const READERS: usize = 1_000;
+    const BOUND: usize = 8 << 20;
+    let mut config = ServerConfig::default();
+    config.node.queued_bytes = BOUND;
+    config.node.stall = Duration::from_secs(600);
+    let gateway = Gateway::with(config, Retention::default()).await;
+    let mut readers = stalled(&gateway, READERS).await;
+    // Half a gigabyte would wait for them otherwise, beyond what the sockets between take.
+    let mut owns = Vec::new();
+    for n in 0..20 {
+        owns.push(fill(&gateway, &format!("own/{n}"), 100 + n, 30, 100_000).await);
+    }
+    let shared = fill(&gateway, "shared", 1, 60, 40_000).await;
+    let queued = metric(&gateway, "tidegate_queued_bytes").await;
+    // Beyond the bound: one frame of each connection that is partly written, and the pages that are under way.
+    println!(
+        "{READERS} stalled readers: {queued} bytes wait, {} a reader",
+        queued / READERS as u64
+    );
+    assert!(queued as usize <= BOUND + READERS * 42_000 + 64 * 300_000, "{queued}");
+    let behind = metric(&gateway, "tidegate_behind_total{reason=\"slow\"}").await;
+    // Once each, and not with every commit.
+    assert!((1..=2 * READERS as u64).contains(&behind), "{behind}");
+    for (n, (peer, own, mine)) in readers.iter_mut().enumerate() {
+        let end = owns.get(n).map_or(own.at, |own| own.at);
+        while mine.at != shared.at || mine.staging || own.at != end || own.staging {
+            let message = peer.next().await;
+            let of = match &message {
+                ServerMessage::Change(change) => Some(change.n),
+                ServerMessage::Epoch { n, .. } | ServerMessage::Progress { n, .. } => Some(*n),
+                ServerMessage::Begin(begin) => Some(if begin.id == 1 { own.n } else { mine.n }.unwrap_or(begin.n)),
+                ServerMessage::Page { id, .. } | ServerMessage::Current { id, .. } => {
+                    if *id == 1 {
+                        own.n
+                    } else {
+                        mine.n
+                    }
+                }
+                _ => None,
+            };
+            if of == own.n {
+                own.take(&message)
+            } else {
+                mine.take(&message)
+            }
+        }
+        assert_eq!(mine.docs, shared.docs, "reader {n}");
+        if let Some(whole) = owns.get(n) {
+            assert_eq!(own.docs, whole.docs, "reader {n}");
+        }
+    }
+    let began = std::time::Instant::now();
+    while metric(&gateway, "tidegate_queued_bytes").await != 0 {
+        assert!(began.elapsed() < PATIENCE, "what waits is not counted right");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,157 @@
+//! Who is let in when there is no room, and who is told when to come back.
+
+use crate::access::metric;
+use crate::support::*;
+use std::time::{Duration, Instant};
+use tidegate::admission::AdmissionConfig;
+use tidegate::server::ServerConfig;
+use tidegate::store::Retention;
+use tidegate_protocol::form::Form;
+use tidegate_protocol::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+async fn gateway(connections: usize, handshakes: usize) -> Gateway {
+    let admission = AdmissionConfig {
+        connections,
+        handshakes,
+        ..AdmissionConfig::default()
+    };
+    let config = ServerConfig {
+        admission,
+        ..ServerConfig::default()
+    };
+    Gateway::with(config, Retention::default()).await
+}
+
+/// What a client is answered that asks for a WebSocket.
+async fn ask(gateway: &Gateway) -> String {
+    let mut socket = TcpStream::connect(gateway.addr).await.unwrap();
+    socket
+        .write_all(
+            b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+              Sec-WebSocket-Protocol: tidegate.v1.json\r\n\r\n",
+        )
+        .await
+        .unwrap();
+    let mut answer = vec![0; 4096];
+    let n = tokio::time::timeout(PATIENCE, socket.read(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
+    String::from_utf8_lossy(&answer[..n]).into_owned()
+}
+
+#[tokio::test]
+async fn over_the_bound_a_connection_is_told_when_to_come_back_and_a_free_place_is_taken() {
+    let gateway = gateway(6, 6).await;
+    let mut peers = Vec::new();
+    for _ in 0..6 {
+        peers.push(gateway.peer("alice").await);
+    }
+    for _ in 0..3 {
+        let answer = ask(&gateway).await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.contains("tidegate-error: overloaded\r\n"), "{answer}");
+        let after = answer
+            .lines()
+            .find_map(|line| line.strip_prefix("Retry-After: "))
+            .unwrap();
+        assert!((2..10).contains(&after.parse::<u32>().unwrap()), "{answer}");
+        assert!(answer.contains(&format!("too many connections on this node; come back in {after} s")));
+    }
+    // Those who are in are not touched.
+    for peer in &mut peers {
+        peer.send(&ClientMessage::Ping { at: 1 }).await;
+        assert!(matches!(peer.next().await, ServerMessage::Pong { .. }));
+    }
+    drop(peers.split_off(4));
+    let began = Instant::now();
+    while metric(&gateway, "tidegate_connections").await != 4 {
+        assert!(began.elapsed() < PATIENCE, "the places are not free");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    peers.push(gateway.peer("bob").await);
+    // The asking takes one itself while it lasts.
+    assert!(metric(&gateway, "tidegate_refused_total{reason=\"connections\"}").await >= 3);
+    assert_eq!(metric(&gateway, "tidegate_connections").await, 5);
+}
+
+#[tokio::test]
+async fn who_takes_its_time_before_hello_makes_room_for_who_does_not() {
+    let gateway = gateway(1_000, 20).await;
+    // Silent ones, and some that are WebSockets and say no more.
+    let mut silent = Vec::new();
+    for _ in 0..10 {
+        silent.push(TcpStream::connect(gateway.addr).await.unwrap());
+    }
+    let mut upgraded = Vec::new();
+    for _ in 0..10 {
+        upgraded.push(Peer::connect(gateway.addr, Form::Msgpack).await);
+    }
+    let answer = ask(&gateway).await;
+    assert!(answer.contains("too many handshakes on this node"), "{answer}");
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let began = Instant::now();
+    let mut proper = Vec::new();
+    for _ in 0..20 {
+        proper.push(gateway.peer("alice").await);
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    // The first proper ones took the places of the oldest, and were welcomed; so were those after them.
+    assert!((1..=2).contains(&metric(&gateway, "tidegate_evicted_total").await));
+    let mut end = Vec::new();
+    let closed = tokio::time::timeout(PATIENCE, silent[0].read_to_end(&mut end)).await;
+    assert_eq!((closed.unwrap().unwrap(), end.len()), (0, 0));
+    drop(silent);
+    // With the silent ones gone the oldest is one that is a WebSocket: it is told.
+    let mut more = Vec::new();
+    for _ in 0..30 {
+        more.push(TcpStream::connect(gateway.addr).await.unwrap());
+    }
+    let told = upgraded[0].next().await;
+    let ServerMessage::Error { code, .. } = told else {
+        panic!("{told:?}")
+    };
+    assert_eq!(code, Code::Overloaded);
+    drop((proper, more));
+}
+
+#[tokio::test]
+async fn a_node_that_stops_is_not_ready_first_and_still_takes_who_comes() {
+    let config = ServerConfig {
+        ready_delay: Duration::from_millis(1_500),
+        ..ServerConfig::default()
+    };
+    let gateway = Gateway::with(config, Retention::default()).await;
+    let mut before = gateway.peer("alice").await;
+    let addr = gateway.addr;
+    let stopping = gateway.stop();
+    let asking = async move {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut socket = TcpStream::connect(addr).await.unwrap();
+        let request = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        socket.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        assert!(
+            answer.starts_with("HTTP/1.1 503 ") && answer.contains("going_away"),
+            "{answer}"
+        );
+        // Whoever a balancer sends here yet is served.
+        let mut late = Peer::connect(addr, Form::Msgpack).await;
+        let hello = Hello {
+            token: Some("bob".into()),
+            ..Hello::default()
+        };
+        late.send(&ClientMessage::Hello(hello)).await;
+        assert!(matches!(late.next().await, ServerMessage::Welcome(_)));
+        before.send(&ClientMessage::Ping { at: 1 }).await;
+        assert!(matches!(before.next().await, ServerMessage::Pong { .. }));
+        for peer in [&mut before, &mut late] {
+            assert!(matches!(peer.next().await, ServerMessage::Goaway { .. }));
+        }
+    };
+    tokio::join!(stopping, asking);
+}
