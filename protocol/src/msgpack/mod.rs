@@ -22,7 +22,7 @@ pub use op::{decode_ops, encode_ops};
 pub use server::{decode_server, encode_server, encode_server_to};
 
 pub(crate) use client::refused;
-pub(crate) use z::{Z_BYTES, decode_z, encode_z};
+pub(crate) use z::{decode_z, encode_z};
 
 use crate::error::Invalid;
 use crate::limits::DEPTH_MAX;

@@ -30,12 +30,10 @@ pub(crate) fn decode_z(bytes: &[u8]) -> Result<Option<(u64, &[u8])>, Invalid> {
     found.map(Some).map_err(|e| Invalid::malformed(&e.message))
 }
 
-/// What a `z` takes beside `raw` at most, bytes: the head, three keys, the type, a number and a length.
-pub(crate) const Z_BYTES: usize = 32;
-
 /// A `z` that holds a message of `size` bytes.
 pub(crate) fn encode_z(size: usize, raw: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(raw.len() + Z_BYTES);
+    // The head, three keys, the type, a number and a length.
+    let mut out = Vec::with_capacity(raw.len() + 32);
     let mut map = Map::message(&mut out, "z");
     map.uint("size", size as u64);
     map.bin("raw", raw);
