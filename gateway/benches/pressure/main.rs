@@ -201,6 +201,9 @@ fn run(
     if chosen.peek().is_none() {
         return ExitCode::SUCCESS;
     }
+    if !measuring {
+        wire::check();
+    }
     let place = match Place::take(under) {
         Ok(place) => place,
         Err(error) => {

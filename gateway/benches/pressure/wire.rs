@@ -1,6 +1,7 @@
 //! Frames, as much of them as a client has to see to count them: heads, and the first bytes of what they hold.
 
 use tidegate_protocol::form::Form;
+use tidegate_protocol::{Mid, Seq, ServerMessage, Writer, msgpack};
 
 /// What a frame is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -136,4 +137,45 @@ pub(crate) fn frame(body: &[u8]) -> Vec<u8> {
     frame.extend_from_slice(&[0; 4]);
     frame.extend_from_slice(body);
     frame
+}
+
+/// Whatever pieces a stream comes in, the same frames are told apart; panics if not.
+pub(crate) fn check() {
+    let change = |n: u32, seq: u64| {
+        let body = msgpack::encode_body(Writer(1), Mid::ZERO, &[]);
+        let seq = Seq::new(seq).expect("a seq");
+        tidegate::frame::change(Form::Msgpack, n, &msgpack::payload(seq, 0, &body))
+    };
+    let message = |message: &ServerMessage| tidegate::frame::message(Form::Msgpack, message);
+    let page = ServerMessage::Page {
+        id: 1,
+        docs: vec![],
+        cursor: vec![0; 70_000].into(),
+    };
+    let goaway = ServerMessage::Goaway {
+        retry_ms: 1,
+        jitter_ms: 2,
+    };
+    let frames = [
+        (change(1, 5), Kind::Change(5)),
+        (message(&page), Kind::Passing),
+        (change(300, 6), Kind::Change(6)),
+        (message(&ServerMessage::Pong { at: 1, now: 2 }), Kind::Pong),
+        (message(&goaway), Kind::Other(format!("{goaway:?}"))),
+        (change(70_000, 7), Kind::Change(7)),
+    ];
+    let stream: Vec<u8> = frames.iter().flat_map(|(frame, _)| frame.to_vec()).collect();
+    for piece in (1..80).chain([stream.len()]) {
+        let (mut cutter, mut found) = (Cutter::default(), vec![]);
+        for piece in stream.chunks(piece) {
+            cutter.feed(piece, |kind, len| found.push((len, kind)));
+        }
+        assert_eq!(found.len(), frames.len(), "in pieces of {piece}");
+        for ((frame, kind), (len, told)) in frames.iter().zip(found) {
+            assert_eq!(frame.len() as u64, len, "in pieces of {piece}");
+            // What is not known is told by what there is of it.
+            let same = *kind == told || matches!((kind, &told), (Kind::Other(_), Kind::Other(_)));
+            assert!(same, "in pieces of {piece}: {told:?}, not {kind:?}");
+        }
+    }
 }
