@@ -4,8 +4,9 @@
 //! the gateway's time, and not that of those who measure.
 
 use crate::Scale;
+use crate::author::VALUE;
 use crate::child::Place;
-use crate::client::{Conn, Result, Role, Swarm, To, VALUE, Void, encode, hello, request, sub};
+use crate::client::{Conn, Result, Role, Swarm, To, Void, encode, hello, request, sub};
 use crate::fan_out::{SPACE, Side};
 use crate::report::{Bound, Report, Row, median, percentile};
 use crate::wire::{frame, lengths};

@@ -1,8 +1,9 @@
 //! One writer and its subscribers: CPU a delivery, at a pace and in a burst, and bytes on the wire.
 
 use crate::Scale;
+use crate::author::{Author, VALUE, busy, paced as pace};
 use crate::child::{Durability, Place, Server, Spent};
-use crate::client::{Author, Result, Role, Swarm, To, VALUE, Void, busy, paced as pace, subscribers};
+use crate::client::{Result, Role, Swarm, To, Void, subscribers};
 use crate::report::{Bound, Report, Row, median, percentile};
 use std::time::Duration;
 

@@ -1,8 +1,9 @@
 //! Whether a thing costs the same where there are many.
 
 use crate::Scale;
+use crate::author::Author;
 use crate::child::{Durability, Place, Server};
-use crate::client::{Author, Result, Role, Swarm, To};
+use crate::client::{Result, Role, Swarm, To};
 use crate::fan_out::Side;
 use crate::report::{Bound, Report, Row, median};
 use crate::stand;

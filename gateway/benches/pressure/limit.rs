@@ -91,7 +91,7 @@ fn prebuilt() -> Vec<u8> {
     let body = msgpack::encode_body(
         Writer(1 << 60),
         Mid::new(1_000).expect("a mid"),
-        &[crate::client::change()],
+        &[crate::author::change()],
     );
     let frame: Bytes = frame::change(Form::Msgpack, 1, &msgpack::payload(Seq::ZERO, 1 << 40, &body));
     frame.to_vec()

@@ -14,6 +14,7 @@
 //! `cargo test` runs every scenario at a tiny scale: whether it counts right, and not how long it takes.
 
 mod attack;
+mod author;
 mod child;
 mod client;
 mod fan_out;

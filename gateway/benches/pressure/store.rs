@@ -1,8 +1,9 @@
 //! The embedded store behind a gateway: commits a CPU-second, and catching up.
 
 use crate::Scale;
+use crate::author::{Author, busy, op};
 use crate::child::{Durability, Place, Server};
-use crate::client::{Author, Conn, Result, Role, Swarm, To, Void, busy, op};
+use crate::client::{Conn, Result, Role, Swarm, To, Void};
 use crate::fan_out::spread;
 use crate::limit;
 use crate::report::{Bound, Report, Row, median};
