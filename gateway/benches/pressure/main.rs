@@ -170,6 +170,12 @@ fn main() -> ExitCode {
     }
     // Without `--bench` it is `cargo test` that asks, and its words are filters.
     let measuring = args.iter().any(|arg| arg == "--bench");
+    if args.iter().any(|arg| arg == "--list") {
+        SCENARIOS
+            .iter()
+            .for_each(|(name, ..)| say(&format!("{name}: benchmark")));
+        return ExitCode::SUCCESS;
+    }
     let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
     let known = |name: &str| SCENARIOS.iter().any(|(known, ..)| *known == name);
     if measuring && let Some(unknown) = wanted.iter().find(|name| !known(name)) {
