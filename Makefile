@@ -65,7 +65,7 @@ deny: ## Check licences, sources and bans of dependencies
 	    cargo install --quiet --locked cargo-deny@$(CARGO_DENY_VERSION) --root $(TOOLS); }
 	@PATH="$$PATH:$(CURDIR)/$(TOOLS)/bin" cargo-deny --locked check --hide-inclusion-graph bans licenses sources
 
-bench: ## Run the benchmarks, and print what they found as ratios (docs/PERFORMANCE.md)
+bench: ## Run the benchmarks; print what they found, as ratios and beside what is to be reached (docs/PERFORMANCE.md)
 	rm -rf target/criterion
 	cargo bench --workspace --locked
 	$(STEP) 'times the baseline'
