@@ -5,6 +5,7 @@
 
 pub mod auth;
 pub mod cli;
+pub mod config;
 pub mod engine;
 pub mod env;
 pub mod frame;
