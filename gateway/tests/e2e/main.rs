@@ -12,6 +12,7 @@ mod access;
 mod fan_out;
 mod hostile;
 mod keeping;
+mod limits;
 mod order;
 mod pressure;
 mod real_data;
