@@ -33,6 +33,7 @@ COLLECT = "gateway/src/store/embedded/collect.rs"
 EVALUATE = "gateway/src/engine/evaluate.rs"
 BROKEN = ["-p", "tidegate-history", "--test", "broken"]
 CONTRACT = ["-p", "tidegate", "--test", "contract"]
+CONFIG = ["-p", "tidegate", "--test", "config"]
 OPERATE = ["-p", "tidegate", "--test", "operate"]
 FAULTS = ["-p", "tidegate", "--test", "faults"]
 STREAM = "client/src/sync/space/stream.rs"
@@ -68,8 +69,8 @@ RULES = {
     ),
     "only who has agreed is sent compressed messages": (
         "gateway/src/session/conn.rs",
-        "if !self.compresses() {",
-        "if self.form.is_text() {",
+        "compresses.then_some(node.config.compress_bytes)",
+        "(!self.form.is_text()).then_some(node.config.compress_bytes)",
         E2E,
         "compression::pages_commits_and_answers_are_compressed_for_who_agreed_and_for_nobody_else",
     ),
@@ -93,6 +94,48 @@ RULES = {
         "Ok(Status::StreamEnd) if taken > raw.len() => ",
         ["-p", "tidegate-protocol", "--test", "vectors"],
         "a_compressed_message_gives_what_its_vector_says",
+    ),
+    "an option comes before a variable, and a variable before the file": (
+        "gateway/src/config/mod.rs",
+        "        wrong.extend(variables::read(variables, &mut config));\n        wrong.extend(config.arguments(arguments));\n",
+        "        wrong.extend(config.arguments(arguments));\n        wrong.extend(variables::read(variables, &mut config));\n",
+        LIB,
+        "config::tests::every_setting_is_set_by_the_file_a_variable_and_an_option_and_the_later_wins",
+    ),
+    "a setting is within its range": (
+        "gateway/src/config/value.rs",
+        "if (least..=most).contains(&n) {",
+        "if n <= most {",
+        LIB,
+        "config::tests::every_number_is_taken_from_the_least_to_the_most_and_refused_beyond",
+    ),
+    "what is wrong behind a line that cannot be read is said": (
+        "gateway/src/config/file.rs",
+        "if unreadable.len() == before && next == rest {",
+        "if unreadable.len() != before || next == rest {",
+        LIB,
+        "config::tests::what_is_wrong_behind_a_line_that_cannot_be_read_is_said_too_and_in_its_section",
+    ),
+    "a variable of the gateway's that is no setting is a mistake": (
+        "gateway/src/config/variables.rs",
+        "None => wrong.push(Mistake::new(at, unknown(name, Row::variable))),",
+        "None => {}",
+        CONFIG,
+        "check_names_every_mistake_with_its_line_and_serve_refuses_with_the_same_words",
+    ),
+    "what does not go together is refused": (
+        "gateway/src/config/mod.rs",
+        "        wrong.extend(check::check(&config, &wrong));\n",
+        "",
+        LIB,
+        "config::tests::what_does_not_go_together_is_refused_with_both_values_their_places_and_what_to_do",
+    ),
+    "a gateway runs with what is configured": (
+        "gateway/src/cli/serve/mod.rs",
+        "        ..settings.server.clone()\n",
+        "        ..ServerConfig::default()\n",
+        CONFIG,
+        "serve_runs_with_what_is_configured_and_says_with_what",
     ),
     "what is renumbered after a gap is shown where the history goes on": (
         STREAM,

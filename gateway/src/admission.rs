@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 /// Bounds of admission.
 #[derive(Clone, Debug)]
 pub struct AdmissionConfig {
-    /// Connections at a time, of any kind.
-    pub connections: usize,
+    /// Connections at a time, of any kind. `None`: what open files allow.
+    pub connections: Option<usize>,
     /// Connections that have not been welcomed, among them those on which only HTTP is spoken.
     pub handshakes: usize,
     /// What a connection that has not been welcomed has before another may take its place.
@@ -30,7 +30,7 @@ const OTHER_FILES: u64 = 512;
 impl Default for AdmissionConfig {
     fn default() -> Self {
         Self {
-            connections: most_connections(),
+            connections: None,
             handshakes: 1_024,
             grace: Duration::from_secs(1),
         }
@@ -48,6 +48,7 @@ fn most_connections() -> usize {
 /// The door.
 pub struct Admission {
     config: AdmissionConfig,
+    most: usize,
     metrics: Arc<Metrics>,
     connections: AtomicUsize,
     last: AtomicU64,
@@ -100,6 +101,7 @@ impl Admission {
     /// With nobody in.
     pub fn new(config: AdmissionConfig, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
+            most: config.connections.unwrap_or_else(most_connections),
             config,
             metrics,
             connections: AtomicUsize::new(0),
@@ -115,7 +117,7 @@ impl Admission {
         let place = Place {
             admission: self.clone(),
         };
-        if count >= self.config.connections {
+        if count >= self.most {
             return Err(Full::Connections);
         }
         let now = Instant::now();
@@ -172,7 +174,7 @@ mod tests {
 
     fn door(connections: usize, handshakes: usize) -> Arc<Admission> {
         let config = AdmissionConfig {
-            connections,
+            connections: Some(connections),
             handshakes,
             ..AdmissionConfig::default()
         };

@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod auth;
 pub mod cli;
+pub mod config;
 pub mod engine;
 pub mod env;
 pub mod frame;

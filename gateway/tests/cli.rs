@@ -429,7 +429,9 @@ fn a_taken_port_gets_lines_that_work_as_they_stand() {
     let mut shell = std::process::Command::new("bash");
     let running = Running::start(
         {
-            shell.args(["-c", &format!("exec {serve}")]).stderr(Stdio::null());
+            cli::plain(&mut shell)
+                .args(["-c", &format!("exec {serve}")])
+                .stderr(Stdio::null());
             shell
         },
         gateway.folder().join("served"),

@@ -157,7 +157,7 @@ impl Fleet {
         let config = HubConfig {
             ring_commits: self.plan.ring_commits,
             shard: SHARD,
-            tasks: 2,
+            tasks: Some(2),
             ..HubConfig::default()
         };
         let hub = Hub::new(

@@ -1,11 +1,12 @@
 //! The command line's grammar. `docs/CLI.md` shows its tables, and a test compares the two.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use tidegate_protocol::{Collection, DocPath, Number, SpaceId};
 
 use super::assign::{self, Assignment};
-use super::serve::DEFAULT_DATA_DIR;
+use crate::config::{Argument, DEFAULT_DATA_DIR};
 
 /// A self-hosted real-time sync gateway, and the commands to read and write with it.
 #[derive(Parser, Debug)]
@@ -38,6 +39,8 @@ pub(crate) const DEFAULT_URL: &str = "ws://127.0.0.1:8080";
 pub(crate) enum Command {
     /// Run a gateway
     Serve(ServeArgs),
+    /// Check a gateway's configuration, or show what is in force
+    Config(ConfigArgs),
     /// Show a space's present state, then its changes as they come
     Watch(WatchArgs),
     /// Print a document as JSON
@@ -66,37 +69,80 @@ pub(crate) enum Command {
     Erase(EraseArgs),
 }
 
-/// Options of `serve`.
+/// Options of `serve`, which `config` takes too. A value stays a text here: what is wrong with it is said together with
+/// what is wrong in the file and in variables.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct ServeArgs {
     /// The address to listen on [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
-    pub listen: Option<String>,
+    pub listen: Option<OsString>,
     /// Where the embedded store keeps its files [default: ./tidegate-data]
     #[arg(long, value_name = "DIR")]
-    pub data_dir: Option<PathBuf>,
-    /// A configuration file; options given here come before what it says
+    pub data_dir: Option<OsString>,
+    /// The configuration file [env: TIDEGATE_CONFIG] [default: ./tidegate.toml, if it is there]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Documents that a space may have at most [default: no limit]
+    /// Any setting, as in limits.ops=1000; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<OsString>,
+    /// Documents that a space may have at most [default: none, no limit]
     #[arg(long, value_name = "N")]
-    pub max_space_docs: Option<u64>,
-    /// Bytes that the documents of a space may take at most [default: no limit]
-    #[arg(long, value_name = "N")]
-    pub max_space_bytes: Option<u64>,
-    /// Bytes that all documents together may take at most [default: no limit]
-    #[arg(long, value_name = "N")]
-    pub max_total_bytes: Option<u64>,
+    pub max_space_docs: Option<OsString>,
+    /// Bytes that the documents of a space may take at most [default: none, no limit]
+    #[arg(long, value_name = "SIZE")]
+    pub max_space_bytes: Option<OsString>,
+    /// Bytes that all documents together may take at most [default: none, no limit]
+    #[arg(long, value_name = "SIZE")]
+    pub max_total_bytes: Option<OsString>,
     /// Admit anyone, but from this machine only
     #[arg(long)]
     pub dev: bool,
+}
+
+impl ServeArgs {
+    /// The settings that were given.
+    pub(crate) fn settings(&self) -> Vec<Argument> {
+        let on = self.dev.then(|| OsString::from("true"));
+        let own = [
+            ("--dev", &on),
+            ("--listen", &self.listen),
+            ("--data-dir", &self.data_dir),
+            ("--max-space-docs", &self.max_space_docs),
+            ("--max-space-bytes", &self.max_space_bytes),
+            ("--max-total-bytes", &self.max_total_bytes),
+        ];
+        let own = own
+            .into_iter()
+            .filter_map(|(option, value)| Some(Argument::Own(option, value.clone()?)));
+        own.chain(self.set.iter().cloned().map(Argument::Set)).collect()
+    }
+}
+
+/// Arguments of `config`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ConfigArgs {
+    /// check: name every mistake; show: print what is in force, and who says so
+    #[arg(value_enum, hide_possible_values = true, value_name = "WHAT")]
+    pub what: Look,
+    /// As `serve` would be called.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// What `config` does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Look {
+    /// Name every mistake.
+    Check,
+    /// Print every setting.
+    Show,
 }
 
 /// Which store.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct DataArgs {
     /// Where the embedded store keeps its files, as in serve
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR)]
+    #[arg(long, value_name = "DIR", env = "TIDEGATE_DATA_DIR", default_value = DEFAULT_DATA_DIR)]
     pub data_dir: PathBuf,
 }
 
@@ -308,6 +354,28 @@ mod tests {
             let section = section.split("\n##").next().expect("at least one part");
             assert!(section.contains(&about), "{heading} should say:\n\n{about}");
             assert!(section.contains(&table), "{heading} should have the table\n\n{table}\n");
+        }
+    }
+
+    #[test]
+    fn every_option_of_a_setting_is_one_of_serve_and_sets_it() {
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").expect("serve");
+        let options: Vec<_> = serve.get_arguments().filter_map(|arg| arg.get_long()).collect();
+        let own: Vec<_> = crate::config::ROWS.iter().filter_map(|row| row.option).collect();
+        assert_eq!(
+            options.len(),
+            own.len() + 2,
+            "the others are --config and --set: {options:?}"
+        );
+        for option in own {
+            let mut line = vec!["tidegate", "serve", option];
+            let value = if option == "--dev" { "true" } else { "1" };
+            line.extend((option != "--dev").then_some(value));
+            let Command::Serve(args) = Cli::try_parse_from(line).expect(option).command else {
+                panic!("serve was given")
+            };
+            assert_eq!(args.settings(), [Argument::Own(option, value.into())]);
         }
     }
 

@@ -4,6 +4,7 @@
 
 pub(crate) mod args;
 mod assign;
+mod config;
 mod connection;
 mod edit;
 mod import;
@@ -17,6 +18,7 @@ mod state;
 use args::{Cli, Command, GatewayArgs};
 use clap::Parser as _;
 use show::Form;
+use std::ffi::OsString;
 use std::io::{self, BufWriter, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -58,6 +60,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let ended = match &cli.command {
         Command::Serve(args) => serve::main(args),
+        Command::Config(args) => config::main(args, &mut io::stdout().lock()),
         Command::Check(args) => operate::check(args, &mut io::stdout().lock()),
         Command::Backup(args) => operate::backup(args, &mut io::stdout().lock()),
         Command::Restore(args) => operate::restore(args, &mut io::stdout().lock()),
@@ -106,4 +109,10 @@ fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name)
         .filter(|value| !value.is_empty())
         .map(PathBuf::from)
+}
+
+/// All of the environment.
+#[expect(clippy::disallowed_methods, reason = "this is where settings are read")]
+fn variables() -> Vec<(OsString, OsString)> {
+    std::env::vars_os().collect()
 }

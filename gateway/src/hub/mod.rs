@@ -48,8 +48,8 @@ pub struct HubConfig {
     pub ring_bytes: usize,
     /// Subscribers that are brought together. A space with more is brought by tasks of its own.
     pub shard: usize,
-    /// How many tasks may bring a space's subscribers at a time: as many as there are cores.
-    pub tasks: usize,
+    /// How many tasks may bring a space's subscribers at a time. `None`: as many as there are cores.
+    pub tasks: Option<usize>,
     /// How often every followed space is compared with the store.
     pub head_check: Duration,
     /// How long a space is followed after its last subscriber left.
@@ -62,7 +62,7 @@ impl Default for HubConfig {
             ring_commits: 1_024,
             ring_bytes: 1 << 20,
             shard: 64,
-            tasks: std::thread::available_parallelism().map_or(1, usize::from),
+            tasks: None,
             head_check: Duration::from_secs(3),
             linger: Duration::from_secs(10),
         }
@@ -93,6 +93,8 @@ pub struct Hub {
     config: HubConfig,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
+    /// Tasks that bring one space.
+    at_a_time: usize,
     spaces: DashMap<SpaceId, Arc<SpaceHub>>,
     last_n: AtomicU32,
 }
@@ -214,8 +216,10 @@ pub struct Joining {
 impl Hub {
     /// A hub that follows nothing yet. `run` has to be driven for head checks.
     pub fn new(store: Arc<dyn Store>, config: HubConfig, metrics: Arc<Metrics>, tasks: TaskTracker) -> Arc<Self> {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
             store,
+            at_a_time: config.tasks.unwrap_or_else(cores),
             config,
             metrics,
             tasks,
@@ -362,7 +366,7 @@ impl Hub {
             while space.bring(&mut round, &self.metrics, |_| {}) {}
             return;
         }
-        for _ in inner.fanning..shards.min(self.config.tasks) {
+        for _ in inner.fanning..shards.min(self.at_a_time) {
             inner.fanning += 1;
             self.tasks.spawn(self.clone().bring_all(Fanning::new(space)));
         }

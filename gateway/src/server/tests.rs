@@ -89,14 +89,17 @@ impl Script {
         let output = std::mem::take(&mut self.0.lock().output);
         let mut rest = &output[..];
         let mut messages = Vec::new();
-        while let [_, len, tail @ ..] = rest {
+        while let [kind, len, tail @ ..] = rest {
             let (len, tail) = match len {
                 126 => (usize::from(u16::from_be_bytes([tail[0], tail[1]])), &tail[2..]),
                 short => (usize::from(*short), tail),
             };
             let (body, after) = tail.split_at(len);
             rest = after;
-            messages.push(Form::Msgpack.decode_server(body).unwrap());
+            // But for the frame that closes.
+            if *kind == 0x82 {
+                messages.push(Form::Msgpack.decode_server(body).unwrap());
+            }
         }
         messages.retain(|message| !matches!(message, ServerMessage::Welcome(_)));
         messages

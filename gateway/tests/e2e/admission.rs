@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 async fn gateway(connections: usize, handshakes: usize) -> Gateway {
     let admission = AdmissionConfig {
-        connections,
+        connections: Some(connections),
         handshakes,
         ..AdmissionConfig::default()
     };

@@ -14,6 +14,7 @@ mod compression;
 mod fan_out;
 mod hostile;
 mod keeping;
+mod limits;
 mod order;
 mod pressure;
 mod real_data;

@@ -155,17 +155,19 @@ fn serve(data: &Path, args: &[&str]) -> (Process, String) {
 /// A command with nothing of this machine's settings.
 pub(crate) fn tidegate(args: &[&str]) -> Command {
     let mut command = Command::new(TIDEGATE);
-    for name in [
-        "TIDEGATE_URL",
-        "TIDEGATE_TOKEN",
-        "TIDEGATE_LOG",
-        "NO_COLOR",
-        "XDG_STATE_HOME",
-    ] {
-        command.env_remove(name);
-    }
-    command.args(args).stdin(Stdio::null());
+    plain(&mut command).args(args).stdin(Stdio::null());
     command
+}
+
+/// Takes this machine's settings, and those of the tests, out of a command's environment.
+#[allow(clippy::disallowed_methods, reason = "a test has no command line")]
+pub(crate) fn plain(command: &mut Command) -> &mut Command {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TIDEGATE_") {
+            command.env_remove(name);
+        }
+    }
+    command.env_remove("NO_COLOR").env_remove("XDG_STATE_HOME")
 }
 
 /// Bytes as text.

@@ -1,8 +1,8 @@
 /* A disk that loses power, or fails, for a process under test: LD_PRELOAD it.
  *
- * TIDEGATE_DISK_ROOT    the directory that is on this disk, an absolute path without links
- * TIDEGATE_DISK_SYNCED  a directory that receives what a power cut would leave; may be unset
- * TIDEGATE_DISK_FAULT   a file whose first byte says what fails from now on; may be unset:
+ * TEST_DISK_ROOT    the directory that is on this disk, an absolute path without links
+ * TEST_DISK_SYNCED  a directory that receives what a power cut would leave; may be unset
+ * TEST_DISK_FAULT   a file whose first byte says what fails from now on; may be unset:
  *                       '-' nothing, 'f' writes with ENOSPC, 'e' writes with EIO, 's' syncs with EIO,
  *                       't' writes to files in a directory named "tables" with EIO
  *
@@ -16,7 +16,7 @@
  * a hole in the model makes the test fail, not pass. Ways to write that it does not know (shared writable
  * maps, copies inside the kernel, syncs of whole file systems) end the process with a message.
  *
- * In TIDEGATE_DISK_SYNCED: `f-KEY` the content of a file, `d-KEY` a directory, a line an entry: `f` or `d`,
+ * In TEST_DISK_SYNCED: `f-KEY` the content of a file, `d-KEY` a directory, a line an entry: `f` or `d`,
  * KEY, name; `root` the key of the root. A KEY is an inode with its time of birth, since a number is used
  * again. Nothing is really synced: tests end no machines.
  */
@@ -246,8 +246,8 @@ __attribute__((constructor)) static void begin(void) {
     real_mmap = dlsym(RTLD_NEXT, "mmap64");
     real_fsync = dlsym(RTLD_NEXT, "fsync");
     real_copy = dlsym(RTLD_NEXT, "copy_file_range");
-    const char *at = getenv("TIDEGATE_DISK_ROOT"), *to = getenv("TIDEGATE_DISK_SYNCED"),
-               *control = getenv("TIDEGATE_DISK_FAULT");
+    const char *at = getenv("TEST_DISK_ROOT"), *to = getenv("TEST_DISK_SYNCED"),
+               *control = getenv("TEST_DISK_FAULT");
     if (!at) return;
     if (control) {
         int fd = open(control, O_RDONLY | O_CLOEXEC);

@@ -79,14 +79,14 @@ impl Disk {
     pub(crate) fn attach(&self, command: &mut Command, power: bool) {
         command
             .env("LD_PRELOAD", &self.shim)
-            .env("TIDEGATE_DISK_ROOT", &self.root)
-            .env("TIDEGATE_DISK_FAULT", &self.fault);
+            .env("TEST_DISK_ROOT", &self.root)
+            .env("TEST_DISK_FAULT", &self.fault);
         if power {
             if self.synced.exists() {
                 fs::remove_dir_all(&self.synced).expect("removed");
             }
             fs::create_dir(&self.synced).expect("a folder");
-            command.env("TIDEGATE_DISK_SYNCED", &self.synced);
+            command.env("TEST_DISK_SYNCED", &self.synced);
         }
     }
 

@@ -1,19 +1,16 @@
 //! `serve`: reads what to run, binds the address, says so, and hands over to the server.
 
-mod plan;
 mod words;
 
 use super::args::ServeArgs;
+use super::config::{self, Found};
 use super::{Failure, variable};
 use crate::auth::DevAuthoriser;
-use crate::engine::EngineConfig;
+use crate::config::Settings;
 use crate::env::{Env, SystemEnv};
 use crate::server::control::{Control, STALLED};
 use crate::server::{Parts, Server, ServerConfig};
-use crate::store::Retention;
 use crate::store::embedded::{self, EmbeddedOptions, EmbeddedStore};
-pub(crate) use plan::DEFAULT_DATA_DIR;
-use plan::Plan;
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -25,46 +22,43 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 pub(crate) use words::quote;
 
-/// What the log shows unless `TIDEGATE_LOG` says otherwise: a line a connection, and warnings.
-const LOG: &str = "info";
-/// How often what is older than the retention (90 days) is removed.
-const COLLECT_EVERY: Duration = Duration::from_secs(60 * 60);
-
 /// Runs a gateway until it is told to stop.
 pub(crate) fn main(args: &ServeArgs) -> Result<(), Failure> {
-    let plan = Plan::new(args, |path| fs::read_to_string(path))?;
-    log()?;
+    let (settings, found) = config::find(args).settings()?;
+    log(&settings.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|e| format!("cannot start: {e}"))?;
-    runtime.block_on(run(args, &plan))
+    runtime.block_on(run(args, &settings, &found))
 }
 
-async fn run(args: &ServeArgs, plan: &Plan) -> Result<(), Failure> {
+async fn run(args: &ServeArgs, settings: &Settings, found: &Found) -> Result<(), Failure> {
     let call = call();
     // Before the store: that a port is taken is said for what it is, and not as a folder in use.
-    let listener = bind(args, plan.listen, &call)?;
-    let address = listener.local_addr().map_err(|e| format!("{}: {e}", plan.listen))?;
+    let listener = bind(args, settings.listen, &call)?;
+    let address = listener.local_addr().map_err(|e| format!("{}: {e}", settings.listen))?;
+    let file = found.file.as_deref().unwrap_or(Path::new("none"));
+    tracing::info!(file = %file.display(), set = %found.set(), "configuration");
     let env: Arc<dyn Env> = Arc::new(SystemEnv);
     let options = EmbeddedOptions {
-        durability: plan.durability,
-        retention: Retention::default(),
-        reserve_bytes: plan.reserve_bytes,
+        durability: settings.durability,
+        retention: settings.retention.clone(),
+        reserve_bytes: settings.reserve_bytes,
         env: env.clone(),
     };
-    let folder = plan.data_dir.clone();
+    let folder = settings.data_dir.clone();
     let store = tokio::task::spawn_blocking(move || embedded::open(&folder, options));
     let store = store
         .await
         .map_err(|e| format!("cannot open the store: {e}"))?
         .map_err(|e| e.to_string())?;
     let store = Arc::new(store);
-    reserve_fits(plan)?;
+    reserve_fits(found)?;
     // Not every file system has sockets; the gateway serves without.
-    let control = Control::bind(&plan.data_dir)
+    let control = Control::bind(&settings.data_dir)
         .inspect_err(|error| {
-            let dir = plan.data_dir.display();
+            let dir = settings.data_dir.display();
             tracing::warn!(%dir, %error, "no control socket: backup and erase need the gateway stopped");
         })
         .ok();
@@ -77,15 +71,11 @@ async fn run(args: &ServeArgs, plan: &Plan) -> Result<(), Failure> {
     };
     let config = ServerConfig {
         loopback_only: true,
-        engine: EngineConfig {
-            quota: plan.quota,
-            ..EngineConfig::default()
-        },
-        ..ServerConfig::default()
+        ..settings.server.clone()
     };
     let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| format!("{address}: {e}"))?;
     let mut background = JoinSet::new();
-    background.spawn(collect(store.clone(), env));
+    background.spawn(collect(store.clone(), env, settings.collect_every));
     background.spawn(stop_when_told(told()?, stop.clone()));
     let server = Server::new(parts, config);
     let mut operators = JoinSet::new();
@@ -94,7 +84,7 @@ async fn run(args: &ServeArgs, plan: &Plan) -> Result<(), Failure> {
     }
 
     let mut out = io::stdout();
-    out.write_all(words::up(plan, address, &call).as_bytes())?;
+    out.write_all(words::up(settings, found.file.as_deref(), address, &call).as_bytes())?;
     out.flush()?;
     let ended = server.run(listener, stop.clone()).await;
     // Also where the server has ended by itself.
@@ -109,21 +99,22 @@ async fn run(args: &ServeArgs, plan: &Plan) -> Result<(), Failure> {
 }
 
 /// More than the whole disk cannot be kept free: every write would be refused.
-fn reserve_fits(plan: &Plan) -> Result<(), String> {
-    let (reserve, dir) = (plan.reserve_bytes, plan.data_dir.display());
-    let disk = rustix::fs::statvfs(&plan.data_dir).map_err(|e| format!("{dir}: {e}"))?;
+fn reserve_fits(found: &Found) -> Result<(), String> {
+    let settings = &found.config.settings;
+    let (reserve, dir) = (settings.reserve_bytes, settings.data_dir.display());
+    let disk = rustix::fs::statvfs(&settings.data_dir).map_err(|e| format!("{dir}: {e}"))?;
     let size = disk.f_blocks.saturating_mul(disk.f_frsize);
     match reserve == 0 || reserve < size {
         true => Ok(()),
         false => Err(format!(
-            "reserve_bytes: {reserve} bytes cannot be kept free on the disk of {dir}, which has {size} in all; \
-             set fewer in the configuration file (--config)"
+            "{}: reserve_bytes: {reserve} bytes cannot be kept free on the disk of {dir}, which has {size} in all; set fewer",
+            found.config.origin("reserve_bytes")
         )),
     }
 }
 
-/// Removes what is older than the retention, now and then every hour.
-async fn collect(store: Arc<EmbeddedStore>, env: Arc<dyn Env>) {
+/// Removes what is older than the retention, now and then at every so long.
+async fn collect(store: Arc<EmbeddedStore>, env: Arc<dyn Env>, every: Duration) {
     loop {
         match store.collect(env.now_ms()).await {
             Ok(collected) => tracing::debug!(?collected, "collected what is older than the retention"),
@@ -131,12 +122,25 @@ async fn collect(store: Arc<EmbeddedStore>, env: Arc<dyn Env>) {
                 tracing::warn!(%error, "collecting what is older than the retention failed; it is tried again")
             }
         }
-        tokio::time::sleep(COLLECT_EVERY).await;
+        tokio::time::sleep(every).await;
     }
 }
 
+/// Connections that the kernel keeps until they are accepted: as many as come at once when a node takes over from
+/// another. The kernel has a bound of its own, `net.core.somaxconn`.
+const BACKLOG: i32 = 4_096;
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
 fn bind(args: &ServeArgs, address: SocketAddr, call: &str) -> Result<TcpListener, String> {
-    let listener = TcpListener::bind(address).map_err(|e| match e.kind() {
+    let listener = listen(address).map_err(|e| match e.kind() {
         io::ErrorKind::AddrInUse => words::port_taken(args, address, words::free_after(address), call),
         _ => format!("cannot listen on {address}: {e}"),
     })?;
@@ -163,10 +167,9 @@ async fn stop_when_told([mut terminate, mut interrupt]: [Signal; 2], stop: Cance
 }
 
 /// The log goes to standard error, so that standard output stays readable.
-fn log() -> Result<(), String> {
+fn log(filter: &str) -> Result<(), String> {
     use tracing_subscriber::EnvFilter;
-    let filter = variable("TIDEGATE_LOG").map_or_else(|| LOG.to_owned(), |value| value.display().to_string());
-    let filter = EnvFilter::try_new(&filter).map_err(|e| format!("TIDEGATE_LOG={filter:?}: {e}"))?;
+    let filter = EnvFilter::try_new(filter).map_err(|e| format!("log: {filter:?}: {e}"))?;
     let colour = super::show::colour(io::IsTerminal::is_terminal(&io::stderr()));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

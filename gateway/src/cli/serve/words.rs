@@ -1,8 +1,8 @@
 //! What `serve` says: when it is up, and when its port is taken. Every command in it can be pasted
 //! into a shell as it stands.
 
-use super::plan::Plan;
 use crate::cli::args::{DEFAULT_URL, ServeArgs};
+use crate::config::{Argument, Settings};
 use crate::store::embedded::Durability;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -44,20 +44,21 @@ pub(crate) fn url(listen: SocketAddr) -> String {
 }
 
 /// The message of a gateway that has begun to listen.
-pub(crate) fn up(plan: &Plan, listen: SocketAddr, call: &str) -> String {
+pub(crate) fn up(settings: &Settings, file: Option<&Path>, listen: SocketAddr, call: &str) -> String {
     let url = url(listen);
     let environment = if url == DEFAULT_URL {
         String::new()
     } else {
         format!("  export TIDEGATE_URL={}\n", quote(&url))
     };
-    let durability = match plan.durability {
+    let durability = match settings.durability {
         Durability::Fsync => "an ack means: on disk",
         Durability::Memory => "an ack means: handed to the system, and a power cut may lose it",
     };
     format!(
         "Tidegate {version} listens on {url}\n\
          Its data is in {data} ({durability}).\n\
+         {configuration}\
          Dev mode: anyone on this machine may read and write everything; nobody else can connect.\n\
          \n\
          Next, in other terminals:\n\
@@ -66,7 +67,11 @@ pub(crate) fn up(plan: &Plan, listen: SocketAddr, call: &str) -> String {
          \n\
          Ctrl-C stops it.\n",
         version = env!("CARGO_PKG_VERSION"),
-        data = plan.data_dir.display(),
+        data = settings.data_dir.display(),
+        configuration = file.map_or_else(String::new, |path| format!(
+            "Its configuration is {}.\n",
+            path.display()
+        )),
     )
 }
 
@@ -77,23 +82,18 @@ pub(crate) fn port_taken(args: &ServeArgs, taken: SocketAddr, free: Option<Socke
         text.push_str("\nStop that, or choose a free port with --listen.");
         return text;
     };
-    let mut command = format!("{call} serve");
-    if args.dev {
-        command.push_str(" --dev");
+    let mut command = format!("{call} serve --listen {}", quote(&free.to_string()));
+    if let Some(path) = &args.config {
+        command.push_str(&format!(" --config {}", quote(&path.display().to_string())));
     }
-    command.push_str(&format!(" --listen {}", quote(&free.to_string())));
-    for (option, path) in [("--data-dir", &args.data_dir), ("--config", &args.config)] {
-        if let Some(path) = path {
-            command.push_str(&format!(" {option} {}", quote(&path.display().to_string())));
-        }
-    }
-    for (option, most) in [
-        ("--max-space-docs", args.max_space_docs),
-        ("--max-space-bytes", args.max_space_bytes),
-        ("--max-total-bytes", args.max_total_bytes),
-    ] {
-        if let Some(most) = most {
-            command.push_str(&format!(" {option} {most}"));
+    for argument in args.settings() {
+        match &argument {
+            _ if argument.key() == Some("listen") => {}
+            Argument::Own("--dev", _) => command.push_str(" --dev"),
+            Argument::Own(option, value) => {
+                command.push_str(&format!(" {option} {}", quote(&value.display().to_string())))
+            }
+            Argument::Set(set) => command.push_str(&format!(" --set {}", quote(&set.display().to_string()))),
         }
     }
     let url = quote(&url(free));
@@ -142,14 +142,8 @@ mod tests {
 
     #[test]
     fn the_first_message_names_the_url_who_may_come_in_and_the_next_commands() {
-        let plan = Plan {
-            listen: "127.0.0.1:8080".parse().unwrap(),
-            data_dir: "./tidegate-data".into(),
-            durability: Durability::Fsync,
-            reserve_bytes: 1,
-            quota: crate::engine::Quota::default(),
-        };
-        let text = up(&plan, plan.listen, "target/release/tidegate");
+        let settings = Settings::default();
+        let text = up(&settings, None, settings.listen, "target/release/tidegate");
         for wants in [
             "ws://127.0.0.1:8080",
             "on this machine",
@@ -159,7 +153,10 @@ mod tests {
             assert!(text.contains(wants), "{wants}: {text}");
         }
         assert!(!text.contains("TIDEGATE_URL"), "the default needs no variable: {text}");
-        let text = up(&plan, "[::1]:8081".parse().unwrap(), "tidegate");
+        assert!(!text.contains("configuration"), "there is no file: {text}");
+        let file = Some(Path::new("etc/tidegate.toml"));
+        let text = up(&settings, file, "[::1]:8081".parse().unwrap(), "tidegate");
+        assert!(text.contains("Its configuration is etc/tidegate.toml.\n"), "{text}");
         assert!(text.contains("export TIDEGATE_URL='ws://[::1]:8081'\n"), "{text}");
     }
 
@@ -172,7 +169,8 @@ mod tests {
         let args = ServeArgs {
             dev: true,
             data_dir: Some("my data".into()),
-            max_space_docs: Some(9),
+            max_space_docs: Some("9".into()),
+            set: vec!["limits.ops=7".into(), "listen=127.0.0.1:8080".into()],
             ..ServeArgs::default()
         };
         let text = port_taken(
@@ -183,7 +181,7 @@ mod tests {
         );
         for wants in [
             "127.0.0.1:8080 is taken",
-            "\n  tidegate serve --dev --listen 127.0.0.1:8081 --data-dir 'my data' --max-space-docs 9\n",
+            "\n  tidegate serve --listen 127.0.0.1:8081 --dev --data-dir 'my data' --max-space-docs 9 --set limits.ops=7\n",
             "\n  export TIDEGATE_URL=ws://127.0.0.1:8081\n",
         ] {
             assert!(text.contains(wants), "{wants}: {text}");
