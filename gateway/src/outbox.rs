@@ -573,7 +573,7 @@ impl<T: Transport + ?Sized> Drop for Waiting<'_, T> {
 impl State {
     /// Takes the thread's queue, if it has none.
     fn borrow_queue(&mut self) {
-        if self.queue.capacity() == 0 {
+        if self.queue.capacity() == 0 && !self.blocked {
             self.queue = QUEUE.take();
         }
     }
@@ -582,9 +582,9 @@ impl State {
     fn return_queue(&mut self) {
         if self.queue.is_empty() && self.queue.capacity() > 0 {
             let queue = std::mem::take(&mut self.queue);
-            if queue.capacity() <= KEPT {
-                QUEUE.set(queue);
-            }
+            let kept = QUEUE.take();
+            let larger = (kept.capacity()..=KEPT).contains(&queue.capacity());
+            QUEUE.set(if larger { queue } else { kept });
         }
     }
 
@@ -618,6 +618,7 @@ impl State {
             untouched = untouched.saturating_sub(1);
             keep
         });
+        self.queue.shrink_to_fit();
         self.bytes = self.queue.iter().map(|queued| queued.frame.len()).sum();
         Some((stream, before))
     }

@@ -175,7 +175,8 @@ impl Ws {
     ) -> Result<usize, Ended> {
         while at < buffer.len() {
             if self.left > 0 {
-                let here = usize::try_from(self.left).map_or(buffer.len(), |left| buffer.len().min(at + left));
+                let here =
+                    usize::try_from(self.left).map_or(buffer.len(), |left| buffer.len().min(at.saturating_add(left)));
                 self.left -= (here - at) as u64;
                 let flow = self.feed(&buffer[at..here], outbox, each)?;
                 at = here;
@@ -279,7 +280,7 @@ fn give_back(buffer: Vec<u8>) {
 }
 
 fn context(limit: usize) -> WebSocketContext {
-    // It is fed what is there: its own buffer grows with the frame.
+    // It reserves what a frame announces, at most the limit; memory that is not written to costs little.
     let config = WebSocketConfig::default()
         .read_buffer_size(FED)
         .write_buffer_size(0)

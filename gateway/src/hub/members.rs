@@ -8,6 +8,7 @@ use super::{Answer, Subscriber};
 use crate::frame;
 use crate::metrics::Metrics;
 use crate::outbox::Stream;
+use crate::store::View;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -54,6 +55,7 @@ pub(super) struct Members {
     /// Connection to slot.
     places: HashMap<u64, u32>,
     last_id: u32,
+    last_audience: u32,
     /// In a shard.
     most: usize,
     /// The slot that was last brought up.
@@ -105,15 +107,46 @@ impl Members {
         Some(slot)
     }
 
+    /// The audience of this view, form and compression, if there is one.
+    pub(super) fn audience(&self, view: &View, form: Form, z: Option<usize>) -> Option<&Arc<Audience>> {
+        // There may be none but those who get compressed what is made of its frames.
+        self.slots
+            .iter()
+            .flat_map(|slot| [Some(&slot.audience), slot.audience.z.as_ref().map(|(_, plain)| plain)])
+            .flatten()
+            .find(|audience| audience.is(view, form, z))
+    }
+
+    /// The audience, or a new one.
+    fn named(&mut self, view: &View, form: Form, z: Option<(usize, Arc<Audience>)>) -> Arc<Audience> {
+        if z.is_none()
+            && let Some(known) = self.audience(view, form, None)
+        {
+            return known.clone();
+        }
+        self.last_audience += 1;
+        Arc::new(Audience {
+            number: self.last_audience,
+            view: view.clone(),
+            form,
+            z,
+        })
+    }
+
     /// The slot of an audience that has room, made at `position` if there is none.
-    pub(super) fn with_room(&mut self, audience: Audience, position: Position) -> &mut Slot {
-        let has_room = |slot: &Slot| slot.places < self.most && *slot.audience == audience;
+    pub(super) fn with_room(&mut self, view: &View, form: Form, z: Option<usize>, position: Position) -> &mut Slot {
+        let has_room = |slot: &Slot| slot.places < self.most && slot.audience.is(view, form, z);
         let index = self.slots.iter().position(has_room).unwrap_or_else(|| {
+            let audience = match self.audience(view, form, z) {
+                Some(known) => known.clone(),
+                None => {
+                    let z = z.map(|from| (from, self.named(view, form, None)));
+                    self.named(view, form, z)
+                }
+            };
             self.last_id += 1;
             // Most spaces have one.
             self.slots.reserve_exact(usize::from(self.slots.len() < 4));
-            let known = self.slots.iter().find(|slot| *slot.audience == audience);
-            let audience = known.map_or_else(|| Arc::new(audience), |slot| slot.audience.clone());
             self.slots.push(Slot {
                 id: self.last_id,
                 audience,

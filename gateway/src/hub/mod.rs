@@ -18,6 +18,7 @@ mod space;
 mod tests;
 
 use crate::engine::Publish;
+use crate::frame;
 use crate::metrics::{Gauged, Metrics};
 use crate::outbox::{Outbox, Stream};
 use crate::store::{Lineage, LogEntry, LogReply, SpaceState, Store, StoreError, View};
@@ -43,8 +44,8 @@ pub struct HubConfig {
     /// Commits kept per space for subscribers that have just caught up. An older one reads the log.
     pub ring_commits: usize,
     /// Their bytes, frames included. While more than the ring holds is on its way to subscribers, no more is taken in
-    /// from writers; of what others publish, twice as much is kept, and the oldest forgotten: those who have not been
-    /// brought it catch up.
+    /// from writers; of what others publish, twice as many bytes are kept, and the oldest forgotten: those who have not
+    /// been brought it catch up.
     pub ring_bytes: usize,
     /// Subscribers that are brought together. A space with more is brought by tasks of its own.
     pub shard: usize,
@@ -72,6 +73,8 @@ impl Default for HubConfig {
 /// Commits of one log read when a gap is filled.
 const FILL: usize = 512;
 const FILL_BYTES: usize = 1 << 20;
+/// Rounds after which a task tells those who wait for room.
+const TOLD: u32 = 64;
 /// Spaces asked for in one store call.
 const CHECK: usize = 256;
 
@@ -162,6 +165,7 @@ impl Drop for Fanning {
         if self.1 {
             self.0.inner.lock().fanning -= 1;
         }
+        self.0.room.notify_waiters();
     }
 }
 
@@ -358,12 +362,11 @@ impl Hub {
 
     /// Brings everybody to where the space stands: at once if they are few, by tasks of the space's own otherwise.
     fn fan_out(self: &Arc<Self>, space: &Arc<SpaceHub>, mut inner: MutexGuard<'_, Inner>) {
-        inner.trim(&self.config);
         let shards = inner.shards();
         if shards <= 1 && inner.fanning == 0 {
             drop(inner);
             let mut round = Round::default();
-            while space.bring(&mut round, &self.metrics, |_| {}) {}
+            while space.bring(&mut round, &self.metrics, |inner| inner.trim(&self.config)) {}
             return;
         }
         for _ in inner.fanning..shards.min(self.at_a_time) {
@@ -377,11 +380,18 @@ impl Hub {
         let mut round = Round::default();
         let space = fanning.0.clone();
         // Under one lock with finding nothing: whoever has something later, begins anew.
-        while space.bring(&mut round, &self.metrics, |inner| fanning.end(inner)) {
-            space.room.notify_waiters();
+        let mut rounds = 0_u32;
+        while space.bring(&mut round, &self.metrics, |inner| {
+            fanning.end(inner);
+            inner.trim(&self.config);
+        }) {
+            rounds += 1;
+            // Who waits looks at all shards.
+            if rounds.is_multiple_of(TOLD) {
+                space.room.notify_waiters();
+            }
             tokio::task::yield_now().await;
         }
-        space.room.notify_waiters();
     }
 
     /// Takes in what the log answered. `None`: it is read on at once.
@@ -507,6 +517,7 @@ impl Publish for LocalPublish {
             space.news.notify_waiters();
         }
         let mut inner = space.inner.lock();
+        inner.forget(&hub.config);
         match inner.hear(lineage, commits) {
             Found::Repeat => return,
             Found::Next => {}
@@ -524,8 +535,15 @@ impl Lease {
 
     /// A commit of the log as a view's subscribers get it: the very frame that they were sent, if the hub still has it.
     pub fn change(&self, view: &View, form: Form, z: Option<usize>, commit: &LogEntry) -> Option<Bytes> {
-        let inner = self.space.inner.lock();
-        inner.change(self.space.n, view, (form, z), commit, &self.hub.metrics)
+        let (n, metrics) = (self.space.n, &self.hub.metrics);
+        let (kept, audience) = self.space.inner.lock().kept(commit.seq, view, form, z);
+        // Only for those who are subscribed is a frame kept: views are a client's to choose.
+        if let (Some(kept), Some(audience)) = (kept.filter(|kept| kept.is(commit)), audience) {
+            return kept.frame(n, &audience, metrics);
+        }
+        let plain = ring::change(n, view, form, &commit.payload)?;
+        let small = z.and_then(|from| frame::compressed(&plain, from, metrics));
+        Some(small.unwrap_or(plain))
     }
 
     /// Makes a subscription that has caught up to `at` live, in one step with handing it `current`

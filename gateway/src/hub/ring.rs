@@ -12,17 +12,28 @@ use tidegate_protocol::form::Form;
 use tidegate_protocol::{Seq, msgpack};
 
 /// Subscribers that get the same bytes.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Debug)]
 pub(super) struct Audience {
+    /// Told from all others that the space has had.
+    pub(super) number: u32,
     pub(super) view: View,
     pub(super) form: Form,
-    /// Frames whose message has so many bytes are compressed, where that pays.
-    pub(super) z: Option<usize>,
+    /// For frames that are compressed where that pays: from how many bytes of a message on, and who gets them plain.
+    pub(super) z: Option<(usize, Arc<Audience>)>,
+}
+
+impl Audience {
+    /// Whether it is the one of this view, form and compression.
+    pub(super) fn is(&self, view: &View, form: Form, z: Option<usize>) -> bool {
+        self.form == form && self.z.as_ref().map(|(from, _)| *from) == z && self.view == *view
+    }
 }
 
 /// A commit that is kept.
 pub(super) struct Commit {
     pub(super) seq: Seq,
+    /// Bytes of its payload.
+    pub(super) size: usize,
     body: Mutex<Body>,
     /// Bytes of all commits of the space, frames included.
     bytes: Arc<AtomicUsize>,
@@ -30,94 +41,95 @@ pub(super) struct Commit {
 
 struct Body {
     payload: Bytes,
-    /// `None`: the view covers nothing of it.
-    frames: Vec<(Arc<Audience>, Option<Bytes>)>,
-    size: usize,
+    /// By the audience's number. `None`: the view covers nothing of it.
+    frames: Vec<(u32, Option<Bytes>)>,
+    /// What it takes.
+    takes: usize,
 }
 
 impl Commit {
     pub(super) fn new(entry: LogEntry, bytes: Arc<AtomicUsize>) -> Self {
-        let size = size_of::<Self>() + entry.payload.len();
-        bytes.fetch_add(size, Ordering::Relaxed);
+        let size = entry.payload.len();
+        let takes = size_of::<Self>() + size;
+        bytes.fetch_add(takes, Ordering::Relaxed);
         let body = Body {
             payload: entry.payload,
             frames: Vec::new(),
-            size,
+            takes,
         };
         Self {
             seq: entry.seq,
+            size,
             body: Mutex::new(body),
             bytes,
         }
     }
 
     /// Its frame for an audience; `None` if the view covers nothing of it.
-    pub(super) fn frame(&self, n: u32, audience: &Arc<Audience>, metrics: &Metrics) -> Option<Bytes> {
-        let mut body = self.body.lock();
-        let kept = |(of, _): &&(Arc<Audience>, _)| Arc::ptr_eq(of, audience) || of == audience;
-        if let Some((_, frame)) = body.frames.iter().find(kept) {
-            return frame.clone();
+    pub(super) fn frame(&self, n: u32, audience: &Audience, metrics: &Metrics) -> Option<Bytes> {
+        self.frame_of(&mut self.body.lock(), n, audience, metrics)
+    }
+
+    fn frame_of(&self, body: &mut Body, n: u32, audience: &Audience, metrics: &Metrics) -> Option<Bytes> {
+        let number = |(number, _): &(u32, Option<Bytes>)| *number;
+        if let Ok(index) = body.frames.binary_search_by_key(&audience.number, number) {
+            return body.frames[index].1.clone();
         }
-        let frame = self.make(&mut body, n, audience, metrics);
-        body.frames.push((Arc::clone(audience), frame.clone()));
+        let (frame, more) = match &audience.z {
+            // Made of the one that others get, if there are others.
+            Some((from, plain)) => match self.frame_of(body, n, plain, metrics) {
+                Some(plain) => match frame::compressed(&plain, *from, metrics) {
+                    Some(small) => (Some(small.clone()), small.len()),
+                    None => (Some(plain), 0),
+                },
+                None => (None, 0),
+            },
+            None => self.encode(body, n, audience, metrics),
+        };
+        let index = body.frames.partition_point(|frame| number(frame) < audience.number);
+        body.frames.insert(index, (audience.number, frame.clone()));
+        let more = more + size_of::<(u32, Option<Bytes>)>();
+        body.takes += more;
+        self.bytes.fetch_add(more, Ordering::Relaxed);
         frame
     }
 
-    fn make(&self, body: &mut Body, n: u32, audience: &Arc<Audience>, metrics: &Metrics) -> Option<Bytes> {
-        if let Some(threshold) = audience.z {
-            let plain = Audience {
-                z: None,
-                ..Audience::clone(audience)
-            };
-            // Made of the one that others get, if there are others.
-            let plain = match body.frames.iter().find(|(of, _)| **of == plain) {
-                Some((_, frame)) => frame.clone(),
-                None => {
-                    let plain = Arc::new(plain);
-                    let frame = self.make(body, n, &plain, metrics);
-                    body.frames.push((plain, frame.clone()));
-                    frame
-                }
-            }?;
-            let small = frame::compressed(&plain, threshold, metrics);
-            self.grow(body, small.as_ref().map_or(0, Bytes::len));
-            return Some(small.unwrap_or(plain));
-        }
-        let frame = change(n, audience, &body.payload);
-        if let Some(frame) = &frame {
-            metrics.encodes.inc();
-            let head = frame.len().checked_sub(body.payload.len());
-            match head.filter(|head| audience.view.collections.is_none() && frame[*head..] == body.payload) {
-                // It is the payload behind a prefix: one of the two is enough.
-                Some(head) => body.payload = frame.slice(head..),
-                None => self.grow(body, frame.len()),
+    /// Its frame, and what that takes beside the payload.
+    fn encode(&self, body: &mut Body, n: u32, audience: &Audience, metrics: &Metrics) -> (Option<Bytes>, usize) {
+        let Some(frame) = change(n, &audience.view, audience.form, &body.payload) else {
+            return (None, 0);
+        };
+        metrics.encodes.inc();
+        let head = frame.len().checked_sub(body.payload.len());
+        match head.filter(|head| audience.view.collections.is_none() && frame[*head..] == body.payload) {
+            // It is the payload behind a prefix: one of the two is enough.
+            Some(head) => {
+                body.payload = frame.slice(head..);
+                (Some(frame), 0)
+            }
+            None => {
+                let takes = frame.len();
+                (Some(frame), takes)
             }
         }
-        frame
     }
 
     /// Whether it is this commit, and not one of another history that has the same seq.
     pub(super) fn is(&self, entry: &LogEntry) -> bool {
         self.seq == entry.seq && self.body.lock().payload == entry.payload
     }
-
-    fn grow(&self, body: &mut Body, by: usize) {
-        body.size += by;
-        self.bytes.fetch_add(by, Ordering::Relaxed);
-    }
 }
 
 impl Drop for Commit {
     fn drop(&mut self) {
-        self.bytes.fetch_sub(self.body.get_mut().size, Ordering::Relaxed);
+        self.bytes.fetch_sub(self.body.get_mut().takes, Ordering::Relaxed);
     }
 }
 
 /// A commit as a view's subscribers get it, not compressed; `None` if the view covers nothing of it.
-pub(super) fn change(n: u32, audience: &Audience, payload: &Bytes) -> Option<Bytes> {
-    let Audience { view, form, .. } = audience;
+pub(super) fn change(n: u32, view: &View, form: Form, payload: &Bytes) -> Option<Bytes> {
     if view.collections.is_none() {
-        return Some(frame::change(*form, n, payload));
+        return Some(frame::change(form, n, payload));
     }
     // What the store gives back is what the engine encoded; a payload that does not decode would be
     // a defect, and is passed over here as it would be refused by the subscriber.
@@ -128,7 +140,7 @@ pub(super) fn change(n: u32, audience: &Audience, payload: &Bytes) -> Option<Byt
     }
     let body = msgpack::encode_body(decoded.writer, decoded.mid, &decoded.docs);
     Some(frame::change(
-        *form,
+        form,
         n,
         &msgpack::payload(decoded.seq, decoded.at, &body),
     ))

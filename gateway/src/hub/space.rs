@@ -2,9 +2,8 @@
 
 use super::deliver::{Event, Round};
 use super::members::{Behind, Member, Members, Shard};
-use super::ring::{Audience, Commit, change};
+use super::ring::{Audience, Commit};
 use super::{Answer, HubConfig, Joining, Subscriber};
-use crate::frame;
 use crate::metrics::Metrics;
 use crate::outbox::NONE;
 use crate::store::{Lineage, LogEntry, SpaceState, View};
@@ -39,7 +38,10 @@ pub(super) struct Inner {
     lineage: Arc<Lineage>,
     /// The last ones up to `position`, without a gap.
     ring: VecDeque<Arc<Commit>>,
+    /// What its commits take, frames included, and those that a round still holds.
     ring_bytes: Arc<AtomicUsize>,
+    /// Bytes of the payloads of those in it.
+    payloads: usize,
     ahead: BTreeMap<Seq, LogEntry>,
     members: Members,
     /// Tasks that bring shards up.
@@ -164,6 +166,7 @@ impl Inner {
                     let commit = first.remove();
                     self.position.seq = commit.seq;
                     let commit = Commit::new(commit, Arc::clone(&self.ring_bytes));
+                    self.payloads += commit.size;
                     self.ring.push_back(Arc::new(commit));
                 }
                 _ => return,
@@ -171,20 +174,31 @@ impl Inner {
         }
     }
 
-    /// Forgets the oldest commits over the ring's bounds: those that all members have been brought, and any over twice
-    /// the bounds.
+    /// Forgets the oldest commits over the ring's bounds, of those that all members have been brought.
     pub(super) fn trim(&mut self, config: &HubConfig) {
         let least = self.members.least().unwrap_or(self.position.seq);
-        while let Some(oldest) = self.ring.front() {
-            let over = |times: usize| {
-                self.ring.len() > times * config.ring_commits
-                    || self.ring_bytes.load(Ordering::Relaxed) > times * config.ring_bytes
-            };
-            if !over(if oldest.seq <= least { 1 } else { 2 }) {
-                break;
-            }
-            self.ring.pop_front();
+        while self.is_over(config) && self.ring.front().is_some_and(|oldest| oldest.seq <= least) {
+            self.drop_oldest();
         }
+    }
+
+    /// Forgets the oldest commits, brought or not, before more of them are heard: where twice what the ring holds is still
+    /// on its way, whoever has not been brought them catches up. Writers of this node wait before it comes to that.
+    pub(super) fn forget(&mut self, config: &HubConfig) {
+        self.trim(config);
+        while self.ring.len() > 2 * config.ring_commits || self.payloads > 2 * config.ring_bytes {
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some(oldest) = self.ring.pop_front() {
+            self.payloads -= oldest.size;
+        }
+    }
+
+    fn is_over(&self, config: &HubConfig) -> bool {
+        self.ring.len() > config.ring_commits || self.ring_bytes.load(Ordering::Relaxed) > config.ring_bytes
     }
 
     /// Whether more than the ring's bounds is on its way to members.
@@ -193,7 +207,7 @@ impl Inner {
             return false;
         }
         self.trim(config);
-        self.ring.len() > config.ring_commits || self.ring_bytes.load(Ordering::Relaxed) > config.ring_bytes
+        self.is_over(config)
     }
 
     /// How many shards there are.
@@ -253,7 +267,7 @@ impl Inner {
             held: Vec::new(),
         };
         let position = self.position;
-        let slot = self.members.with_room(Audience { view, form, z }, position);
+        let slot = self.members.with_room(&view, form, z, position);
         let (id, audience, shard) = (slot.id(), slot.audience.clone(), slot.shard.clone());
         let behind = std::mem::replace(&mut slot.at, position);
         round.catch_up(n, &audience, &mut member, current, metrics);
@@ -305,29 +319,17 @@ impl Inner {
         }
     }
 
-    /// A commit of the log as a view's subscribers get it: as it is in the ring, if it is.
-    pub(super) fn change(
+    /// A commit of the log, if it is in the ring, and the members who get it in this view, form and compression.
+    pub(super) fn kept(
         &self,
-        n: u32,
+        seq: Seq,
         view: &View,
-        (form, z): (Form, Option<usize>),
-        commit: &LogEntry,
-        metrics: &Metrics,
-    ) -> Option<Bytes> {
-        let audience = Audience {
-            view: view.clone(),
-            form,
-            z,
-        };
-        let index = self.ring.binary_search_by_key(&commit.seq, |kept| kept.seq);
-        match index.ok().map(|index| &self.ring[index]).filter(|kept| kept.is(commit)) {
-            Some(kept) => kept.frame(n, &Arc::new(audience), metrics),
-            None => {
-                let plain = change(n, &audience, &commit.payload)?;
-                let small = z.and_then(|threshold| frame::compressed(&plain, threshold, metrics));
-                Some(small.unwrap_or(plain))
-            }
-        }
+        form: Form,
+        z: Option<usize>,
+    ) -> (Option<Arc<Commit>>, Option<Arc<Audience>>) {
+        let index = self.ring.binary_search_by_key(&seq, |kept| kept.seq);
+        let commit = index.ok().map(|index| Arc::clone(&self.ring[index]));
+        (commit, self.members.audience(view, form, z).cloned())
     }
 
     /// Starts over at another state: every subscription has to catch up.
@@ -335,6 +337,7 @@ impl Inner {
         self.position = state.head;
         self.lineage = Arc::new(state.lineage);
         self.ring.clear();
+        self.payloads = 0;
         self.ahead.clear();
         self.members.end_all(self.position, metrics);
     }

@@ -164,6 +164,19 @@ impl Dice {
 }
 
 #[test]
+fn a_length_beyond_all_memory_is_over_the_limit_wherever_its_frame_begins() {
+    for len in [1_u64 << 63, u64::MAX, 1 << 32] {
+        let head = [&[0x82, 0xff][..], &len.to_be_bytes(), &[1, 2, 3, 4]].concat();
+        for before in [vec![], frame(0x89, b"", Some([0; 4]))] {
+            let bytes = [&before[..], &head].concat();
+            let (made, _) = ours(std::slice::from_ref(&bytes), 100);
+            assert_eq!(made, theirs(&bytes), "{len}");
+            assert!(!made.end.is_empty());
+        }
+    }
+}
+
+#[test]
 fn what_comes_in_means_what_tungstenite_says_however_it_is_cut() {
     let mut met = std::collections::BTreeMap::<String, u32>::new();
     let firsts = [

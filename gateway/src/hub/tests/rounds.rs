@@ -53,23 +53,32 @@ fn who_joins_a_shard_that_is_behind_takes_nothing_from_those_in_it() {
 fn who_cannot_be_brought_what_the_ring_has_forgotten_catches_up() {
     let mut rig = Rig::at(at(1, 0), LINE);
     let (peer, _) = rig.join(at(1, 0), LINE, None);
-    // Twice what the ring holds is kept for those who are being brought; no more.
-    rig.hear(1..=8);
+    // What is heard at once is never forgotten at once, nor before twice what the ring holds is on its way.
+    rig.inner().forget(&Rig::config());
+    rig.hear(1..=9);
     rig.inner().trim(&Rig::config());
     while rig.bring_one() {}
-    assert_eq!(rig.seen(peer), ". 1 2 3 4 5 6 7 8");
-    rig.hear(9..=17);
+    assert_eq!(rig.seen(peer), ". 1 2 3 4 5 6 7 8 9");
     rig.inner().trim(&Rig::config());
+    rig.hear(10..=13);
+    rig.inner().forget(&Rig::config());
+    rig.hear(14..=18);
     while rig.bring_one() {}
-    assert_eq!(*rig.tapes[peer].1.lock(), [at(1, 8)]);
+    assert!(rig.seen(peer).ends_with(" 9 10 11 12 13 14 15 16 17 18"));
+    rig.inner().trim(&Rig::config());
+    rig.hear(19..=27);
+    rig.inner().forget(&Rig::config());
+    rig.hear(28..=28);
+    while rig.bring_one() {}
+    assert_eq!(*rig.tapes[peer].1.lock(), [at(1, 18)]);
     assert_eq!(rig.metrics.behind_trimmed.get(), 1);
     rig.inner().trim(&Rig::config());
-    let (late, live) = rig.join(at(1, 13), LINE, None);
+    let (late, live) = rig.join(at(1, 24), LINE, None);
     assert!(
-        live && !rig.join(at(1, 12), LINE, None).1,
+        live && !rig.join(at(1, 23), LINE, None).1,
         "what all have is kept as before"
     );
-    assert_eq!(rig.seen(late), ". 14 15 16 17");
+    assert_eq!(rig.seen(late), ". 25 26 27 28");
 }
 
 /// A generator for tests (SplitMix64, Steele, Lea and Flood 2014).
@@ -173,4 +182,35 @@ fn whatever_happens_between_rounds_each_is_brought_every_commit_once_and_answers
     }
     println!("joined, left, answered, heard, brought: {met:?}");
     assert!(met.iter().all(|met| *met > 2_000), "{met:?}");
+}
+
+#[test]
+fn what_this_node_commits_cuts_off_nobody_however_large_or_however_many_views_there_are() {
+    // A group of more than the ring's bytes; and frames of many views, each counted.
+    let bounds = HubConfig {
+        ring_bytes: 2_000,
+        ..Rig::config()
+    };
+    for views in [1, 40] {
+        let mut rig = Rig::at(at(1, 0), LINE);
+        let names: Vec<_> = (0..views).map(|n| "x".repeat(n + 1)).collect();
+        for name in &names {
+            assert!(rig.join(at(1, 0), LINE, (views > 1).then_some(name)).1);
+        }
+        let mut head = 0;
+        for _ in 0..5 {
+            rig.inner().forget(&bounds);
+            rig.hear(head + 1..=head + 100);
+            head += 100;
+            // As while a writer waits for room: after each round it is looked whether there is any.
+            rig.inner().fanning = 1;
+            while rig.bring_one() {
+                let _ = rig.inner().is_full(&bounds);
+            }
+            rig.inner().fanning = 0;
+            rig.inner().trim(&bounds);
+        }
+        assert_eq!(rig.metrics.behind_trimmed.get(), 0, "{views} views");
+        assert!(!rig.inner().is_full(&bounds));
+    }
 }
