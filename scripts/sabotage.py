@@ -214,6 +214,20 @@ RULES = {
         E2E,
         "resume::a_client_long_gone_gets_what_changed_and_not_what_exists",
     ),
+    "a long reset brings what was touched since it began": (
+        CHANGES,
+        "Bound::Included(keys::idx_after(space, begin))",
+        "Bound::Included(keys::space_end(space))",
+        LIB,
+        "store::embedded::tests::scan::a_long_reset_brings_what_was_there_by_path_and_then_what_was_touched_since",
+    ),
+    "a long reset brings a collection below another once": (
+        "gateway/src/store/embedded/sweep.rs",
+        "    all.dedup_by(|next, before| next.0 < before.1);\n",
+        "",
+        LIB,
+        "store::embedded::tests::scan::a_long_reset_of_some_collections_walks_over_these_alone",
+    ),
     "the head of a page": (
         CHANGES,
         "if lost(cursor.head) {",

@@ -547,7 +547,7 @@ impl Space {
                         view: request.view.id,
                     };
                     return ChangesReply::Page {
-                        docs,
+                        docs: docs.iter().collect(),
                         cursor,
                         head: self.head(),
                     };
@@ -561,7 +561,7 @@ impl Space {
             last = Some((seq, path.clone()));
         }
         ChangesReply::Done {
-            docs,
+            docs: docs.iter().collect(),
             state: self.state(),
             last_mid: self.last_mid(request.writer),
         }

@@ -19,6 +19,7 @@ mod read;
 mod records;
 mod restore;
 mod shared;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod totals;

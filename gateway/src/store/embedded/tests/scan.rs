@@ -277,3 +277,93 @@ async fn at_the_last_page_a_client_holds_exactly_the_space_of_that_head() {
     };
     tokio::join!(writes, scans);
 }
+
+/// What a reset brings, page by page: names, with a `-` before a deleted one; and the seq of each page's cursor.
+async fn pages(store: &EmbeddedStore, mut request: ChangesRequest, count: usize) -> (Vec<String>, Vec<u64>, Cursor) {
+    let (mut brought, mut seqs) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        let reply = store.changes(&space("s"), request.clone()).await.expect("answers");
+        let ChangesReply::Page { docs, cursor, .. } = reply else {
+            panic!("the end: {reply:?}")
+        };
+        brought.extend(docs.decode().expect("documents").iter().map(named));
+        seqs.push(cursor.at.get());
+        request.cursor = Some(cursor);
+    }
+    (brought, seqs, request.cursor.expect("a page"))
+}
+
+fn named(change: &DocChange) -> String {
+    let mark = if change.kind == DocChangeKind::Deleted { "-" } else { "" };
+    format!("{mark}{}", change.doc)
+}
+
+#[tokio::test]
+async fn a_long_reset_brings_what_was_there_by_path_and_then_what_was_touched_since() {
+    let store = Place::new().open();
+    let write = async |mid, effect| applied(&store, "s", item(1, mid, vec![effect])).await;
+    for (mid, name) in (1..).zip(["c/e", "c/d", "c/c", "c/b", "c/a"]) {
+        write(mid, set(name, true, &[("x", mid as i64)])).await;
+    }
+    write(6, delete("c/b", &["x"])).await;
+    let small = ChangesRequest {
+        budget: 0,
+        ..everything(None)
+    };
+    // One document a page; the deleted one was nobody's.
+    let (brought, seqs, cursor) = pages(&store, small.clone(), 2).await;
+    assert_eq!((brought, seqs), (vec!["c/a".into(), "c/c".into()], vec![0, 0]));
+    assert_eq!(cursor.begin, seq(6));
+    // One that was brought and one that was not yet are written, one is deleted, one is new.
+    write(7, set("c/a", false, &[("y", 7)])).await;
+    write(8, set("c/e", false, &[("y", 8)])).await;
+    write(9, delete("c/c", &["x"])).await;
+    write(10, set("c/aa", true, &[("x", 10)])).await;
+    let go_on = ChangesRequest {
+        cursor: Some(cursor),
+        ..small.clone()
+    };
+    let (brought, seqs, cursor) = pages(&store, go_on, 4).await;
+    assert_eq!(brought, ["c/d", "c/a", "c/e", "-c/c"]);
+    assert_eq!(seqs, [0, 7, 8, 9]);
+    let rest = ChangesRequest {
+        cursor: Some(cursor),
+        ..small
+    };
+    let reply = store.changes(&space("s"), rest).await.expect("answers");
+    let ChangesReply::Done { docs, state, .. } = reply else {
+        panic!("more: {reply:?}")
+    };
+    assert_eq!(
+        (docs.last_doc(), docs.len(), state.head.seq),
+        (Some("c/aa"), 1, seq(10))
+    );
+}
+
+#[tokio::test]
+async fn a_long_reset_of_some_collections_walks_over_these_alone() {
+    let store = Place::new().open();
+    let names = ["a/1", "b-/1", "b/1", "b/1/b/1", "b/1/c/1", "b/2", "ba/1", "c/1", "d/1"];
+    let effects = names.map(|name| set(name, true, &[("x", 1)])).to_vec();
+    applied(&store, "s", item(1, 1, effects)).await;
+    for (collections, covered) in [
+        (vec!["b"], vec!["b/1", "b/2"]),
+        (vec!["b/1/b"], vec!["b/1/b/1"]),
+        (
+            vec!["b", "b-", "b/1/b", "d"],
+            vec!["b-/1", "b/1", "b/1/b/1", "b/2", "d/1"],
+        ),
+        (vec!["e"], vec![]),
+        (vec![], vec![]),
+    ] {
+        let mut request = ChangesRequest {
+            budget: 0,
+            ..everything(None)
+        };
+        let parsed = collections.iter().map(|name| Collection::parse(name).expect("valid"));
+        request.view.collections = Some(parsed.collect());
+        let (changes, _) = scan(&store, "s", request).await;
+        let brought: Vec<_> = changes.iter().map(|change| change.doc.as_str()).collect();
+        assert_eq!(brought, covered, "{collections:?}");
+    }
+}
