@@ -29,6 +29,7 @@ LIB = ["-p", "tidegate", "--lib"]
 SIM = ["-p", "sim", "--test", "seeds"]
 COMMIT = "gateway/src/store/embedded/commit.rs"
 CHANGES = "gateway/src/store/embedded/changes.rs"
+PACKS = "gateway/src/store/embedded/packs.rs"
 COLLECT = "gateway/src/store/embedded/collect.rs"
 EVALUATE = "gateway/src/engine/evaluate.rs"
 BROKEN = ["-p", "tidegate-history", "--test", "broken"]
@@ -198,9 +199,10 @@ RULES = {
     ),
     "last-page atomicity": (
         "gateway/src/store/embedded/mod.rs",
-        "        self.snapshot(move |cut| changes::changes(cut, &space, &request)).await",
+        "        self.snapshot(move |cut| changes::changes(cut, &space, &request, (&packs, since)))\n            .await",
         "        let name = space.clone();\n"
-        "        let page = self.snapshot(move |cut| changes::changes(cut, &space, &request)).await?;\n"
+        "        let page = self.snapshot(move |cut| changes::changes(cut, &space, &request, (&packs, since)))\n"
+        "            .await?;\n"
         "        let ChangesReply::Done { docs, last_mid, .. } = page else { return Ok(page) };\n"
         "        let state = self.positions(&[name]).await?.remove(0);\n"
         "        Ok(ChangesReply::Done { docs, state, last_mid })",
@@ -227,6 +229,28 @@ RULES = {
         "",
         LIB,
         "store::embedded::tests::scan::a_long_reset_of_some_collections_walks_over_these_alone",
+    ),
+    "a pack is of the space's history": (
+        PACKS,
+        "state.lineage.holds(self.seen, state.head.seq) && state.floor <= self.begin",
+        "state.floor <= self.begin",
+        LIB,
+        "store::embedded::packs::tests::a_pack_of_a_lost_history_or_below_the_floor_is_not_used",
+    ),
+    "a pack is above the floor": (
+        PACKS,
+        "state.lineage.holds(self.seen, state.head.seq) && state.floor <= self.begin",
+        "state.lineage.holds(self.seen, state.head.seq)",
+        LIB,
+        "store::embedded::tests::scan::"
+        "a_long_reset_is_sent_the_pages_of_one_before_it_and_then_what_was_touched_since",
+    ),
+    "a pack keeps nothing that was read before an erasure": (
+        PACKS,
+        "        if since.0 != kept.erasures {\n            return;\n        }\n",
+        "        let _ = since.0;\n",
+        LIB,
+        "store::embedded::packs::tests::what_was_read_before_an_erasure_is_not_kept",
     ),
     "the head of a page": (
         CHANGES,

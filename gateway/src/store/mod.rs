@@ -14,6 +14,7 @@ use bytes::Bytes;
 pub use lineage::{Lineage, LineageEntry};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use tidegate_protocol::msgpack::DocChanges;
 use tidegate_protocol::{
     Code, Collection, DocPath, Epoch, FieldPath, Mid, MutationKey, Position, Seq, SpaceId, Value, ViewId, Writer,
@@ -661,7 +662,7 @@ pub enum ChangesReply {
     /// More follows.
     Page {
         /// In order of the seq that last touched them, but for the first part of a reset.
-        docs: DocChanges,
+        docs: Arc<DocChanges>,
         /// Where to go on.
         cursor: Cursor,
         /// The head when the page was read.
@@ -670,7 +671,7 @@ pub enum ChangesReply {
     /// The last page, read in one step with the position and the mid.
     Done {
         /// In order of the seq that last touched them, but for the first part of a reset.
-        docs: DocChanges,
+        docs: Arc<DocChanges>,
         /// The space as of which all pages together are complete.
         state: SpaceState,
         /// Last mid of the writer asked for; `None` without a record.

@@ -41,6 +41,11 @@ impl DocChanges {
         self.count == 0
     }
 
+    /// Bytes that they take.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The name of the last one.
     pub fn last_doc(&self) -> Option<&str> {
         // The name of a document that was begun, and taken back, is not in `last`.

@@ -9,10 +9,12 @@
 
 use super::disk::{Cut, Look, Table, damaged, told};
 use super::keys;
+use super::packs::{Packs, Since};
 use super::read::{each_cell, last_mid};
 use super::sweep::{self, Sweep};
 use crate::store::{ChangesReply, ChangesRequest, Cursor, Header, ResetReason, SpaceState, StoreError};
 use std::ops::Bound;
+use std::sync::Arc;
 use tidegate_protocol::msgpack::DocChanges;
 use tidegate_protocol::{DocPath, Position, Seq, SpaceId};
 
@@ -23,12 +25,24 @@ const CELLS: usize = 100_000;
 /// What a document or a leaf takes on the wire beside its path and value.
 const OVERHEAD: usize = 8;
 
-pub(super) fn changes(cut: &Cut<'_>, space: &SpaceId, request: &ChangesRequest) -> Result<ChangesReply, StoreError> {
+/// `packs` was asked for the time before the cut was made.
+pub(super) fn changes(
+    cut: &Cut<'_>,
+    space: &SpaceId,
+    request: &ChangesRequest,
+    (packs, since): (&Packs, Since),
+) -> Result<ChangesReply, StoreError> {
     let (state, _) = cut.open_state(space)?;
     if let Some(reason) = invalid(request, &state) {
         return Ok(ChangesReply::Reset(reason));
     }
-    let begin = request.cursor.as_ref().map_or(state.head.seq, |cursor| cursor.begin);
+    let is_sweep = sweep::is_due(request, &state);
+    let is_packed = is_sweep && request.view.collections.is_none();
+    let begin = match &request.cursor {
+        Some(cursor) => cursor.begin,
+        None if is_packed => packs.begin(space, request, &state),
+        None => state.head.seq,
+    };
     let after = request.after.map(|after| after.seq);
     let mut page = Page {
         docs: DocChanges::default(),
@@ -37,10 +51,18 @@ pub(super) fn changes(cut: &Cut<'_>, space: &SpaceId, request: &ChangesRequest) 
         cells: 0,
         last: None,
     };
-    let start = if sweep::is_due(request, &state) {
+    let start = if is_sweep {
+        if let Some((docs, last)) = packs.page(space, begin, request, &state).filter(|_| is_packed) {
+            page.last = Some((Seq::ZERO, last));
+            return Ok(page.end_with(docs, request, &state, begin));
+        }
         let sweep = Sweep { cut, space, begin };
         if !sweep.run(request, &mut page)? {
-            return Ok(page.end(request, &state, begin));
+            let reply = page.end(request, &state, begin);
+            if let (ChangesReply::Page { docs, cursor, .. }, true) = (&reply, is_packed) {
+                packs.keep(since, space, request, (docs, cursor));
+            }
+            return Ok(reply);
         }
         Bound::Included(keys::idx_after(space, begin))
     } else {
@@ -69,7 +91,7 @@ pub(super) fn changes(cut: &Cut<'_>, space: &SpaceId, request: &ChangesRequest) 
         page.last = Some((seq, doc));
     }
     Ok(ChangesReply::Done {
-        docs: page.docs,
+        docs: Arc::new(page.docs),
         last_mid: last_mid(cut, space, request.writer)?,
         state,
     })
@@ -225,7 +247,12 @@ impl Page {
         Ok(self.end_whole(&begun))
     }
 
-    fn end(self, request: &ChangesRequest, state: &SpaceState, begin: Seq) -> ChangesReply {
+    fn end(mut self, request: &ChangesRequest, state: &SpaceState, begin: Seq) -> ChangesReply {
+        let docs = Arc::new(std::mem::take(&mut self.docs));
+        self.end_with(docs, request, state, begin)
+    }
+
+    fn end_with(self, docs: Arc<DocChanges>, request: &ChangesRequest, state: &SpaceState, begin: Seq) -> ChangesReply {
         let (at, doc) = self.last.expect("a page ends after a document");
         let cursor = Cursor {
             after: request.after,
@@ -236,7 +263,7 @@ impl Page {
             view: request.view.id,
         };
         ChangesReply::Page {
-            docs: self.docs,
+            docs,
             cursor,
             head: state.head,
         }

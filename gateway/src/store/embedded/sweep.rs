@@ -4,7 +4,7 @@
 //! later is left out, as the part that follows meets it. So nothing is sent twice, and what both parts bring is what
 //! a scan in order of commits brings.
 
-use super::changes::Page;
+use super::changes::{Begun, Page};
 use super::disk::{Cut, Table, damaged, told};
 use super::keys;
 use super::records::{self, Record};
@@ -15,6 +15,9 @@ use tidegate_protocol::{DocPath, Seq, SpaceId};
 /// Pages of a reset from which on it begins with a sweep. A walk passes over every version of a cell that memory
 /// still holds, so what takes few pages is cheaper to look up.
 const PAGES: u64 = 4;
+
+/// Parts of a table that are walked over one by one; where there are more, what lies between them is walked over, too.
+const RANGES: usize = 64;
 
 /// Whether a scan is in its sweep, or begins with one. Its cursor has no seq then.
 pub(super) fn is_due(request: &ChangesRequest, state: &SpaceState) -> bool {
@@ -54,14 +57,16 @@ impl Sweep<'_, '_> {
     /// Walks over the documents of a range of keys. Whether it has come to its end.
     fn walk(&self, start: Vec<u8>, end: Vec<u8>, view: &View, page: &mut Page) -> Result<bool, StoreError> {
         let prefix = keys::space(self.space).len();
-        // The document at hand: its key, and what of it is in the page, if it is sent at all.
-        let mut key_at_hand: Vec<u8> = Vec::new();
-        let mut begun = None;
+        // The keys of the last document done with, and of the one at hand; and what of this one is in the page, if it is
+        // sent at all.
+        let (mut done, mut at_hand) = (Vec::new(), Vec::new());
+        let mut begun: Option<Begun> = None;
+        let mut has_room = true;
         for entry in self.cut.range(Table::Cells, Bound::Included(start), end) {
             let (key, record) = entry.into_inner().map_err(told)?;
             let unreadable = || damaged(Table::Cells, &key);
             page.cells += 1;
-            if let Some(field) = key.strip_prefix(&*key_at_hand).filter(|_| !key_at_hand.is_empty()) {
+            if let Some(field) = key.strip_prefix(&*at_hand).filter(|_| !at_hand.is_empty()) {
                 let Some(begun) = &mut begun else { continue };
                 let (_, value) = records::cell_parts(&record).ok_or_else(unreadable)?;
                 if let Some(value) = value {
@@ -70,36 +75,32 @@ impl Sweep<'_, '_> {
                 }
                 continue;
             }
-            if !self.leave(&key_at_hand, begun.take(), page)? {
-                return Ok(false);
+            has_room = begun.take().is_none_or(|begun| page.end_whole(&begun));
+            if has_room {
+                std::mem::swap(&mut done, &mut at_hand);
             }
-            if page.last.is_some() && page.is_full() {
-                return Ok(false);
+            has_room &= !page.is_full() || (done.is_empty() && page.last.is_none());
+            if !has_room {
+                break;
             }
             // A document begins with its header; cells without one would pass for a document that never was.
             let doc = keys::header_doc(&key[prefix..]).ok_or_else(unreadable)?;
             let header = Header::decode(&record).ok_or_else(unreadable)?;
-            key_at_hand.clear();
-            key_at_hand.extend_from_slice(&key);
+            at_hand.clear();
+            at_hand.extend_from_slice(&key);
             if header.alive && header.last.seq <= self.begin && view.covers_path(doc) {
                 begun = Some(page.begin(doc));
             }
         }
-        self.leave(&key_at_hand, begun, page)
-    }
-
-    /// Done with a document. False if the page has no room for it.
-    fn leave(&self, key: &[u8], begun: Option<super::changes::Begun>, page: &mut Page) -> Result<bool, StoreError> {
-        if key.is_empty() {
-            return Ok(true);
+        has_room = has_room && begun.is_none_or(|begun| page.end_whole(&begun));
+        if has_room && !at_hand.is_empty() {
+            done = at_hand;
         }
-        if begun.is_some_and(|begun| !page.end_whole(&begun)) {
-            return Ok(false);
+        if !done.is_empty() {
+            let doc = keys::header_doc(&done[prefix..]).and_then(|doc| DocPath::parse(doc).ok());
+            page.last = Some((Seq::ZERO, doc.ok_or_else(|| damaged(Table::Cells, &done))?));
         }
-        let doc = keys::header_doc(&key[keys::space(self.space).len()..]);
-        let doc = doc.and_then(|doc| DocPath::parse(doc).ok());
-        page.last = Some((Seq::ZERO, doc.ok_or_else(|| damaged(Table::Cells, key))?));
-        Ok(true)
+        Ok(has_room)
     }
 }
 
@@ -115,5 +116,10 @@ fn ranges(space: &SpaceId, view: &View) -> Vec<(Vec<u8>, Vec<u8>)> {
     all.sort();
     // What lies below a collection is in its range.
     all.dedup_by(|next, before| next.0 < before.1);
+    if all.len() > RANGES {
+        // To begin a walk costs as much as some dozens of its steps.
+        let end = all.pop().expect("more than one").1;
+        return vec![(all.swap_remove(0).0, end)];
+    }
     all
 }

@@ -255,7 +255,8 @@ async fn at_the_last_page_a_client_holds_exactly_the_space_of_that_head() {
                     &store,
                     "s",
                     ChangesRequest {
-                        budget: 40,
+                        // With the least, a reset is a long one, and begins where one before it did.
+                        budget: if round % 3 == 0 { 0 } else { 40 },
                         ..everything(after)
                     },
                 )
@@ -338,6 +339,43 @@ async fn a_long_reset_brings_what_was_there_by_path_and_then_what_was_touched_si
         (docs.last_doc(), docs.len(), state.head.seq),
         (Some("c/aa"), 1, seq(10))
     );
+}
+
+#[tokio::test]
+async fn a_long_reset_is_sent_the_pages_of_one_before_it_and_then_what_was_touched_since() {
+    let store = Place::new().open();
+    let write = async |mid, effect| applied(&store, "s", item(1, mid, vec![effect])).await;
+    for (mid, name) in (1..).zip(["c/a", "c/b", "c/c"]) {
+        write(mid, set(name, true, &[("x", mid as i64)])).await;
+    }
+    let small = ChangesRequest {
+        budget: 0,
+        ..everything(None)
+    };
+    let first = async || {
+        let reply = store.changes(&space("s"), small.clone()).await.expect("answers");
+        let ChangesReply::Page { docs, cursor, .. } = reply else {
+            panic!("three documents")
+        };
+        (docs, cursor)
+    };
+    let (brought, _) = scan(&store, "s", small.clone()).await;
+    assert_eq!(brought.len(), 3);
+    write(4, set("c/a", false, &[("x", 4)])).await;
+    write(5, delete("c/b", &["x"])).await;
+    let ((one, cursor), (other, _)) = (first().await, first().await);
+    assert!(Arc::ptr_eq(&one, &other), "it was read anew");
+    assert_eq!((cursor.begin, cursor.head.seq), (seq(3), seq(5)));
+    let (brought, now) = scan(&store, "s", small.clone()).await;
+    let brought: Vec<_> = brought.iter().map(named).collect();
+    assert_eq!(brought, ["c/a", "c/b", "c/c", "c/a", "-c/b"]);
+    assert_eq!(now.head.seq, seq(5));
+
+    // What is below the floor may have gone without a trace.
+    store.raise_floor(&space("s"), seq(5)).await.expect("answers");
+    assert_eq!(first().await.1.begin, seq(5));
+    let (brought, _) = scan(&store, "s", small).await;
+    assert_eq!(brought.iter().map(named).collect::<Vec<_>>(), ["c/a", "c/c"]);
 }
 
 #[tokio::test]
