@@ -382,9 +382,17 @@ async fn a_long_reset_is_sent_the_pages_of_one_before_it_and_then_what_was_touch
 async fn a_long_reset_of_some_collections_walks_over_these_alone() {
     let store = Place::new().open();
     let names = ["a/1", "b-/1", "b/1", "b/1/b/1", "b/1/c/1", "b/2", "ba/1", "c/1", "d/1"];
-    let effects = names.map(|name| set(name, true, &[("x", 1)])).to_vec();
-    applied(&store, "s", item(1, 1, effects)).await;
+    // As large as to make the reset a long one whose page has room for all.
+    let effects = names.map(|name| DocEffect {
+        size: 1_000,
+        ..set(name, true, &[("x", 1)])
+    });
+    applied(&store, "s", item(1, 1, effects.to_vec())).await;
+    // So many that what lies between them is walked over, too.
+    let none: Vec<_> = (0..70).map(|n| format!("b{n}")).collect();
+    let many = none.iter().map(String::as_str).chain(["b", "d"]).collect();
     for (collections, covered) in [
+        (many, vec!["b/1", "b/2", "d/1"]),
         (vec!["b"], vec!["b/1", "b/2"]),
         (vec!["b/1/b"], vec!["b/1/b/1"]),
         (
@@ -394,14 +402,16 @@ async fn a_long_reset_of_some_collections_walks_over_these_alone() {
         (vec!["e"], vec![]),
         (vec![], vec![]),
     ] {
-        let mut request = ChangesRequest {
-            budget: 0,
-            ..everything(None)
-        };
-        let parsed = collections.iter().map(|name| Collection::parse(name).expect("valid"));
-        request.view.collections = Some(parsed.collect());
-        let (changes, _) = scan(&store, "s", request).await;
-        let brought: Vec<_> = changes.iter().map(|change| change.doc.as_str()).collect();
-        assert_eq!(brought, covered, "{collections:?}");
+        for budget in [0, 1_000] {
+            let mut request = ChangesRequest {
+                budget,
+                ..everything(None)
+            };
+            let parsed = collections.iter().map(|name| Collection::parse(name).expect("valid"));
+            request.view.collections = Some(parsed.collect());
+            let (changes, _) = scan(&store, "s", request).await;
+            let brought: Vec<_> = changes.iter().map(|change| change.doc.as_str()).collect();
+            assert_eq!(brought, covered, "{collections:?}");
+        }
     }
 }
