@@ -29,6 +29,7 @@ LIB = ["-p", "tidegate", "--lib"]
 SIM = ["-p", "sim", "--test", "seeds"]
 COMMIT = "gateway/src/store/embedded/commit.rs"
 CHANGES = "gateway/src/store/embedded/changes.rs"
+PACKS = "gateway/src/store/embedded/packs.rs"
 COLLECT = "gateway/src/store/embedded/collect.rs"
 EVALUATE = "gateway/src/engine/evaluate.rs"
 BROKEN = ["-p", "tidegate-history", "--test", "broken"]
@@ -216,10 +217,45 @@ RULES = {
     ),
     "what is on its way is kept": (
         "gateway/src/hub/space.rs",
-        "if oldest.seq <= least { 1 } else { 2 }",
-        "1",
+        "self.ring.front().is_some_and(|oldest| oldest.seq <= least)",
+        "!self.ring.is_empty() && least >= Seq::ZERO",
+        LIB,
+        "hub::tests::rounds::what_this_node_commits_cuts_off_nobody_however_large_or_however_many_views_there_are",
+    ),
+    "what comes too fast from elsewhere is forgotten": (
+        "gateway/src/hub/space.rs",
+        "self.ring.len() > 2 * config.ring_commits ||",
+        "false && self.ring.len() > 2 * config.ring_commits ||",
         LIB,
         "hub::tests::rounds::who_cannot_be_brought_what_the_ring_has_forgotten_catches_up",
+    ),
+    "a length does not overflow": (
+        "gateway/src/ws.rs",
+        "buffer.len().min(at.saturating_add(left))",
+        "buffer.len().min(at.wrapping_add(left))",
+        LIB,
+        "ws::tests::a_length_beyond_all_memory_is_over_the_limit_wherever_its_frame_begins",
+    ),
+    "a drain goes in steps": (
+        "gateway/src/session/conn.rs",
+        "            if step + 1 < steps {",
+        "            if false {",
+        LIB,
+        "server::tests::a_drain_sends_some_away_at_a_time_and_the_last_within_its_time",
+    ),
+    "the oldest guest makes room": (
+        "gateway/src/admission.rs",
+        "            evicted.cancel();\n",
+        "",
+        E2E,
+        "admission::who_takes_its_time_before_hello_makes_room_for_who_does_not",
+    ),
+    "the node's bound on what waits": (
+        OUTBOX,
+        "if self.budget.is_spent() { 0 } else { self.bounds.soft }",
+        "self.bounds.soft",
+        E2E,
+        "slow::a_thousand_readers_that_take_nothing_keep_within_the_nodes_bound_and_end_equal",
     ),
     "a shard that is being brought is left alone": (
         "gateway/src/hub/members.rs",
@@ -357,9 +393,10 @@ RULES = {
     ),
     "last-page atomicity": (
         "gateway/src/store/embedded/mod.rs",
-        "        self.snapshot(move |cut| changes::changes(cut, &space, &request)).await",
+        "        self.snapshot(move |cut| changes::changes(cut, &space, &request, (&packs, since)))\n            .await",
         "        let name = space.clone();\n"
-        "        let page = self.snapshot(move |cut| changes::changes(cut, &space, &request)).await?;\n"
+        "        let page = self.snapshot(move |cut| changes::changes(cut, &space, &request, (&packs, since)))\n"
+        "            .await?;\n"
         "        let ChangesReply::Done { docs, last_mid, .. } = page else { return Ok(page) };\n"
         "        let state = self.positions(&[name]).await?.remove(0);\n"
         "        Ok(ChangesReply::Done { docs, state, last_mid })",
@@ -372,6 +409,42 @@ RULES = {
         "",
         E2E,
         "resume::a_client_long_gone_gets_what_changed_and_not_what_exists",
+    ),
+    "a long reset brings what was touched since it began": (
+        CHANGES,
+        "Bound::Included(keys::idx_after(space, begin))",
+        "Bound::Included(keys::space_end(space))",
+        LIB,
+        "store::embedded::tests::scan::a_long_reset_brings_what_was_there_by_path_and_then_what_was_touched_since",
+    ),
+    "a long reset brings a collection below another once": (
+        "gateway/src/store/embedded/sweep.rs",
+        "    all.dedup_by(|next, before| next.0 < before.1);\n",
+        "",
+        LIB,
+        "store::embedded::tests::scan::a_long_reset_of_some_collections_walks_over_these_alone",
+    ),
+    "a pack is of the space's history": (
+        PACKS,
+        "state.lineage.holds(self.seen, state.head.seq) && state.floor <= self.begin",
+        "state.floor <= self.begin",
+        LIB,
+        "store::embedded::packs::tests::a_pack_of_a_lost_history_or_below_the_floor_is_not_used",
+    ),
+    "a pack is above the floor": (
+        PACKS,
+        "state.lineage.holds(self.seen, state.head.seq) && state.floor <= self.begin",
+        "state.lineage.holds(self.seen, state.head.seq)",
+        LIB,
+        "store::embedded::tests::scan::"
+        "a_long_reset_is_sent_the_pages_of_one_before_it_and_then_what_was_touched_since",
+    ),
+    "a pack keeps nothing that was read before an erasure": (
+        PACKS,
+        "        if since.0 != kept.erasures {\n            return;\n        }\n",
+        "        let _ = since.0;\n",
+        LIB,
+        "store::embedded::packs::tests::what_was_read_before_an_erasure_is_not_kept",
     ),
     "the head of a page": (
         CHANGES,

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use std::cell::Cell;
 use tidegate_protocol::Code;
 use tidegate_protocol::form::Form;
+use tidegate_protocol::msgpack::DocChanges;
 use tidegate_protocol::{ServerMessage, deflate, msgpack};
 
 const TEXT: u8 = 0x81;
@@ -74,6 +75,15 @@ pub fn with_message<T>(form: Form, message: &ServerMessage, use_it: impl FnOnce(
         BUFFER.set(buffer);
     }
     used
+}
+
+/// A page as a frame: its documents are put in their place as the store has encoded them.
+pub fn page(form: Form, id: u64, docs: &DocChanges, cursor: &[u8]) -> Bytes {
+    let (head, docs, tail) = msgpack::page_parts(id, docs, cursor);
+    match form {
+        Form::Msgpack => build(BINARY, &[&head, docs, &tail]),
+        Form::Json => build(TEXT, &[&form.of_msgpack([&head, docs, &tail].concat())]),
+    }
 }
 
 /// A change as a frame: the node's number for the space in front of a payload that is not decoded

@@ -197,6 +197,7 @@ pub(crate) async fn everything(model: &Model, name: &SpaceId) -> (Position, Docs
         DocChangeKind::Whole(leaves) => Some((change.doc, leaves.into_iter().collect())),
         _ => None,
     };
+    let docs = docs.decode().expect("the model's own");
     (state.head, docs.into_iter().filter_map(whole).collect())
 }
 

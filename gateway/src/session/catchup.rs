@@ -15,7 +15,7 @@ use crate::store::{
 };
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_protocol::{Begin, Mid, Mode, Position, ServerMessage};
+use tidegate_protocol::{Begin, DocPath, Mid, Mode, Position, Seq, ServerMessage};
 
 /// Commits of one log read.
 const LOG_COMMITS: usize = 256;
@@ -266,7 +266,7 @@ impl CatchUp {
                 ChangesReply::Page { docs, cursor, head } => (docs, Some(cursor), head, None),
                 ChangesReply::Done { docs, state, last_mid } => {
                     // Should the connection break before `current`, the scan goes on from the head.
-                    let last = docs.last().map(|doc| doc.doc.clone());
+                    let last = docs.last_doc().and_then(|doc| DocPath::parse(doc).ok());
                     let begin = cursor.as_ref().map_or(state.head.seq, |cursor| cursor.begin);
                     let end = last.map(|doc| Cursor {
                         after,
@@ -293,11 +293,8 @@ impl CatchUp {
                 begun = true;
             }
             if let (false, Some(next)) = (docs.is_empty(), &next) {
-                self.send(&ServerMessage::Page {
-                    id: self.what.id,
-                    docs,
-                    cursor: cursor::encode(next),
-                });
+                let page = frame::page(self.conn.form, self.what.id, &docs, &cursor::encode(next));
+                self.conn.outbox().push([self.conn.compressed(&self.node, page)]);
                 *from = From::Scan(next.clone());
             }
             if let Some((state, last_mid)) = done {
@@ -310,14 +307,14 @@ impl CatchUp {
                 }
             }
             // After the last page: more was committed than the hub's ring holds, the scan goes on behind the head.
-            let left = head
-                .seq
-                .get()
-                .saturating_sub(next.as_ref().map_or(0, |cursor| cursor.at.get()));
-            if left >= behind {
-                budget = (budget * 2).min(config.limits.page_bytes * BUDGET_GROWTH);
+            // What was there at its beginning, no writes can outrun.
+            if let Some(next) = next.as_ref().filter(|next| next.at > Seq::ZERO) {
+                let left = head.seq.get().saturating_sub(next.at.get());
+                if left >= behind {
+                    budget = (budget * 2).min(config.limits.page_bytes * BUDGET_GROWTH);
+                }
+                behind = left;
             }
-            behind = left;
             cursor = next.or(cursor);
         }
     }

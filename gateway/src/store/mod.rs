@@ -14,9 +14,10 @@ use bytes::Bytes;
 pub use lineage::{Lineage, LineageEntry};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use tidegate_protocol::msgpack::DocChanges;
 use tidegate_protocol::{
-    Code, Collection, DocChange, DocPath, Epoch, FieldPath, Mid, MutationKey, Position, Seq, SpaceId, Value, ViewId,
-    Writer,
+    Code, Collection, DocPath, Epoch, FieldPath, Mid, MutationKey, Position, Seq, SpaceId, Value, ViewId, Writer,
 };
 
 /// Holds spaces. Every implementation passes the contract suite (`tests/contract`) and agrees with
@@ -595,7 +596,8 @@ pub struct LogEntry {
 ///
 /// Cost grows with what changed after `after`, not with the space or its log: documents are visited
 /// in the order (seq that last touched them, path), starting after the cursor, and the scan follows
-/// the tail: a document touched meanwhile moves ahead of the cursor and is met again.
+/// the tail: a document touched meanwhile moves ahead of the cursor and is met again. In a reset a store may first bring
+/// what was there when the scan began and has not been touched since, in an order of its own.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ChangesRequest {
     /// `Some`: what changed after it. `None`: the whole (`reset`).
@@ -616,7 +618,8 @@ pub struct ChangesRequest {
 pub struct Cursor {
     /// As in the request that began the scan.
     pub after: Option<Position>,
-    /// The seq that last touched the last document visited.
+    /// The seq that last touched the last document visited; 0 as long as the scan has not come to what was touched
+    /// since it began, and brings the rest in an order of the store's own.
     pub at: Seq,
     /// The last document visited.
     pub doc: DocPath,
@@ -641,9 +644,15 @@ pub struct View {
 impl View {
     /// Whether a document is in the view.
     pub fn covers(&self, doc: &DocPath) -> bool {
-        self.collections
-            .as_ref()
-            .is_none_or(|set| set.contains(doc.collection()))
+        self.covers_path(doc.as_str())
+    }
+
+    /// As `covers`, of a document's path.
+    pub fn covers_path(&self, doc: &str) -> bool {
+        self.collections.as_ref().is_none_or(|set| {
+            doc.rsplit_once('/')
+                .is_some_and(|(collection, _)| set.contains(collection))
+        })
     }
 }
 
@@ -652,8 +661,8 @@ impl View {
 pub enum ChangesReply {
     /// More follows.
     Page {
-        /// In order of the seq that last touched them.
-        docs: Vec<DocChange>,
+        /// In order of the seq that last touched them, but for the first part of a reset.
+        docs: Arc<DocChanges>,
         /// Where to go on.
         cursor: Cursor,
         /// The head when the page was read.
@@ -661,8 +670,8 @@ pub enum ChangesReply {
     },
     /// The last page, read in one step with the position and the mid.
     Done {
-        /// In order of the seq that last touched them.
-        docs: Vec<DocChange>,
+        /// In order of the seq that last touched them, but for the first part of a reset.
+        docs: Arc<DocChanges>,
         /// The space as of which all pages together are complete.
         state: SpaceState,
         /// Last mid of the writer asked for; `None` without a record.

@@ -9,6 +9,7 @@ use super::{
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tidegate_protocol::{
     DocChange, DocChangeKind, DocPath, Epoch, Mid, MutationKey, Position, Seq, SpaceId, Writer, msgpack,
@@ -547,7 +548,7 @@ impl Space {
                         view: request.view.id,
                     };
                     return ChangesReply::Page {
-                        docs,
+                        docs: Arc::new(docs.iter().collect()),
                         cursor,
                         head: self.head(),
                     };
@@ -561,7 +562,7 @@ impl Space {
             last = Some((seq, path.clone()));
         }
         ChangesReply::Done {
-            docs,
+            docs: Arc::new(docs.iter().collect()),
             state: self.state(),
             last_mid: self.last_mid(request.writer),
         }

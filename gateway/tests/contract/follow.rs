@@ -5,6 +5,7 @@ use crate::replica::{Replica, Scan, apply, normal};
 use crate::value::Dice;
 use crate::world::{World, anonymous, held, user};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use tidegate::store::{ChangesReply, ChangesRequest, LogReply, ResetReason, SpaceState};
 use tidegate_protocol::{ClientId, DocChangeKind, Position, Seq, ViewId, Writer, msgpack};
 
@@ -213,6 +214,7 @@ impl World {
         if scan.cursor.is_some() && self.lives > scan.lives {
             self.cover.hit("cursor resumed after a restart");
         }
+        let docs = docs.decode().expect("documents");
         for change in &docs {
             assert!(replica.view.covers(&change.doc));
             let again = !scan.met.insert(change.doc.as_str().to_owned());
@@ -279,7 +281,7 @@ impl World {
                 let store = store.store();
                 let mut reply = store.changes(&self.space, request.clone()).await.expect("it answers");
                 if let ChangesReply::Done { docs, state, .. } = &mut reply {
-                    *docs = normal(docs);
+                    *docs = Arc::new(normal(&docs.decode().expect("documents")).iter().collect());
                     anonymous(&mut state.lineage);
                 }
                 changes.push(reply);

@@ -201,7 +201,10 @@ fn told(state: &SpaceState) -> String {
 
 fn page(reply: &ChangesReply) -> String {
     match reply {
-        ChangesReply::Done { docs, state, last_mid } => format!("{} {last_mid:?} {docs:?}", told(state)),
+        ChangesReply::Done { docs, state, last_mid } => {
+            let docs = docs.decode().expect("documents");
+            format!("{} {last_mid:?} {docs:?}", told(state))
+        }
         other => format!("{other:?}"),
     }
 }

@@ -217,7 +217,7 @@ impl Bench {
             ChangesReply::Done {
                 docs: changes, state, ..
             } => {
-                apply(docs, &changes);
+                apply(docs, &changes.decode().expect("documents"));
                 state
             }
             other => panic!("{other:?}"),
@@ -309,7 +309,10 @@ fn a_document_that_was_created_again_is_sent_whole_to_one_who_holds_the_old_one(
         match bench.changes(request(Some(held))).await {
             ChangesReply::Done { docs, .. } => {
                 assert!(
-                    matches!(docs[0].kind, tidegate_protocol::DocChangeKind::Whole(_)),
+                    matches!(
+                        docs.decode().expect("documents")[0].kind,
+                        tidegate_protocol::DocChangeKind::Whole(_)
+                    ),
                     "{docs:?}"
                 );
             }
@@ -666,7 +669,7 @@ fn erasing_resets_every_position_and_seqs_go_on() {
         let mut docs = Plain::new();
         match bench.changes(request(None)).await {
             ChangesReply::Done { docs: all, state, .. } => {
-                apply(&mut docs, &all);
+                apply(&mut docs, &all.decode().expect("documents"));
                 assert_eq!((docs.len(), state.head.epoch), (0, Epoch(77)));
             }
             other => panic!("{other:?}"),
@@ -722,7 +725,7 @@ fn of_a_user_erased_nothing_is_left_and_others_lose_their_positions_only() {
             panic!("few documents")
         };
         let mut docs = Plain::new();
-        apply(&mut docs, &all);
+        apply(&mut docs, &all.decode().expect("documents"));
         assert_eq!(docs, plain(&[("a/1", &[("b", 2)]), ("a/2", &[("x", 2)])]));
         bench.harness.restart();
         // Whatever the erased client sends is unknown; also under the mid that would be next, or again.

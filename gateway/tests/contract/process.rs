@@ -179,7 +179,7 @@ pub(crate) async fn scan(
             state,
             last_mid,
         } => {
-            apply(docs, &page);
+            apply(docs, &page.decode().expect("documents"));
             (state.head, last_mid.map_or(0, Mid::get))
         }
         other => panic!("{other:?}"),

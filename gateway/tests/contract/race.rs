@@ -125,7 +125,7 @@ async fn scan(store: Arc<dyn Store>, writing: Arc<AtomicBool>, client: u64) -> V
         loop {
             match store.changes(&space(), request.clone()).await.expect("it answers") {
                 ChangesReply::Page { docs: page, cursor, .. } => {
-                    apply(&mut docs, &page);
+                    apply(&mut docs, &page.decode().expect("documents"));
                     request.cursor = Some(cursor);
                     request.budget *= 2;
                 }
@@ -134,7 +134,7 @@ async fn scan(store: Arc<dyn Store>, writing: Arc<AtomicBool>, client: u64) -> V
                     state,
                     last_mid,
                 } => {
-                    apply(&mut docs, &page);
+                    apply(&mut docs, &page.decode().expect("documents"));
                     all.push(Scanned {
                         client,
                         seq: usize::try_from(state.head.seq.get()).expect("small"),

@@ -5,6 +5,7 @@
 
 mod change;
 mod client;
+mod docs;
 mod op;
 mod read;
 pub(crate) mod scan;
@@ -18,6 +19,7 @@ pub use change::{
     change_prefix, decode_doc_changes, decode_payload, encode_body, encode_doc_changes, payload, payload_seq,
 };
 pub use client::{decode_client, encode_client};
+pub use docs::{DocChanges, page_parts};
 pub use op::{decode_ops, encode_ops};
 pub use server::{decode_server, encode_server, encode_server_to};
 

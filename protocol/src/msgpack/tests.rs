@@ -184,6 +184,60 @@ fn a_change_is_spliced_of_its_pieces() {
 }
 
 #[test]
+fn documents_that_are_put_together_are_those_that_are_encoded() {
+    let field = |n: usize| FieldPath::parse(&format!("f{n:05}")).unwrap();
+    let leaves = |count| -> Vec<_> {
+        (0..count)
+            .map(|n| (field(n), Value::str(&"x".repeat(n % 50))))
+            .collect()
+    };
+    let mut docs = Vec::new();
+    // The heads of maps and arrays take one byte up to 15, and three up to 65,535.
+    for count in [0, 1, 15, 16, 17, 65_535, 65_536] {
+        let doc = |name: &str| DocPath::parse(&format!("{name}/{count}")).unwrap();
+        docs.push(DocChange {
+            doc: doc("whole"),
+            kind: DocChangeKind::Whole(leaves(count)),
+        });
+        docs.push(DocChange {
+            doc: doc("change"),
+            kind: DocChangeKind::Change {
+                set: leaves(count),
+                unset: (0..count).map(field).collect(),
+            },
+        });
+        docs.push(DocChange {
+            doc: doc("deleted"),
+            kind: DocChangeKind::Deleted,
+        });
+    }
+    let mut built = DocChanges::default();
+    for doc in &docs {
+        built.begin("taken/back");
+        built.leaf("f", Value::int(1).as_bytes());
+        assert_eq!(built.leaves(), 1);
+        built.take_back();
+        built.push(doc);
+        assert_eq!(built.last_doc(), Some(doc.doc.as_str()));
+    }
+    assert_eq!(built.len(), docs.len());
+    assert!(built.decode().unwrap() == docs);
+    for count in [0, 3, 15, 16, docs.len()] {
+        let built: DocChanges = docs[..count].iter().collect();
+        let (head, body, tail) = page_parts(7, &built, b"cursor");
+        let page = ServerMessage::Page {
+            id: 7,
+            docs: docs[..count].to_vec(),
+            cursor: bytes::Bytes::from_static(b"cursor"),
+        };
+        assert!(
+            [&head, body, &tail].concat() == encode_server(&page),
+            "{count} documents"
+        );
+    }
+}
+
+#[test]
 fn unknown_keys_are_ignored_outside_write() {
     let ping = [
         &[0x83][..],

@@ -355,6 +355,7 @@ impl EmbeddedStore {
     /// One round of collection: everything older than the retention goes, as of `now_ms`. It works
     /// in small steps between commits; a round that is dropped halfway is taken up by the next.
     pub async fn collect(&self, now_ms: u64) -> Result<Collected, StoreError> {
+        self.packs.tidy();
         let ages = Ages {
             log: now_ms.saturating_sub(self.retention().log_ms),
             tombstones: now_ms.saturating_sub(self.retention().tombstones_ms),

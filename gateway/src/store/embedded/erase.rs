@@ -602,6 +602,7 @@ impl EmbeddedStore {
             let Some((whose, lineage)) = under.await.map_err(|_| stopped())?? else {
                 return Ok(Erased::default());
             };
+            self.packs.erased(&wanted.space);
             begun(&lineage);
             let erased = gone.await.map_err(|_| stopped())?;
             if whose == whom {

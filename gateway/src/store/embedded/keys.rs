@@ -5,7 +5,7 @@
 //! may hold any character; it is always last.
 
 use crate::store::UserTag;
-use tidegate_protocol::{DocPath, FieldPath, Mid, Seq, SpaceId, Writer};
+use tidegate_protocol::{Collection, DocPath, FieldPath, Mid, Seq, SpaceId, Writer};
 
 /// Ends a name.
 const END: u8 = 0;
@@ -33,7 +33,7 @@ pub(super) fn space_end(space: &SpaceId) -> Vec<u8> {
 }
 
 /// The least key above everything that begins with this prefix, which ends with a 0 byte.
-fn after(mut prefix: Vec<u8>) -> Vec<u8> {
+pub(super) fn after(mut prefix: Vec<u8>) -> Vec<u8> {
     debug_assert_eq!(prefix.last(), Some(&END));
     prefix.pop();
     prefix.push(END + 1);
@@ -187,6 +187,25 @@ pub(super) fn doc(space: &SpaceId, doc: &DocPath) -> Vec<u8> {
 /// After everything of a document, in the table of cells.
 pub(super) fn doc_end(space: &SpaceId, path: &DocPath) -> Vec<u8> {
     after(doc(space, path))
+}
+
+/// Before and after every document of a collection, and of those below it, in the table of cells.
+pub(super) fn collection(space: &SpaceId, collection: &Collection) -> (Vec<u8>, Vec<u8>) {
+    let path = collection.as_str().as_bytes();
+    let mut start = named(space, path.len() + 1);
+    start.extend_from_slice(path);
+    let mut end = start.clone();
+    start.push(b'/');
+    end.push(b'/' + 1);
+    (start, end)
+}
+
+/// The document whose header has this key, of which the name of the space is cut off.
+pub(super) fn header_doc(rest: &[u8]) -> Option<&str> {
+    let (end, doc) = rest.split_last()?;
+    std::str::from_utf8(doc)
+        .ok()
+        .filter(|_| *end == END && !doc.contains(&END))
 }
 
 /// A cell; a field path is never empty, so this is never the header's key.

@@ -15,10 +15,12 @@ mod journal;
 mod keys;
 mod migrate;
 mod overlay;
+mod packs;
 mod read;
 mod records;
 mod restore;
 mod shared;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod totals;
@@ -37,6 +39,7 @@ pub use check::{CheckError, Checked, Rule, Violation, check};
 pub use collect::Collected;
 use collect::{Task, TaskDone};
 use disk::Cut;
+use packs::Packs;
 use parking_lot::Mutex;
 pub use restore::{BadBackup, RestoreError, restore, verify};
 use shared::Shared;
@@ -182,6 +185,7 @@ pub struct EmbeddedStore {
     retention: Retention,
     counters: Arc<Counters>,
     totals: Arc<Totals>,
+    packs: Arc<Packs>,
     /// Spaces of which collection could not read something, when it last came to them. Each is logged once.
     damaged: Mutex<HashSet<SpaceId>>,
     /// Cloned into every read under way; `None` only while dropping.
@@ -230,6 +234,7 @@ fn open_bounded(dir: &Path, options: EmbeddedOptions, groups: usize, bytes: usiz
         retention,
         counters,
         totals,
+        packs: Arc::default(),
         damaged: Mutex::default(),
         reading: Some(reading),
         idle: Mutex::new(idle),
@@ -321,8 +326,11 @@ impl Store for EmbeddedStore {
     }
 
     async fn changes(&self, space: &SpaceId, request: ChangesRequest) -> Result<ChangesReply, StoreError> {
-        let space = space.clone();
-        self.snapshot(move |cut| changes::changes(cut, &space, &request)).await
+        let (space, packs) = (space.clone(), self.packs.clone());
+        // Before the snapshot is taken.
+        let since = packs.now();
+        self.snapshot(move |cut| changes::changes(cut, &space, &request, (&packs, since)))
+            .await
     }
 
     async fn positions(&self, spaces: &[SpaceId]) -> Result<Vec<SpaceState>, StoreError> {
@@ -371,6 +379,11 @@ impl Store for EmbeddedStore {
                 "tidegate_store_disk_bytes",
                 disk_bytes,
                 "Bytes of the database's files, journals too.",
+            ),
+            Reading::new(
+                "tidegate_store_pack_bytes",
+                self.packs.bytes() as u64,
+                "Bytes of pages that are kept in memory for those who start from nothing.",
             ),
             Reading::new("tidegate_store_syncs_total", stats.syncs, "Syncs to disk."),
             Reading::new("tidegate_store_batches_total", stats.batches, "Atomic writes."),

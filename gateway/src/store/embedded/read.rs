@@ -2,10 +2,8 @@
 
 use super::disk::{Cut, Look, Table, damaged, told};
 use super::keys;
-use super::records::{Client, Record};
-use crate::store::{
-    Cell, ConflictRecord, DocState, Header, LogEntry, LogReply, ReadCut, ResetReason, SpaceState, StoreError,
-};
+use super::records::{self, Client, Record};
+use crate::store::{Cell, ConflictRecord, DocState, LogEntry, LogReply, ReadCut, ResetReason, SpaceState, StoreError};
 use bytes::Bytes;
 use std::ops::Bound;
 use tidegate_protocol::{DocPath, FieldPath, Mid, Position, Seq, SpaceId, Writer};
@@ -47,35 +45,52 @@ pub(super) fn read(cut: &Cut<'_>, space: &SpaceId, docs: &[DocPath]) -> Result<R
 }
 
 fn document(cut: &Cut<'_>, space: &SpaceId, doc: &DocPath) -> Result<DocState, StoreError> {
-    let mut found = DocState::default();
-    found.header = each_cell(cut, space, doc, |field, cell| {
-        found.cells.insert(field, cell);
+    let key = keys::doc(space, doc);
+    let mut found = DocState {
+        header: cut.record(Table::Cells, &key)?,
+        ..DocState::default()
+    };
+    let has_header = found.header.is_some();
+    each_record(cut, &key, has_header, |field, record| {
+        found.cells.insert(FieldPath::parse(field).ok()?, Cell::decode(record)?);
+        Some(())
     })?;
     Ok(found)
 }
 
-/// Hands every cell of a document on, sorted by field; returns its header.
+/// Hands every cell of a document that has a header on, by field, seq and value, sorted by field. `doc` is its key.
 pub(super) fn each_cell(
     cut: &Cut<'_>,
-    space: &SpaceId,
-    doc: &DocPath,
-    mut each: impl FnMut(FieldPath, Cell),
-) -> Result<Option<Header>, StoreError> {
-    let start = keys::doc(space, doc);
-    let prefix = start.len();
-    let header: Option<Header> = cut.record(Table::Cells, &start)?;
-    for guard in cut.range(Table::Fields, Bound::Included(start), keys::doc_end(space, doc)) {
+    doc: &[u8],
+    mut each: impl FnMut(&str, Seq, Option<&[u8]>),
+) -> Result<(), StoreError> {
+    each_record(cut, doc, true, |field, record| {
+        let (seq, value) = records::cell_parts(record)?;
+        each(field, seq, value);
+        Some(())
+    })
+}
+
+/// Hands the records of a document's cells to `each`, which answers `None` to one that it cannot read.
+fn each_record(
+    cut: &Cut<'_>,
+    doc: &[u8],
+    has_header: bool,
+    mut each: impl FnMut(&str, &[u8]) -> Option<()>,
+) -> Result<(), StoreError> {
+    let end = keys::after(doc.to_vec());
+    for guard in cut.range(Table::Fields, Bound::Included(doc.to_vec()), end) {
         let key = guard.key().map_err(told)?;
         // Cells without a header would pass for a document that never was.
-        let field = header.and_then(|_| FieldPath::parse(std::str::from_utf8(&key[prefix..]).ok()?).ok());
+        let field = std::str::from_utf8(&key[doc.len()..]).ok();
+        let field = field.filter(|field| has_header && !field.is_empty());
         let field = field.ok_or_else(|| damaged(Table::Fields, &key))?;
-        each(
-            field,
-            cut.record(Table::Cells, &key)?
-                .ok_or_else(|| damaged(Table::Cells, &key))?,
-        );
+        let record = cut.get(Table::Cells, &key)?;
+        record
+            .and_then(|record| each(field, &record))
+            .ok_or_else(|| damaged(Table::Cells, &key))?;
     }
-    Ok(header)
+    Ok(())
 }
 
 /// The last mutation of a client, if there is a record of it. One that has expired is reported until it

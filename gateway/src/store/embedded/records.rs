@@ -335,6 +335,14 @@ impl Record for Cell {
     }
 }
 
+/// Seq and value of a cell, as it is stored; no value is a tombstone.
+pub(super) fn cell_parts(record: &[u8]) -> Option<(Seq, Option<&[u8]>)> {
+    let mut from = Take(record);
+    let stamp = Stamp::take(&mut from)?;
+    let value = from.rest();
+    Some((stamp.seq, (!value.is_empty()).then_some(value)))
+}
+
 /// What is known of a client.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Client {

@@ -59,6 +59,20 @@ async fn damaged_records_are_told_by_table_and_key() {
     let store = spoiled(Table::Idx, keys::idx(&s, seq(9), &doc("c/ghost"))).await;
     names(store.changes(&s, everything(None)).await, &["idx", "ghost"]);
 
+    // A reset that takes many pages walks over the cells.
+    let swept = ChangesRequest {
+        budget: 0,
+        ..everything(None)
+    };
+    for key in [
+        keys::doc(&s, &a),
+        keys::cell(&s, &a, &field("x")),
+        keys::cell(&s, &doc("c/0"), &field("x")),
+    ] {
+        let store = spoiled(Table::Cells, key).await;
+        names(store.changes(&s, swept.clone()).await, &["cells", "c/"]);
+    }
+
     let store = spoiled(Table::Conflicts, keys::conflict(&s, 5)).await;
     names(store.conflicts(&s, 5).await, &["conflicts"]);
 }

@@ -233,11 +233,11 @@ async fn scan(store: &EmbeddedStore, name: &str, mut request: ChangesRequest) ->
     loop {
         match store.changes(&space(name), request.clone()).await.expect("answers") {
             ChangesReply::Page { docs, cursor, .. } => {
-                all.extend(docs);
+                all.extend(docs.decode().expect("documents"));
                 request.cursor = Some(cursor);
             }
             ChangesReply::Done { docs, state, .. } => {
-                all.extend(docs);
+                all.extend(docs.decode().expect("documents"));
                 return (all, state);
             }
             ChangesReply::Reset(reason) => panic!("reset: {reason:?}"),

@@ -255,7 +255,8 @@ async fn at_the_last_page_a_client_holds_exactly_the_space_of_that_head() {
                     &store,
                     "s",
                     ChangesRequest {
-                        budget: 40,
+                        // With the least, a reset is a long one, and begins where one before it did.
+                        budget: if round % 3 == 0 { 0 } else { 40 },
                         ..everything(after)
                     },
                 )
@@ -276,4 +277,141 @@ async fn at_the_last_page_a_client_holds_exactly_the_space_of_that_head() {
         }
     };
     tokio::join!(writes, scans);
+}
+
+/// What a reset brings, page by page: names, with a `-` before a deleted one; and the seq of each page's cursor.
+async fn pages(store: &EmbeddedStore, mut request: ChangesRequest, count: usize) -> (Vec<String>, Vec<u64>, Cursor) {
+    let (mut brought, mut seqs) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        let reply = store.changes(&space("s"), request.clone()).await.expect("answers");
+        let ChangesReply::Page { docs, cursor, .. } = reply else {
+            panic!("the end: {reply:?}")
+        };
+        brought.extend(docs.decode().expect("documents").iter().map(named));
+        seqs.push(cursor.at.get());
+        request.cursor = Some(cursor);
+    }
+    (brought, seqs, request.cursor.expect("a page"))
+}
+
+fn named(change: &DocChange) -> String {
+    let mark = if change.kind == DocChangeKind::Deleted { "-" } else { "" };
+    format!("{mark}{}", change.doc)
+}
+
+#[tokio::test]
+async fn a_long_reset_brings_what_was_there_by_path_and_then_what_was_touched_since() {
+    let store = Place::new().open();
+    let write = async |mid, effect| applied(&store, "s", item(1, mid, vec![effect])).await;
+    for (mid, name) in (1..).zip(["c/e", "c/d", "c/c", "c/b", "c/a"]) {
+        write(mid, set(name, true, &[("x", mid as i64)])).await;
+    }
+    write(6, delete("c/b", &["x"])).await;
+    let small = ChangesRequest {
+        budget: 0,
+        ..everything(None)
+    };
+    // One document a page; the deleted one was nobody's.
+    let (brought, seqs, cursor) = pages(&store, small.clone(), 2).await;
+    assert_eq!((brought, seqs), (vec!["c/a".into(), "c/c".into()], vec![0, 0]));
+    assert_eq!(cursor.begin, seq(6));
+    // One that was brought and one that was not yet are written, one is deleted, one is new.
+    write(7, set("c/a", false, &[("y", 7)])).await;
+    write(8, set("c/e", false, &[("y", 8)])).await;
+    write(9, delete("c/c", &["x"])).await;
+    write(10, set("c/aa", true, &[("x", 10)])).await;
+    let go_on = ChangesRequest {
+        cursor: Some(cursor),
+        ..small.clone()
+    };
+    let (brought, seqs, cursor) = pages(&store, go_on, 4).await;
+    assert_eq!(brought, ["c/d", "c/a", "c/e", "-c/c"]);
+    assert_eq!(seqs, [0, 7, 8, 9]);
+    let rest = ChangesRequest {
+        cursor: Some(cursor),
+        ..small
+    };
+    let reply = store.changes(&space("s"), rest).await.expect("answers");
+    let ChangesReply::Done { docs, state, .. } = reply else {
+        panic!("more: {reply:?}")
+    };
+    assert_eq!(
+        (docs.last_doc(), docs.len(), state.head.seq),
+        (Some("c/aa"), 1, seq(10))
+    );
+}
+
+#[tokio::test]
+async fn a_long_reset_is_sent_the_pages_of_one_before_it_and_then_what_was_touched_since() {
+    let store = Place::new().open();
+    let write = async |mid, effect| applied(&store, "s", item(1, mid, vec![effect])).await;
+    for (mid, name) in (1..).zip(["c/a", "c/b", "c/c"]) {
+        write(mid, set(name, true, &[("x", mid as i64)])).await;
+    }
+    let small = ChangesRequest {
+        budget: 0,
+        ..everything(None)
+    };
+    let first = async || {
+        let reply = store.changes(&space("s"), small.clone()).await.expect("answers");
+        let ChangesReply::Page { docs, cursor, .. } = reply else {
+            panic!("three documents")
+        };
+        (docs, cursor)
+    };
+    let (brought, _) = scan(&store, "s", small.clone()).await;
+    assert_eq!(brought.len(), 3);
+    write(4, set("c/a", false, &[("x", 4)])).await;
+    write(5, delete("c/b", &["x"])).await;
+    let ((one, cursor), (other, _)) = (first().await, first().await);
+    assert!(Arc::ptr_eq(&one, &other), "it was read anew");
+    assert_eq!((cursor.begin, cursor.head.seq), (seq(3), seq(5)));
+    let (brought, now) = scan(&store, "s", small.clone()).await;
+    let brought: Vec<_> = brought.iter().map(named).collect();
+    assert_eq!(brought, ["c/a", "c/b", "c/c", "c/a", "-c/b"]);
+    assert_eq!(now.head.seq, seq(5));
+
+    // What is below the floor may have gone without a trace.
+    store.raise_floor(&space("s"), seq(5)).await.expect("answers");
+    assert_eq!(first().await.1.begin, seq(5));
+    let (brought, _) = scan(&store, "s", small).await;
+    assert_eq!(brought.iter().map(named).collect::<Vec<_>>(), ["c/a", "c/c"]);
+}
+
+#[tokio::test]
+async fn a_long_reset_of_some_collections_walks_over_these_alone() {
+    let store = Place::new().open();
+    let names = ["a/1", "b-/1", "b/1", "b/1/b/1", "b/1/c/1", "b/2", "ba/1", "c/1", "d/1"];
+    // As large as to make the reset a long one whose page has room for all.
+    let effects = names.map(|name| DocEffect {
+        size: 1_000,
+        ..set(name, true, &[("x", 1)])
+    });
+    applied(&store, "s", item(1, 1, effects.to_vec())).await;
+    // So many that what lies between them is walked over, too.
+    let none: Vec<_> = (0..70).map(|n| format!("b{n}")).collect();
+    let many = none.iter().map(String::as_str).chain(["b", "d"]).collect();
+    for (collections, covered) in [
+        (many, vec!["b/1", "b/2", "d/1"]),
+        (vec!["b"], vec!["b/1", "b/2"]),
+        (vec!["b/1/b"], vec!["b/1/b/1"]),
+        (
+            vec!["b", "b-", "b/1/b", "d"],
+            vec!["b-/1", "b/1", "b/1/b/1", "b/2", "d/1"],
+        ),
+        (vec!["e"], vec![]),
+        (vec![], vec![]),
+    ] {
+        for budget in [0, 1_000] {
+            let mut request = ChangesRequest {
+                budget,
+                ..everything(None)
+            };
+            let parsed = collections.iter().map(|name| Collection::parse(name).expect("valid"));
+            request.view.collections = Some(parsed.collect());
+            let (changes, _) = scan(&store, "s", request).await;
+            let brought: Vec<_> = changes.iter().map(|change| change.doc.as_str()).collect();
+            assert_eq!(brought, covered, "{collections:?}");
+        }
+    }
 }
