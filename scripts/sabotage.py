@@ -266,8 +266,8 @@ RULES = {
     ),
     "a frame is kept": (
         "gateway/src/hub/ring.rs",
-        "        body.frames.push((Arc::clone(audience), frame.clone()));\n",
-        "",
+        "        body.frames.insert(index, (audience.number, frame.clone()));\n",
+        "        let _ = index;\n",
         LIB,
         "hub::tests::rounds::each_shard_is_brought_in_its_turn_all_that_came_since",
     ),
