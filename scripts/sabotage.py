@@ -146,6 +146,13 @@ RULES = {
         LIB,
         "ws::tests::what_comes_in_means_what_tungstenite_says_however_it_is_cut",
     ),
+    "a frame may claim to have nearly 2^64 bytes": (
+        "gateway/src/ws.rs",
+        "left.min(buffer.len() - at)",
+        "buffer.len().min(at + left) - at",
+        LIB,
+        "ws::tests::what_comes_in_means_what_tungstenite_says_however_it_is_cut",
+    ),
     "no buffer is kept": (
         "gateway/src/ws.rs",
         "                    self.context = None;\n",

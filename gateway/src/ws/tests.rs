@@ -184,6 +184,11 @@ fn what_comes_in_means_what_tungstenite_says_however_it_is_cut() {
             if first == 0x88 && size > 1 {
                 payload[..2].copy_from_slice(&[3, [0xe8, 0xe9, 0][dice.below(3)]]);
             }
+            if dice.below(60) == 0 {
+                bytes.extend([first, 0xff]);
+                bytes.extend([u64::MAX, u64::MAX - 14, 1 << 63, 3_001][dice.below(4)].to_be_bytes());
+                bytes.extend([1, 2, 3, 4]);
+            }
             let mask = (dice.below(40) > 0).then(|| [1, 2, 3, u8::try_from(dice.below(256)).unwrap()]);
             bytes.extend(frame(first, &payload, mask));
         }
