@@ -3,7 +3,7 @@
 
 use super::catchup::CatchUp;
 use super::machine::{Effect, Input, Now, Session, SessionConfig, Subscribe};
-use crate::admission::{Admitted, Guest};
+use crate::admission::{Admitted, Guest, Place};
 use crate::auth::Authoriser;
 use crate::engine::{Engine, WriteReply, WriteRequest};
 use crate::env::Env;
@@ -306,8 +306,12 @@ struct Shell {
     node: Arc<Node>,
     conn: Arc<Conn>,
     session: Session,
-    /// In order, so that they end in the same one every time.
-    subs: BTreeMap<u64, Sub>,
+    /// Its name, who it is with and since when, for the log.
+    name: String,
+    peer: String,
+    since: Instant,
+    /// By their ids, so that they end in the same order every time; most connections have one.
+    subs: Vec<Sub>,
     jobs: FuturesUnordered<Job>,
     generation: u64,
     in_flight: Arc<Semaphore>,
@@ -317,6 +321,7 @@ struct Shell {
     leaving: Option<Instant>,
     /// Set when the session is over: what to say last.
     closing: Option<(Code, String)>,
+    _held: (Option<Arc<Place>>, Gauged, Listed),
 }
 
 /// Keeps a connection in the node's list as long as it lives.
@@ -350,8 +355,9 @@ async fn all_answered(in_flight: &Semaphore, config: &NodeConfig, latest: Option
     }
 }
 
-/// Serves a connection until it is over. One info line says what it was.
-pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
+/// Serves a connection until it is over. One info line says what it was. What it was accepted with is used up before the
+/// future begins, which lives as long as the connection: it holds no place for that.
+pub fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) -> impl Future<Output = ()> + Send + use<T> {
     let Accepted {
         socket,
         leftover,
@@ -361,8 +367,8 @@ pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
         peer,
         admitted,
     } = accepted;
-    let Admitted { place: _place, guest } = admitted;
-    let _gauge = Gauged::new(&node.metrics.connections);
+    let Admitted { place, guest } = admitted;
+    let gauge = Gauged::new(&node.metrics.connections);
     let id = node.last_id.fetch_add(1, Ordering::Relaxed) + 1;
     let outbox: Arc<Outbox> = Arc::new(Outbox::new(socket, node.config.bounds(), node.budget.clone()));
     let name = format!("{:016x}", node.env.random());
@@ -386,38 +392,42 @@ pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
         leave_at: AtomicU64::new(node.leave_at()),
         reading: tokio::sync::Mutex::default(),
     });
-    let _listed = Listed::new(&node, &conn);
+    let listed = Listed::new(&node, &conn);
+    let ws = Ws::new(&leftover, node.config.limits.message_bytes);
+    // Of the buffer in which the request was read.
+    drop(leftover);
     let shell = Shell {
         in_flight: Arc::new(Semaphore::new(node.config.in_flight)),
-        node: node.clone(),
+        node,
         conn,
         session,
-        subs: BTreeMap::new(),
+        name,
+        peer,
+        since,
+        subs: Vec::new(),
         jobs: FuturesUnordered::new(),
         generation: 0,
         guest,
         leaving: None,
         closing: None,
+        _held: (place, gauge, listed),
     };
-    let (user, reason) = shell.run(leftover).await;
-    let ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-    tracing::info!(session = %name, %peer, %user, form = form.subprotocol(), ms, reason, "connection closed");
+    live(shell, ws)
+}
+
+async fn live(mut shell: Shell, mut ws: Ws) {
+    let reason = shell.converse(&mut ws).await;
+    // Nothing that was under way holds up others while this one says goodbye.
+    shell.jobs.clear();
+    shell.subs.clear();
+    shell.farewell(&mut ws).await;
+    let (session, peer, form) = (&shell.name, &shell.peer, shell.conn.form.subprotocol());
+    let user = shell.session.user().unwrap_or("-");
+    let ms = u64::try_from(shell.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(%session, %peer, %user, form, ms, reason, "connection closed");
 }
 
 impl Shell {
-    async fn run(mut self, leftover: Bytes) -> (String, &'static str) {
-        let mut ws = Ws::new(&leftover, self.node.config.limits.message_bytes);
-        // Of the buffer in which the request was read.
-        drop(leftover);
-        let reason = self.converse(&mut ws).await;
-        // Nothing that was under way holds up others while this one says goodbye.
-        self.jobs.clear();
-        self.subs.clear();
-        let user = self.session.user().unwrap_or("-").to_owned();
-        self.farewell(&mut ws).await;
-        (user, reason)
-    }
-
     /// Until somebody ends it.
     async fn converse(&mut self, ws: &mut Ws) -> &'static str {
         let (node, conn) = (self.node.clone(), self.conn.clone());
@@ -573,10 +583,10 @@ impl Shell {
     fn woken(&mut self) {
         let mut behind = std::mem::take(&mut *self.conn.behind.lock());
         for (stream, at) in self.conn.outbox.cuts() {
-            match self.subs.iter().find(|(_, sub)| sub.generation == stream) {
+            match self.subs.iter().find(|sub| sub.generation == stream) {
                 // Should the hub have said where it stands, that was before what it stood on was dropped.
-                Some((id, _)) => {
-                    behind.insert(*id, at);
+                Some(sub) => {
+                    behind.insert(sub.what.id, at);
                     self.node.metrics.behind_slow.inc();
                 }
                 None => self.conn.outbox.close(stream),
@@ -667,13 +677,18 @@ impl Shell {
             catching_up,
             live,
             ..
-        } = self.subs.remove(&id)?;
+        } = self.subs.remove(self.sub(id).ok()?);
         catching_up.abort();
         drop(live);
         self.conn.outbox.close(generation);
         // The hub may have said that it is behind. Of the next one of this id, with a view of its own, that is not true.
         self.conn.behind.lock().remove(&id);
         Some(what)
+    }
+
+    /// Where a subscription is, or would be.
+    fn sub(&self, id: u64) -> Result<usize, usize> {
+        self.subs.binary_search_by_key(&id, |sub| sub.what.id)
     }
 
     /// Begins to catch up; `behind`: once what waits on the connection has gone out.
@@ -691,22 +706,25 @@ impl Shell {
         let job = Abortable::new(catch_up.run(), registration);
         self.jobs.push(async move { (id, generation, job.await) }.boxed());
         let _gauge = Gauged::new(&self.node.metrics.subscriptions);
-        self.subs.insert(
-            id,
-            Sub {
-                what,
-                generation,
-                catching_up: handle,
-                live: None,
-                _gauge,
-            },
-        );
+        let sub = Sub {
+            what,
+            generation,
+            catching_up: handle,
+            live: None,
+            _gauge,
+        };
+        let few = usize::from(self.subs.len() < 4);
+        self.subs.reserve_exact(few);
+        match self.sub(id) {
+            Ok(index) => self.subs[index] = sub,
+            Err(index) => self.subs.insert(index, sub),
+        }
     }
 
     fn caught_up(&mut self, id: u64, generation: u64, lease: Result<Lease, Aborted>) {
         let Ok(lease) = lease else { return };
-        match self.subs.get_mut(&id) {
-            Some(sub) if sub.generation == generation => sub.live = Some(lease),
+        match self.sub(id).map(|index| &mut self.subs[index]) {
+            Ok(sub) if sub.generation == generation => sub.live = Some(lease),
             // An aborted catch-up never gets here; should one, it does not stay live unseen.
             _ => drop(lease),
         }

@@ -169,7 +169,7 @@ fn a_length_beyond_all_memory_is_over_the_limit_wherever_its_frame_begins() {
         let head = [&[0x82, 0xff][..], &len.to_be_bytes(), &[1, 2, 3, 4]].concat();
         for before in [vec![], frame(0x89, b"", Some([0; 4]))] {
             let bytes = [&before[..], &head].concat();
-            let (made, _) = ours(std::slice::from_ref(&bytes), 100);
+            let (made, _) = ours(&[], std::slice::from_ref(&bytes), 100);
             assert_eq!(made, theirs(&bytes), "{len}");
             assert!(!made.end.is_empty());
         }
