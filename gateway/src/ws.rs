@@ -41,6 +41,21 @@ pub enum Incoming<'a> {
     Control,
 }
 
+impl Incoming<'_> {
+    /// Bytes of the message; none for what is no message.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Text(bytes) | Self::Binary(bytes) => bytes.len(),
+            Self::Control => 0,
+        }
+    }
+
+    /// Whether there is none, or it has nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// Why nothing more will come.
 #[derive(Debug)]
 pub enum Ended {

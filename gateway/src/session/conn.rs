@@ -50,7 +50,8 @@ pub struct NodeConfig {
     pub queued_bytes: usize,
     /// A connection that takes nothing of what waits for it for so long is closed.
     pub stall: Duration,
-    /// Mutations of a connection that are not answered yet; over it, the connection is not read.
+    /// Mutations of a connection that are not answered yet, one more for every 4 KiB that one has; over it, the connection
+    /// is not read. So one connection cannot fill the node's queues for all.
     pub in_flight: usize,
     /// Reads of the store for catch-ups and `get` at a time, on the node; the others wait.
     pub catch_ups: usize,
@@ -296,6 +297,9 @@ async fn evicted(guest: Option<&Guest>) {
     }
 }
 
+/// For each of these that a mutation has, it counts once more as in flight.
+const IN_FLIGHT_BYTES: usize = 4 << 10;
+
 /// Connections are sent away in so many steps, or fewer where that would be less at a time than these.
 const DRAIN_STEPS: u32 = 20;
 const DRAIN_AT_ONCE: usize = 100;
@@ -314,6 +318,8 @@ struct Shell {
     subs: Vec<Sub>,
     jobs: FuturesUnordered<Job>,
     generation: u64,
+    /// Bytes of the message that is being handled.
+    read: usize,
     in_flight: Arc<Semaphore>,
     /// Until it has been welcomed.
     guest: Option<Arc<Guest>>,
@@ -407,6 +413,7 @@ pub fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) -> impl Futur
         subs: Vec::new(),
         jobs: FuturesUnordered::new(),
         generation: 0,
+        read: 0,
         guest,
         leaving: None,
         closing: None,
@@ -523,6 +530,7 @@ impl Shell {
     /// nothing up.
     fn frame(&mut self, incoming: Incoming<'_>) -> Flow {
         let jobs = self.jobs.len();
+        self.read = incoming.len();
         self.incoming(incoming);
         let stop = self.closing.is_some() || self.jobs.len() > jobs || self.in_flight.available_permits() == 0;
         if stop { Flow::Break(()) } else { Flow::Continue(()) }
@@ -731,8 +739,10 @@ impl Shell {
     }
 
     fn write(&mut self, request: WriteRequest) {
-        // Reading stops when there is none left, so there is one.
-        let permit = self.in_flight.clone().try_acquire_owned().ok();
+        // Reading stops when there is none left, so there is one; a large one takes what there is.
+        let some = (1 + self.read / IN_FLIGHT_BYTES).min(self.in_flight.available_permits());
+        let some = u32::try_from(some).unwrap_or(u32::MAX);
+        let permit = self.in_flight.clone().try_acquire_many_owned(some).ok();
         let (node, conn) = (self.node.clone(), self.conn.clone());
         let space = request.head.space.clone();
         let done = Box::new(move |reply: WriteReply| {

@@ -16,6 +16,7 @@ mod hostile;
 mod keeping;
 mod limits;
 mod order;
+mod overload;
 mod pressure;
 mod real_data;
 mod restore;
