@@ -462,3 +462,20 @@ async fn a_connection_of_age_is_asked_to_go_elsewhere_and_not_all_at_once() {
     assert_eq!(left.iter().sum::<usize>(), 100, "{left:?}");
     assert!(left.iter().all(|left| *left < 50), "{left:?}");
 }
+
+#[tokio::test]
+async fn a_connection_that_waits_takes_no_more_than_it_needs() {
+    let node = rig().node;
+    let accepted = Accepted {
+        socket: Arc::new(Script::default()),
+        leftover: Bytes::new(),
+        form: Form::Msgpack,
+        token: None,
+        since: Instant::now(),
+        peer: "test".into(),
+        admitted: Admitted::default(),
+    };
+    let task = size_of_val(&session::serve(node, accepted));
+    println!("a connection's task: {task} bytes");
+    assert!(task <= 1_400, "{task}");
+}

@@ -283,10 +283,18 @@ struct Sub {
     what: Subscribe,
     /// Tells a finished catch-up from the one that replaced it.
     generation: u64,
-    catching_up: AbortHandle,
+    /// Until it is live.
+    catching_up: Option<AbortHandle>,
     /// Once live. Dropping it ends that.
     live: Option<Lease>,
     _gauge: Gauged,
+}
+
+/// The next job that is done. With the last one goes what held them.
+async fn next(jobs: &mut Option<Box<FuturesUnordered<Job>>>) -> Option<<Job as Future>::Output> {
+    let done = jobs.as_mut()?.next().await;
+    jobs.take_if(|jobs| jobs.is_empty());
+    done
 }
 
 /// Waits until a guest's place is needed.
@@ -310,13 +318,13 @@ struct Shell {
     node: Arc<Node>,
     conn: Arc<Conn>,
     session: Session,
-    /// Its name, who it is with and since when, for the log.
-    name: String,
+    /// Who it is with and since when, for the log.
     peer: String,
     since: Instant,
     /// By their ids, so that they end in the same order every time; most connections have one.
     subs: Vec<Sub>,
-    jobs: FuturesUnordered<Job>,
+    /// While there are any.
+    jobs: Option<Box<FuturesUnordered<Job>>>,
     generation: u64,
     /// Bytes of the message that is being handled.
     read: usize,
@@ -354,10 +362,10 @@ impl Drop for Listed {
 
 /// Waits until everything in flight has been answered, or until `latest`.
 async fn all_answered(in_flight: &Semaphore, config: &NodeConfig, latest: Option<Instant>) {
-    let all = in_flight.acquire_many(u32::try_from(config.in_flight).unwrap_or(u32::MAX));
     if let Some(latest) = latest {
-        // Late or not, the connection ends.
-        let _ = tokio::time::timeout_at(latest, all).await;
+        let all = in_flight.acquire_many(u32::try_from(config.in_flight).unwrap_or(u32::MAX));
+        // Late or not, the connection ends. Apart: a connection that stays has no use for it.
+        let _ = Box::pin(tokio::time::timeout_at(latest, all)).await;
     }
 }
 
@@ -379,14 +387,7 @@ pub fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) -> impl Futur
     let outbox: Arc<Outbox> = Arc::new(Outbox::new(socket, node.config.bounds(), node.budget.clone()));
     let name = format!("{:016x}", node.env.random());
     let opened = node.mono(since);
-    let session = Session::new(
-        node.session.clone(),
-        node.authoriser.clone(),
-        name.clone(),
-        form,
-        token,
-        opened,
-    );
+    let session = Session::new(node.session.clone(), node.authoriser.clone(), name, form, token, opened);
     let conn = Arc::new(Conn {
         id,
         form,
@@ -407,11 +408,10 @@ pub fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) -> impl Futur
         node,
         conn,
         session,
-        name,
         peer,
         since,
         subs: Vec::new(),
-        jobs: FuturesUnordered::new(),
+        jobs: None,
         generation: 0,
         read: 0,
         guest,
@@ -419,19 +419,20 @@ pub fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) -> impl Futur
         closing: None,
         _held: (place, gauge, listed),
     };
-    live(shell, ws)
-}
-
-async fn live(mut shell: Shell, mut ws: Ws) {
-    let reason = shell.converse(&mut ws).await;
-    // Nothing that was under way holds up others while this one says goodbye.
-    shell.jobs.clear();
-    shell.subs.clear();
-    shell.farewell(&mut ws).await;
-    let (session, peer, form) = (&shell.name, &shell.peer, shell.conn.form.subprotocol());
-    let user = shell.session.user().unwrap_or("-");
-    let ms = u64::try_from(shell.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-    tracing::info!(%session, %peer, %user, form, ms, reason, "connection closed");
+    let mut all = (shell, ws);
+    // Borrowed where it is: a local of its own would take the room twice.
+    async move {
+        let (shell, ws) = (&mut all.0, &mut all.1);
+        let reason = shell.converse(ws).await;
+        // Nothing that was under way holds up others while this one says goodbye.
+        shell.jobs = None;
+        shell.subs.clear();
+        Box::pin(shell.farewell(ws)).await;
+        let (session, peer, form) = (shell.session.name(), &shell.peer, shell.conn.form.subprotocol());
+        let user = shell.session.user().unwrap_or("-");
+        let ms = u64::try_from(shell.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(%session, %peer, %user, form, ms, reason, "connection closed");
+    }
 }
 
 impl Shell {
@@ -472,8 +473,10 @@ impl Shell {
                     }
                     End::Broken | End::Finished => return "connection lost",
                 },
-                Some((id, generation, lease)) = self.jobs.next(), if !self.jobs.is_empty() => {
-                    self.caught_up(id, generation, lease);
+                done = next(&mut self.jobs), if self.jobs.is_some() => {
+                    if let Some((id, generation, lease)) = done {
+                        self.caught_up(id, generation, lease);
+                    }
                 }
                 filled = poll_fn(|cx| ws.poll_fill(cx, conn.outbox.transport())), if may_read => {
                     let Ok(filled) = filled else { return "connection lost" };
@@ -529,10 +532,10 @@ impl Shell {
     /// Says whether to go on reading: not while what a message began has not had its turn, so that a flood of them piles
     /// nothing up.
     fn frame(&mut self, incoming: Incoming<'_>) -> Flow {
-        let jobs = self.jobs.len();
+        let jobs = self.jobs();
         self.read = incoming.len();
         self.incoming(incoming);
-        let stop = self.closing.is_some() || self.jobs.len() > jobs || self.in_flight.available_permits() == 0;
+        let stop = self.closing.is_some() || self.jobs() > jobs || self.in_flight.available_permits() == 0;
         if stop { Flow::Break(()) } else { Flow::Continue(()) }
     }
 
@@ -674,7 +677,7 @@ impl Shell {
             // No subscription has generation 0: it ends without one.
             (0, 0, Err(Aborted))
         };
-        self.jobs.push(job.boxed());
+        self.jobs.get_or_insert_default().push(job.boxed());
     }
 
     /// Ends a subscription, and returns what it was.
@@ -686,12 +689,18 @@ impl Shell {
             live,
             ..
         } = self.subs.remove(self.sub(id).ok()?);
-        catching_up.abort();
+        if let Some(catching_up) = catching_up {
+            catching_up.abort();
+        }
         drop(live);
         self.conn.outbox.close(generation);
         // The hub may have said that it is behind. Of the next one of this id, with a view of its own, that is not true.
         self.conn.behind.lock().remove(&id);
         Some(what)
+    }
+
+    fn jobs(&self) -> usize {
+        self.jobs.as_ref().map_or(0, |jobs| jobs.len())
     }
 
     /// Where a subscription is, or would be.
@@ -712,12 +721,13 @@ impl Shell {
             behind,
         };
         let job = Abortable::new(catch_up.run(), registration);
-        self.jobs.push(async move { (id, generation, job.await) }.boxed());
+        let job = async move { (id, generation, job.await) };
+        self.jobs.get_or_insert_default().push(job.boxed());
         let _gauge = Gauged::new(&self.node.metrics.subscriptions);
         let sub = Sub {
             what,
             generation,
-            catching_up: handle,
+            catching_up: Some(handle),
             live: None,
             _gauge,
         };
@@ -732,7 +742,7 @@ impl Shell {
     fn caught_up(&mut self, id: u64, generation: u64, lease: Result<Lease, Aborted>) {
         let Ok(lease) = lease else { return };
         match self.sub(id).map(|index| &mut self.subs[index]) {
-            Ok(sub) if sub.generation == generation => sub.live = Some(lease),
+            Ok(sub) if sub.generation == generation => (sub.live, sub.catching_up) = (Some(lease), None),
             // An aborted catch-up never gets here; should one, it does not stay live unseen.
             _ => drop(lease),
         }
