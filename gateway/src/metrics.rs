@@ -34,6 +34,8 @@ pub struct Metrics {
     pub gap_commits: IntCounter,
     /// Catch-ups by mode: `log`, `delta`, `reset`.
     pub catch_ups: IntCounterVec,
+    /// Subscriptions that are catching up, or wait for it.
+    pub catching_up: IntGauge,
     /// Why a position was not taken up: `lost`, `below_floor`, `foreign_cursor`, `view`.
     pub resets: IntCounterVec,
     /// Subscriptions that fell behind because their socket takes too little.
@@ -110,6 +112,10 @@ impl Default for Metrics {
                 "Commits read from the log because they were missed.",
             ),
             catch_ups: counters("tidegate_catch_ups_total", "Catch-ups begun.", "mode"),
+            catching_up: gauge(
+                "tidegate_catching_up",
+                "Subscriptions that are catching up, or wait for it.",
+            ),
             resets: counters(
                 "tidegate_resets_total",
                 "Positions that could not be taken up.",

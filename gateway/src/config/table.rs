@@ -130,6 +130,7 @@ pub static ROWS: &[Row] = rows! {
     "connections.stall": Time(SECOND, HOUR) => server.node.stall, "A connection that takes nothing of what waits for it for so long is closed with `slow_reader`.";
     "connections.in_flight": Count(1, 100_000) => server.node.in_flight, "Unanswered mutations of a connection, one more for every 4 KiB of one; with more, it is not read.";
     "connections.catch_ups": Count(1, 10_000) => server.node.catch_ups, "Reads of the store at a time, for catch-ups and `get`s of all connections; the others wait.";
+    "connections.catching_up": Count(1, ANY) => server.node.catching_up, "Subscriptions that are catching up or wait for it, of all connections; over it, a new one is told to come back.";
     "connections.compress_bytes": Bytes(64, ANY) => server.node.compress_bytes, "Bytes of a message from which on it is compressed, for clients that take that and where it pays.";
     "connections.age": Time(10 * SECOND, 365 * DAY) => server.node.age, "After so long, a tenth more or less, a connection is asked to go elsewhere, so that load moves to new nodes.";
     "connections.ready_delay": Time(0, 10 * MINUTE) => server.ready_delay, "When the node is told to stop: how long it says that it is not ready, and still takes connections. For balancers that take a while to notice.";

@@ -9,6 +9,7 @@ use super::cursor;
 use super::machine::Subscribe;
 use crate::frame;
 use crate::hub::{Joining, Lease, Subscriber};
+use crate::metrics::Gauged;
 use crate::outbox::Stream;
 use crate::store::{
     ChangesReply, ChangesRequest, Cursor, Lineage, LogEntry, LogReply, ResetReason, SpaceState, StoreError,
@@ -36,6 +37,7 @@ pub(super) struct CatchUp {
     pub(super) stream: Stream,
     /// Its subscription was live, and fell behind.
     pub(super) behind: bool,
+    pub(super) _gauge: Gauged,
 }
 
 /// Where the client stands, as far as it can be taken up.

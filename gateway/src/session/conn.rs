@@ -55,6 +55,8 @@ pub struct NodeConfig {
     pub in_flight: usize,
     /// Reads of the store for catch-ups and `get` at a time, on the node; the others wait.
     pub catch_ups: usize,
+    /// Subscriptions that are catching up or wait for it, on the node; over it, a new one is told to come back.
+    pub catching_up: usize,
     /// How long a closing connection may take to be flushed.
     pub flush: Duration,
     /// After so long, a tenth more or less, a connection is asked to go elsewhere: so load moves to new nodes. `None`: never.
@@ -73,6 +75,7 @@ impl Default for NodeConfig {
             stall: Duration::from_secs(30),
             in_flight: 1_024,
             catch_ups: 64,
+            catching_up: 50_000,
             flush: Duration::from_secs(5),
             age: None,
             compress_bytes: deflate::THRESHOLD,
@@ -641,7 +644,15 @@ impl Shell {
                     let outbox = &self.conn.outbox;
                     frame::with_message(self.conn.form, &message, |frame| outbox.push_bytes(frame));
                 }
-                Effect::Subscribe(what) => self.subscribe(what, false),
+                Effect::Subscribe(what) => {
+                    let most = self.node.config.catching_up;
+                    let now = usize::try_from(self.node.metrics.catching_up.get()).unwrap_or(0);
+                    if now < most {
+                        self.subscribe(what, false);
+                    } else {
+                        self.refuse(what.id);
+                    }
+                }
                 Effect::Unsubscribe { id, .. } => {
                     self.end(id);
                 }
@@ -650,6 +661,19 @@ impl Shell {
                 Effect::Close(code, message) => self.closing = Some((code, message)),
             }
         }
+    }
+
+    /// Too many are catching up: one that comes now would wait long, and take memory meanwhile. Clients come back after
+    /// some seconds.
+    fn refuse(&mut self, id: u64) {
+        self.session.forget(id);
+        self.node.metrics.refused.with_label_values(&["catching_up"]).inc();
+        let denied = ServerMessage::Denied {
+            id,
+            code: Code::Unavailable,
+            purge: false,
+        };
+        self.conn.outbox.push([frame::message(self.conn.form, &denied)]);
     }
 
     fn get(&mut self, id: u64, space: SpaceId, docs: Vec<DocPath>) {
@@ -719,6 +743,7 @@ impl Shell {
             what: what.clone(),
             stream: generation,
             behind,
+            _gauge: Gauged::new(&self.node.metrics.catching_up),
         };
         let job = Abortable::new(catch_up.run(), registration);
         let job = async move { (id, generation, job.await) };

@@ -174,6 +174,13 @@ impl Session {
         }
     }
 
+    /// A subscription that it has asked for was not taken.
+    pub fn forget(&mut self, id: u64) {
+        if let Some(space) = self.subs.remove(&id) {
+            self.spaces.remove(&space);
+        }
+    }
+
     /// Its name, in `welcome` and the log.
     pub fn name(&self) -> &str {
         &self.name

@@ -155,3 +155,44 @@ async fn a_node_that_stops_is_not_ready_first_and_still_takes_who_comes() {
     };
     tokio::join!(stopping, asking);
 }
+
+#[tokio::test]
+async fn more_subscriptions_than_can_catch_up_are_told_to_come_back_and_all_are_served_in_the_end() {
+    let dir = std::sync::Arc::new(tempfile::TempDir::new().unwrap());
+    let store = open_store(dir.path(), Retention::default());
+    let gate = Gate::new(store.clone());
+    let mut config = ServerConfig::default();
+    config.node.catching_up = 10;
+    let (reached, go) = gate.hold("changes");
+    let gateway = Gateway::on(dir, store, gate, config).await;
+    let mut peer = gateway.peer("alice").await;
+    for n in 0..30 {
+        peer.sub(&format!("s/{n}"), None, None, None).await;
+    }
+    reached.await.unwrap();
+    let mut again = Vec::new();
+    while again.len() < 20 {
+        let message = peer.next().await;
+        let ServerMessage::Denied { id, code, purge } = message else {
+            panic!("{message:?}")
+        };
+        assert_eq!((code, purge), (Code::Unavailable, false));
+        again.push(id);
+    }
+    assert_eq!(again, (11..=30).collect::<Vec<u64>>(), "the newest");
+    assert_eq!(metric(&gateway, "tidegate_catching_up").await, 10);
+    go.send(()).unwrap();
+    let mut current = 0;
+    while current < 10 {
+        current += u64::from(matches!(peer.next().await, ServerMessage::Current { .. }));
+    }
+    for n in 10..30 {
+        peer.sub(&format!("s/{n}"), None, None, None).await;
+        while !matches!(peer.next().await, ServerMessage::Current { .. }) {}
+    }
+    assert_eq!(metric(&gateway, "tidegate_catching_up").await, 0);
+    assert_eq!(
+        metric(&gateway, "tidegate_refused_total{reason=\"catching_up\"}").await,
+        20
+    );
+}

@@ -106,7 +106,7 @@ async fn one_connection_cannot_fill_the_nodes_queues_for_all() {
     config.node.in_flight = 64;
     config.engine.node_bytes = 2 << 20;
     let (gateway, reached, go) = held(config).await;
-    let mut greedy = gateway.peer("greedy").await;
+    let greedy = gateway.peer("greedy").await;
     let mut writer = WriterState::new("s", 1, greedy.now);
     let value = Value::str(&"x".repeat(100_000));
     let mut writes = Vec::new();
