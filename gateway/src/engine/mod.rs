@@ -9,6 +9,7 @@ mod answer;
 mod bounds;
 mod evaluate;
 mod guard;
+mod hot;
 mod newcomers;
 mod plan;
 mod queue;
@@ -51,6 +52,11 @@ impl WriteRequest {
     /// What this user's client sent.
     pub fn new(who: Arc<Identity>, head: WriteHead, body: Result<WriteBody, Refusal>) -> Self {
         let writer = Writer::of(who.user(), head.client);
+        Self::of(who, writer, head, body)
+    }
+
+    /// As [`Self::new`], where it is known who stands in the change: naming a writer takes a hash.
+    pub(crate) fn of(who: Arc<Identity>, writer: Writer, head: WriteHead, body: Result<WriteBody, Refusal>) -> Self {
         Self {
             who,
             writer,
@@ -189,6 +195,7 @@ pub struct Engine {
     tasks: TaskTracker,
     stats: Arc<EngineStats>,
     newcomers: Arc<newcomers::Newcomers>,
+    hot: hot::Spaces,
     /// The spaces that have a worker. The map's own lock guards a queue; the mutex is never contended,
     /// and there because an answer's callback need not be `Sync`.
     queues: DashMap<SpaceId, Mutex<queue::Queue>>,
@@ -216,6 +223,7 @@ impl Engine {
             tasks,
             stats,
             newcomers: Arc::default(),
+            hot: hot::Spaces::default(),
             queues: DashMap::new(),
         })
     }
@@ -229,12 +237,17 @@ impl Engine {
     /// Subscribers are told when it begins, and when the space is open again.
     pub async fn erase(&self, space: &SpaceId, whom: Erase) -> Result<Erased, StoreError> {
         let emptied = Mutex::new(Lineage::default());
+        // What is erased is not to stay here either, whether or not the end is waited for.
+        let forget = || self.hot.forget(space);
         let begun = |lineage: &Lineage| {
+            forget();
             self.publish.publish(space, lineage, &[]);
             emptied.lock().clone_from(lineage);
         };
         let fresh = Epoch(self.env.random().max(1));
-        let erased = self.store.erase(space, whom, fresh, self.env.now_ms(), &begun).await?;
+        let erased = self.store.erase(space, whom, fresh, self.env.now_ms(), &begun).await;
+        forget();
+        let erased = erased?;
         let emptied = emptied.into_inner();
         if !emptied.0.is_empty() {
             self.publish.publish(space, &emptied, &[]);

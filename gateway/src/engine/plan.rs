@@ -105,6 +105,12 @@ impl<'a> Planner<'a> {
         self
     }
 
+    /// The documents as the items planned leave them, and what all of the space's then take.
+    pub(super) fn left(self) -> (impl Iterator<Item = (DocPath, DocState)> + use<>, Usage) {
+        let docs = self.docs.into_iter().map(|(doc, known)| (doc, known.state));
+        (docs, self.room.space)
+    }
+
     /// Plans the next mutation of the group.
     pub fn plan(&mut self, request: &WriteRequest) -> Plan {
         let head = &request.head;

@@ -4,6 +4,7 @@
 use super::answer::{Answer, Pending};
 use super::bounds::cells_share;
 use super::evaluate::readable;
+use super::hot::{self, Hot};
 use super::plan::{Plan, Planner};
 use super::{Done, Engine, Report, WriteRequest};
 use crate::store::{
@@ -27,7 +28,7 @@ const GROUP_DOCS: usize = 1_024;
 /// [`EngineConfig::mutation_bytes`](super::EngineConfig::mutation_bytes).
 const READ_DOCS: usize = 64;
 
-/// A store call that reads for a group.
+/// Documents that are read for a group in one store call.
 struct Read {
     docs: Vec<DocPath>,
     /// How many of the group's mutations have all of their documents with it, and those before.
@@ -46,6 +47,8 @@ struct Known {
     bytes: usize,
     /// The last epoch as of the first call.
     planned_on: Option<Epoch>,
+    /// What is kept of other documents of the space.
+    hot: Hot,
 }
 
 impl Engine {
@@ -128,7 +131,8 @@ impl Engine {
             // The queue was found empty just before the next one came.
             return VecDeque::new();
         }
-        let known = match self.known(space, reads(&group)).await {
+        let hot = self.hot.take(space).filter(|hot| hot.knows_positions_of(&group));
+        let known = match self.known(space, reads(&group), hot).await {
             Ok(known) => known,
             Err(StoreError::Damaged(why)) if group.len() > 1 => return self.one_by_one(space, group, &why).await,
             Err(error) => return self.unknown(space, group, &error).await,
@@ -140,21 +144,49 @@ impl Engine {
         again
     }
 
-    /// Reads the documents of a group, as far as they are not too much at a time.
+    /// The documents of a group, as far as they are not too much at a time: those that are kept, and the others read.
+    async fn known(&self, space: &SpaceId, reads: Vec<Read>, hot: Option<Hot>) -> Result<Known, StoreError> {
+        if let Some(hot) = hot
+            && let Some(known) = self.read(space, &reads, Some(hot)).await?
+        {
+            return Ok(known);
+        }
+        let known = self.read(space, &reads, None).await?;
+        Ok(known.unwrap_or_default())
+    }
+
+    /// Reads the documents of a group that are not kept. `None` if those that are may be out of date.
     ///
     /// Those of a later call may be newer: what each was planned on is checked when it is committed, and that the
     /// first call's epoch is still the last, since a version tells nothing across a loss. The state is the last
     /// call's, so that no tombstone is missed that a floor of before would promise.
-    async fn known(&self, space: &SpaceId, reads: Vec<Read>) -> Result<Known, StoreError> {
+    async fn read(&self, space: &SpaceId, reads: &[Read], hot: Option<Hot>) -> Result<Option<Known>, StoreError> {
         let mut known = Known::default();
+        let mut hot = hot.inspect(|hot| {
+            known.planned_on = Some(hot.state.lineage.last_epoch());
+            known.cut.state = hot.state.clone();
+        });
         for Read { docs, mutations } in reads {
-            let cut = self.store.read(space, &docs).await?;
-            known.bytes += cut.docs.iter().map(bytes_of).sum::<usize>();
-            known.docs.extend(docs);
-            known.cut.docs.extend(cut.docs);
-            known.planned_on.get_or_insert(cut.state.lineage.last_epoch());
-            known.cut.state = cut.state;
-            known.mutations = mutations;
+            let mut missing = Vec::new();
+            for doc in docs {
+                match hot.as_mut().and_then(|hot| hot.take(doc)) {
+                    Some(state) => known.take(doc.clone(), state),
+                    None => missing.push(doc.clone()),
+                }
+            }
+            if !missing.is_empty() || known.planned_on.is_none() {
+                let cut = self.store.read(space, &missing).await?;
+                if hot.as_ref().is_some_and(|hot| !hot.is_as_of(&cut.state)) {
+                    return Ok(None);
+                }
+                missing
+                    .into_iter()
+                    .zip(cut.docs)
+                    .for_each(|(doc, state)| known.take(doc, state));
+                known.planned_on.get_or_insert(cut.state.lineage.last_epoch());
+                known.cut.state = cut.state;
+            }
+            known.mutations = *mutations;
             let enough = match mutations {
                 0 => self.config.mutation_bytes,
                 _ => self.config.read_bytes,
@@ -163,7 +195,9 @@ impl Engine {
                 break;
             }
         }
-        Ok(known)
+        known.hot = hot.unwrap_or_default();
+        known.hot.state = known.cut.state.clone();
+        Ok(Some(known))
     }
 
     /// Plans, commits, publishes and answers mutations of which all is known, or one that is about too much. Returns
@@ -175,6 +209,7 @@ impl Engine {
             mutations,
             bytes,
             planned_on,
+            hot,
         } = known;
         let limit = self.config.mutation_bytes;
         let too_large = || Invalid::too_large("bytes of the documents that a mutation is about", limit, bytes);
@@ -209,10 +244,16 @@ impl Engine {
             now_ms,
             items,
         };
-        // The documents need not stay in memory while the store works.
-        drop(planner);
+        // Many bytes of documents need not stay in memory while the store works.
+        let left = (bytes <= hot::SPACE_BYTES).then(|| planner.left());
         match self.store.commit(call).await {
-            Ok(committed) if committed.outcomes.len() == planned.len() => self.settle(space, planned, committed).await,
+            Ok(committed) if committed.outcomes.len() == planned.len() => {
+                let left = left.filter(|_| committed.lineage == hot.state.lineage);
+                if let Some(hot) = left.and_then(|(docs, usage)| hot.after(docs, usage, &committed.outcomes)) {
+                    self.hot.put(space, hot);
+                }
+                self.settle(space, planned, committed).await
+            }
             Ok(_) => {
                 let error = StoreError::Damaged("an outcome for each item was due".into());
                 self.unknown(
@@ -435,6 +476,14 @@ impl Engine {
     }
 }
 
+impl Known {
+    fn take(&mut self, doc: DocPath, state: DocState) {
+        self.bytes += bytes_of(&state);
+        self.docs.push(doc);
+        self.cut.docs.push(state);
+    }
+}
+
 const TOO_BUSY: &str = "its documents change too fast; send it again later";
 const NO_STORE: &str = "the store does not answer now, and may or may not have taken the write; send it again";
 const CLONED: &str = "another copy of this client's database has written; take a new client id in this space and send \
@@ -462,7 +511,7 @@ fn reads(group: &[Pending]) -> Vec<Read> {
 }
 
 /// Bytes of a document as it is held here: tombstones too.
-fn bytes_of(doc: &DocState) -> usize {
+pub(super) fn bytes_of(doc: &DocState) -> usize {
     let value = |cell: &Cell| cell.value.as_ref().map_or(0, |value| value.as_bytes().len());
     let cells = doc.cells.iter();
     cells

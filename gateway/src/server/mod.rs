@@ -318,7 +318,9 @@ impl Door<'_> {
 /// Answers whatever is asked. Closing a socket with unread input would make the kernel throw the answer away.
 async fn tell(mut socket: TcpStream, answer: String) -> io::Result<()> {
     let mut request = [0; 4096];
-    socket.read(&mut request).await?;
+    if socket.read(&mut request).await? == 0 {
+        return Ok(());
+    }
     socket.write_all(answer.as_bytes()).await?;
     socket.shutdown().await?;
     while socket.read(&mut request).await? > 0 {}

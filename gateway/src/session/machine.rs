@@ -13,8 +13,8 @@ use std::sync::Arc;
 use tidegate_protocol::limits::MESSAGE_BYTES;
 use tidegate_protocol::msgpack::DecodeError;
 use tidegate_protocol::{
-    ClientMessage, Code, DocPath, Form, Get, Hello, Limits, ResumeFrom, ServerMessage, SpaceId, Sub, Welcome, Write,
-    Writer, deflate,
+    ClientId, ClientMessage, Code, DocPath, Form, Get, Hello, Limits, ResumeFrom, ServerMessage, SpaceId, Sub, Welcome,
+    Write, WriteHead, Writer, deflate,
 };
 
 /// Both clocks.
@@ -124,6 +124,8 @@ pub struct Session {
     heard: u64,
     subs: HashMap<u64, SpaceId>,
     spaces: HashMap<SpaceId, u64>,
+    /// The client that wrote last, and who stands in its changes: the user stays the same.
+    named: Option<(ClientId, Writer)>,
 }
 
 impl Session {
@@ -148,6 +150,7 @@ impl Session {
             heard: opened,
             subs: HashMap::new(),
             spaces: HashMap::new(),
+            named: None,
         }
     }
 
@@ -273,7 +276,8 @@ impl Session {
         match error.write {
             Some(head) => {
                 let body = Err(Refusal { code, message, at });
-                smallvec![Effect::Write(WriteRequest::new(who.clone(), *head, body))]
+                let who = who.clone();
+                self.write(who, *head, body)
             }
             None if closes => self.close(code, message),
             None => smallvec![Effect::Send(ServerMessage::Error {
@@ -315,7 +319,7 @@ impl Session {
                 Some(who),
             ) => {
                 let body = Ok(WriteBody { base, policy, ops });
-                smallvec![Effect::Write(WriteRequest::new(who, head, body))]
+                self.write(who, head, body)
             }
             (ClientMessage::Get(get), Some(who)) => self.get(get, &who),
             (ClientMessage::Ping { at }, Some(_)) => smallvec![Effect::Send(ServerMessage::Pong { at, now: now.wall })],
@@ -355,6 +359,15 @@ impl Session {
             }
             Err(denial) => self.close(denial.code, denial.message),
         }
+    }
+
+    fn write(&mut self, who: Arc<Identity>, head: WriteHead, body: Result<WriteBody, Refusal>) -> Effects {
+        let writer = match self.named {
+            Some((client, writer)) if client == head.client => writer,
+            _ => Writer::of(who.user(), head.client),
+        };
+        self.named = Some((head.client, writer));
+        smallvec![Effect::Write(WriteRequest::of(who, writer, head, body))]
     }
 
     fn auth(&mut self, now: Now, token: &str, who: &Identity) -> Effects {

@@ -2,6 +2,7 @@
 
 mod conflicts;
 mod effects;
+mod hot;
 mod queue;
 mod quota;
 mod refusals;

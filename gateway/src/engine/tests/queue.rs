@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
 /// What goes wrong with a call of `commit`.
-enum Fault {
+pub(super) enum Fault {
     /// It fails without doing anything.
     Refuse,
     /// It does its work, and the answer is lost.
@@ -28,14 +28,14 @@ enum Fault {
 }
 
 /// The model with faults, one a call, and a gate that calls of `commit` pass one a permit.
-struct Faulty {
-    model: Model,
+pub(super) struct Faulty {
+    pub(super) model: Model,
     faults: Mutex<VecDeque<Fault>>,
     gate: Semaphore,
     /// Items of each call that went through.
     calls: Mutex<Vec<usize>>,
     /// Documents of each call of `read`.
-    reads: Mutex<Vec<usize>>,
+    pub(super) reads: Mutex<Vec<usize>>,
     /// Answers the next `read`: a failover comes behind it.
     before: Mutex<Option<Model>>,
 }
@@ -145,25 +145,29 @@ impl Publish for Events {
     }
 }
 
-struct Rig {
-    store: Arc<Faulty>,
+pub(super) struct Rig {
+    pub(super) store: Arc<Faulty>,
     clock: Arc<Ticks>,
-    engine: Arc<Engine>,
+    pub(super) engine: Arc<Engine>,
     tasks: TaskTracker,
     sender: mpsc::UnboundedSender<Event>,
     events: mpsc::UnboundedReceiver<Event>,
 }
 
 impl Rig {
-    fn new(faults: impl IntoIterator<Item = Fault>, config: EngineConfig) -> Self {
-        let store = Arc::new(Faulty {
+    pub(super) fn new(faults: impl IntoIterator<Item = Fault>, config: EngineConfig) -> Self {
+        let store = Faulty {
             model: Model::default(),
             faults: Mutex::new(faults.into_iter().collect()),
             gate: Semaphore::new(1_000_000),
             calls: Mutex::default(),
             reads: Mutex::default(),
             before: Mutex::default(),
-        });
+        };
+        Self::on(Arc::new(store), config)
+    }
+
+    pub(super) fn on(store: Arc<Faulty>, config: EngineConfig) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
         let (tasks, clock) = (TaskTracker::new(), Arc::new(Ticks::default()));
         let engine = Engine::new(
@@ -185,11 +189,11 @@ impl Rig {
         }
     }
 
-    fn submit(&self, client: u64, mid: u64, ops: Vec<Op>) {
+    pub(super) fn submit(&self, client: u64, mid: u64, ops: Vec<Op>) {
         self.send(client, request(client, mid, Ok(body(ops))));
     }
 
-    fn send(&self, client: u64, request: WriteRequest) {
+    pub(super) fn send(&self, client: u64, request: WriteRequest) {
         let sender = self.sender.clone();
         let done = move |reply| {
             let _ = sender.send(Event::Answered(client, reply));
@@ -201,7 +205,7 @@ impl Rig {
         self.events.recv().await.expect("the rig holds a sender")
     }
 
-    async fn answer(&mut self) -> WriteReply {
+    pub(super) async fn answer(&mut self) -> WriteReply {
         loop {
             if let Event::Answered(_, reply) = self.event().await {
                 return reply;
@@ -210,14 +214,14 @@ impl Rig {
     }
 
     /// The seq of the next answer, which is an ack.
-    async fn acked(&mut self) -> u64 {
+    pub(super) async fn acked(&mut self) -> u64 {
         match self.answer().await {
             WriteReply::Ack(ack) => ack.position.seq.get(),
             WriteReply::Reject(reject) => panic!("{reject:?}"),
         }
     }
 
-    async fn rejected(&mut self) -> Reject {
+    pub(super) async fn rejected(&mut self) -> Reject {
         match self.answer().await {
             WriteReply::Reject(reject) => reject,
             WriteReply::Ack(ack) => panic!("{ack:?}"),
@@ -225,7 +229,7 @@ impl Rig {
     }
 
     /// Waits until all workers have ended, and shows that nothing is left over.
-    async fn end(mut self) {
+    pub(super) async fn end(mut self) {
         self.tasks.close();
         self.tasks.wait().await;
         assert_eq!(self.engine.queues.len(), 0);
@@ -365,12 +369,8 @@ async fn a_mutation_about_too_much_is_refused_before_all_of_it_is_read_and_the_n
         "{}",
         refused.message
     );
-    assert_eq!(
-        rig.acked().await,
-        2,
-        "the mid was consumed, and 64 documents are taken whatever they are"
-    );
-    assert_eq!(*rig.store.reads.lock(), [64, 64, 64]);
+    assert_eq!(rig.acked().await, 2, "64 documents are taken whatever they are");
+    assert_eq!(*rig.store.reads.lock(), [64, 64]);
     rig.end().await;
 }
 
@@ -676,7 +676,7 @@ async fn what_repeats_are_about_is_read_in_parts() {
         first.skipped.iter().filter(|unit| unit.cells.len() == 1).count(),
         DOCS as usize
     );
-    assert_eq!(*rig.store.reads.lock(), [64, 36, 64, 36], "to plan it, and to answer");
+    assert_eq!(*rig.store.reads.lock(), [64, 36], "to answer it, not to plan it");
     rig.end().await;
 }
 

@@ -86,7 +86,12 @@ pub(super) fn mark_time(space: &SpaceId, key: &[u8]) -> Option<u64> {
 }
 
 fn numbered(space: &SpaceId, n: u64) -> Vec<u8> {
-    let mut key = named(space, 8);
+    numbered_with(space, n, 0)
+}
+
+/// With room for `more` bytes.
+fn numbered_with(space: &SpaceId, n: u64, more: usize) -> Vec<u8> {
+    let mut key = named(space, 8 + more);
     key.extend_from_slice(&n.to_be_bytes());
     key
 }
@@ -120,7 +125,7 @@ pub(super) fn client_writer(key: &[u8]) -> Option<Writer> {
 
 /// A kept result.
 pub(super) fn result(space: &SpaceId, writer: Writer, mid: Mid) -> Vec<u8> {
-    let mut key = numbered(space, writer.0);
+    let mut key = numbered_with(space, writer.0, 8);
     key.extend_from_slice(&mid.get().to_be_bytes());
     key
 }
@@ -139,7 +144,7 @@ pub(super) fn conflict_number(key: &[u8]) -> Option<u64> {
 
 /// A writer that a user has had.
 pub(super) fn user(space: &SpaceId, user: UserTag, writer: Writer) -> Vec<u8> {
-    let mut key = numbered(space, user.0);
+    let mut key = numbered_with(space, user.0, 8);
     key.extend_from_slice(&writer.0.to_be_bytes());
     key
 }
@@ -210,8 +215,11 @@ pub(super) fn header_doc(rest: &[u8]) -> Option<&str> {
 
 /// A cell; a field path is never empty, so this is never the header's key.
 pub(super) fn cell(space: &SpaceId, path: &DocPath, field: &FieldPath) -> Vec<u8> {
-    let mut key = doc(space, path);
-    key.extend_from_slice(field.as_str().as_bytes());
+    let (path, field) = (path.as_str().as_bytes(), field.as_str().as_bytes());
+    let mut key = named(space, path.len() + 1 + field.len());
+    key.extend_from_slice(path);
+    key.push(END);
+    key.extend_from_slice(field);
     key
 }
 
@@ -229,8 +237,9 @@ pub(super) fn cell_parts(space: &SpaceId, key: &[u8]) -> Option<(DocPath, Option
 
 /// A document's place in the order of touching.
 pub(super) fn idx(space: &SpaceId, seq: Seq, doc: &DocPath) -> Vec<u8> {
-    let mut key = numbered(space, seq.get());
-    key.extend_from_slice(doc.as_str().as_bytes());
+    let path = doc.as_str().as_bytes();
+    let mut key = numbered_with(space, seq.get(), path.len());
+    key.extend_from_slice(path);
     key
 }
 

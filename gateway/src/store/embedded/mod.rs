@@ -17,6 +17,7 @@ mod migrate;
 mod overlay;
 mod packs;
 mod read;
+mod recent;
 mod records;
 mod restore;
 mod shared;

@@ -5,27 +5,43 @@
 //! writes of a batch the same number, so two of one key would have no order.
 
 use super::disk::{Disk, Look, Table, told};
+use super::recent::{Recent, Seeded};
 use super::records::Record;
 use crate::store::StoreError;
 use fjall::{PersistMode, Slice};
 use std::collections::HashMap;
 
+/// The table whose records are empty, so that whether one is there is all of it.
+const NAMES: Table = Table::Fields;
+
 /// Pending writes over a disk that only this thread writes to.
 pub(super) struct Overlay<'a> {
     disk: &'a Disk,
-    writes: [HashMap<Vec<u8>, Option<Slice>>; Table::ALL.len()],
+    recent: Recent,
+    writes: [HashMap<Vec<u8>, Option<Slice>, Seeded>; Table::ALL.len()],
 }
 
 impl<'a> Overlay<'a> {
-    pub(super) fn new(disk: &'a Disk) -> Self {
+    /// `recent` is what is remembered of that disk.
+    pub(super) fn new(disk: &'a Disk, recent: Recent) -> Self {
         Self {
             disk,
+            recent,
             writes: Default::default(),
         }
     }
 
+    /// Makes room for the writes of so many items that are about a document each.
+    pub(super) fn reserve(&mut self, items: usize) {
+        for (table, each) in [(Table::Log, 1), (Table::Cells, 2), (Table::Idx, 2), (Table::Results, 2)] {
+            self.writes[table as usize].reserve(each * items);
+        }
+    }
+
     pub(super) fn put(&mut self, table: Table, key: Vec<u8>, value: impl Into<Slice>) {
-        self.writes[table as usize].insert(key, Some(value.into()));
+        let value = value.into();
+        self.recent.written(table, &key, Some(&value));
+        self.writes[table as usize].insert(key, Some(value));
     }
 
     pub(super) fn put_record(&mut self, table: Table, key: Vec<u8>, record: &impl Record) {
@@ -33,6 +49,7 @@ impl<'a> Overlay<'a> {
     }
 
     pub(super) fn remove(&mut self, table: Table, key: Vec<u8>) {
+        self.recent.written(table, &key, None);
         self.writes[table as usize].insert(key, None);
     }
 
@@ -40,18 +57,26 @@ impl<'a> Overlay<'a> {
     pub(super) fn remove_once_written(&mut self, table: Table, key: Vec<u8>) {
         if self.writes[table as usize].remove(&key).is_none() {
             self.remove(table, key);
+        } else {
+            self.recent.written(table, &key, None);
         }
     }
 
     /// Whether there is something under a key.
     pub(super) fn has(&self, table: Table, key: &[u8]) -> Result<bool, StoreError> {
+        if let Some(known) = self.recent.get(table, key) {
+            return Ok(known.is_some());
+        }
         match self.writes[table as usize].get(key) {
             Some(pending) => Ok(pending.is_some()),
-            None => self
-                .disk
-                .table(table)
-                .contains_key(key)
-                .map_err(|error| told(table.failed(error))),
+            None => {
+                let found = self.disk.table(table).contains_key(key);
+                let found = found.map_err(|error| told(table.failed(error)))?;
+                if NAMES == table {
+                    self.recent.found(table, key, found.then_some(&[]));
+                }
+                Ok(found)
+            }
         }
     }
 
@@ -70,11 +95,19 @@ impl<'a> Overlay<'a> {
         self.writes.iter().all(HashMap::is_empty)
     }
 
-    /// Writes all of it or, if it fails, perhaps nothing: then only opening the store again tells.
-    pub(super) fn write(self, mode: PersistMode) -> Result<(), StoreError> {
+    /// Writes all of it or, if it fails, perhaps nothing: then only opening the store again tells. Returns what is
+    /// remembered, which a failure so takes with it.
+    pub(super) fn write(self, mode: PersistMode) -> Result<Recent, StoreError> {
+        if self.is_empty() {
+            return Ok(self.recent);
+        }
         let mut batch = self.disk.batch(mode);
         for (table, writes) in Table::ALL.into_iter().zip(self.writes) {
             let keyspace = self.disk.table(table);
+            // In order, so that the search for the place of each goes the way of the last one's, through memory that the
+            // processor has at hand.
+            let mut writes: Vec<_> = writes.into_iter().collect();
+            writes.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
             for (key, value) in writes {
                 match value {
                     Some(value) => batch.insert(keyspace, key, value),
@@ -82,19 +115,22 @@ impl<'a> Overlay<'a> {
                 }
             }
         }
-        batch.commit().map_err(told)
+        batch.commit().map_err(told)?;
+        Ok(self.recent)
     }
 }
 
 impl Look for Overlay<'_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, StoreError> {
-        match self.writes[table as usize].get(key) {
-            Some(pending) => Ok(pending.clone()),
-            None => self
-                .disk
-                .table(table)
-                .get(key)
-                .map_err(|error| told(table.failed(error))),
+        if let Some(known) = self.recent.get(table, key) {
+            return Ok(known);
         }
+        if let Some(pending) = self.writes[table as usize].get(key) {
+            return Ok(pending.clone());
+        }
+        let found = self.disk.table(table).get(key);
+        let found = found.map_err(|error| told(table.failed(error)))?;
+        self.recent.found(table, key, found.as_deref());
+        Ok(found)
     }
 }

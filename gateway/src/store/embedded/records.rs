@@ -16,9 +16,14 @@ pub(super) trait Record: Sized {
     /// Reads it from the front.
     fn take(from: &mut Take<'_>) -> Option<Self>;
 
+    /// About how many bytes it has.
+    fn about(&self) -> usize {
+        64
+    }
+
     /// Its bytes.
     fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(64);
+        let mut out = Vec::with_capacity(self.about());
         self.put(&mut out);
         out
     }
@@ -318,6 +323,10 @@ impl Record for Header {
 
 /// `seq ‖ writer ‖ MessagePack value`; nothing after the writer for a tombstone.
 impl Record for Cell {
+    fn about(&self) -> usize {
+        16 + self.value.as_ref().map_or(0, |value| value.as_bytes().len())
+    }
+
     fn put(&self, out: &mut Vec<u8>) {
         self.stamp.put(out);
         if let Some(value) = &self.value {

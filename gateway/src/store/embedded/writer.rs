@@ -6,6 +6,7 @@ use super::collect::{self, Task, TaskDone};
 use super::commit::{self, Space};
 use super::erase::{Under, UnderWay, Wanted};
 use super::overlay::Overlay;
+use super::recent::Recent;
 use super::shared::Shared;
 use super::totals::Totals;
 use super::{Durability, EmbeddedOptions};
@@ -238,6 +239,8 @@ pub(super) struct Writer {
     counters: Arc<Counters>,
     totals: Arc<Totals>,
     spaces: HashMap<SpaceId, Space>,
+    /// An overlay has it while there is one, and gives it back once it is written.
+    recent: Recent,
     /// What the batch at hand is about, and the totals do not count yet.
     touched: Vec<SpaceId>,
     failed: Option<Failed>,
@@ -263,6 +266,7 @@ impl Writer {
             counters,
             totals,
             spaces: HashMap::new(),
+            recent: Recent::default(),
             touched: Vec::new(),
             failed: None,
         }
@@ -343,10 +347,16 @@ impl Writer {
         }
     }
 
+    /// Forgets what it remembers of the disk.
+    fn forget(&mut self) {
+        self.spaces.clear();
+        self.recent = Recent::default();
+    }
+
     /// Notes that a write failed.
     fn fail(&mut self, error: &StoreError, wait: Duration) {
         // Nobody knows what is on disk, so nothing remembered may be trusted.
-        self.spaces.clear();
+        self.forget();
         self.counters.write_failures.fetch_add(1, Ordering::Relaxed);
         self.failed = Some(Failed {
             why: reason(error),
@@ -360,7 +370,7 @@ impl Writer {
     /// `Memory` what a failing disk did not take may be gone: that is another incarnation, so that
     /// positions that may be lost are not taken for those to come.
     fn reopened(&mut self) {
-        self.spaces.clear();
+        self.forget();
         // Of the write that failed all may be there, or nothing.
         let counted = self.shared.disk().and_then(|disk| self.totals.count(&disk.cut()));
         match counted {
@@ -402,7 +412,8 @@ impl Writer {
         self.ready()?;
         self.shared.room(self.options.reserve_bytes)?;
         let disk = self.shared.disk()?;
-        let mut overlay = Overlay::new(&disk);
+        let mut overlay = Overlay::new(&disk, std::mem::take(&mut self.recent));
+        overlay.reserve(groups.iter().map(|group| group.items.len()).sum());
         self.touched.clear();
         let answers: Vec<_> = groups
             .into_iter()
@@ -485,7 +496,9 @@ impl Writer {
         // What deletes may use part of the reserve: it is what makes room.
         self.shared.room(self.options.reserve_bytes / 2)?;
         let disk = self.shared.disk()?;
-        let mut overlay = Overlay::new(&disk);
+        // It works on what is on disk, and may find there what cannot be read.
+        self.recent = Recent::default();
+        let mut overlay = Overlay::new(&disk, Recent::default());
         self.touched = vec![task.space().clone()];
         let (done, durable) = collect::run(task, &disk, &mut self.spaces, &mut overlay, &self.incarnation)?;
         let mode = match durable {
@@ -510,11 +523,12 @@ impl Writer {
         }
     }
 
-    fn flush(&self, overlay: Overlay<'_>, mode: PersistMode) -> Result<(), StoreError> {
-        if overlay.is_empty() {
+    fn flush(&mut self, overlay: Overlay<'_>, mode: PersistMode) -> Result<(), StoreError> {
+        let empty = overlay.is_empty();
+        self.recent = overlay.write(mode)?;
+        if empty {
             return Ok(());
         }
-        overlay.write(mode)?;
         self.counters.batches.fetch_add(1, Ordering::Relaxed);
         if mode == PersistMode::SyncAll {
             self.counters.synced();

@@ -3,9 +3,13 @@
 use super::*;
 use disk::Table;
 
+/// Under a writer that has not looked it up: what it has, it knows.
 async fn spoiled(table: Table, key: Vec<u8>) -> EmbeddedStore {
-    let store = Place::new().open();
+    let place = Place::new();
+    let store = place.open();
     applied(&store, "s", item(1, 1, vec![set("c/a", true, &[("x", 1)])])).await;
+    store.close();
+    let store = place.open();
     let disk = database(&store);
     let mut batch = disk.batch(fjall::PersistMode::Buffer);
     batch.insert(disk.table(table), key, "\x01?");
