@@ -86,6 +86,7 @@ impl NodeConfig {
             limit: self.queued_bytes,
             queued: metrics.queued.clone(),
             sends: metrics.sends.clone(),
+            dropped: metrics.dropped.clone(),
         })
     }
 
@@ -341,6 +342,15 @@ impl Drop for Listed {
     }
 }
 
+/// Counts how a connection ended: by the reason given, or that one which stands there if it is cut off before.
+struct Ending<'a>(&'a Metrics, &'static str);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.closes.with_label_values(&[self.1]).inc();
+    }
+}
+
 /// Waits until everything in flight has been answered, or until `latest`.
 async fn all_answered(in_flight: &Semaphore, config: &NodeConfig, latest: Option<Instant>) {
     let all = in_flight.acquire_many(u32::try_from(config.in_flight).unwrap_or(u32::MAX));
@@ -409,7 +419,12 @@ impl Shell {
         let mut ws = Ws::new(&leftover, self.node.config.limits.message_bytes);
         // Of the buffer in which the request was read.
         drop(leftover);
-        let reason = self.converse(&mut ws).await;
+        let reason = {
+            let node = self.node.clone();
+            let mut ending = Ending(&node.metrics, Code::Internal.name());
+            ending.1 = self.converse(&mut ws).await;
+            ending.1
+        };
         // Nothing that was under way holds up others while this one says goodbye.
         self.jobs.clear();
         self.subs.clear();
@@ -453,18 +468,18 @@ impl Shell {
                         let bound = node.config.hard_bytes;
                         self.closing = Some((Code::SlowReader, format!("send queue is limited to {bound} bytes")));
                     }
-                    End::Broken | End::Finished => return "connection lost",
+                    End::Broken | End::Finished => return "lost",
                 },
                 Some((id, generation, lease)) = self.jobs.next(), if !self.jobs.is_empty() => {
                     self.caught_up(id, generation, lease);
                 }
                 filled = poll_fn(|cx| ws.poll_fill(cx, conn.outbox.transport())), if may_read => {
-                    let Ok(filled) = filled else { return "connection lost" };
+                    let Ok(filled) = filled else { return "lost" };
                     match ws.take(filled, &conn.outbox, |incoming| self.frame(incoming)) {
                         // What came in one read takes no time of the runtime's budget by itself.
                         Ok(()) => tokio::task::consume_budget().await,
-                        Err(Ended::Closed) => return "closed by client",
-                        Err(Ended::Lost) => return "connection lost",
+                        Err(Ended::Closed) => return "client",
+                        Err(Ended::Lost) => return "lost",
                         Err(Ended::Broken(error)) => if let Some(reason) = self.broken(&error) {
                             return reason;
                         },
@@ -488,7 +503,6 @@ impl Shell {
         let outbox = &self.conn.outbox;
         match self.closing.take() {
             Some((code, message)) => {
-                self.node.metrics.closes.with_label_values(&[code.name()]).inc();
                 let error = ServerMessage::Error {
                     code,
                     message,
@@ -560,7 +574,7 @@ impl Shell {
             WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake)
             | WsError::Io(_)
             | WsError::ConnectionClosed
-            | WsError::AlreadyClosed => return Some("connection lost"),
+            | WsError::AlreadyClosed => return Some("lost"),
             WsError::Protocol(error) => {
                 self.closing = Some((Code::Malformed, format!("not a WebSocket frame: {error}")))
             }
@@ -618,6 +632,7 @@ impl Shell {
             match effect {
                 Effect::Send(message) => {
                     let outbox = &self.conn.outbox;
+                    self.node.metrics.told(&message);
                     frame::with_message(self.conn.form, &message, |frame| outbox.push_bytes(frame));
                 }
                 Effect::Subscribe(what) => self.subscribe(what, false),
@@ -650,6 +665,7 @@ impl Shell {
                     refuse(Code::Unavailable, "the store cannot answer now; try again".into())
                 }
             };
+            node.metrics.told(&answer);
             let frame = conn.compressed(&node, frame::message(conn.form, &answer));
             conn.outbox.push([frame]);
             drop((turn, permit));
@@ -718,11 +734,16 @@ impl Shell {
         let (node, conn) = (self.node.clone(), self.conn.clone());
         let space = request.head.space.clone();
         let done = Box::new(move |reply: WriteReply| {
-            let (label, at, message) = match reply {
-                WriteReply::Ack(ack) => ("ack", Some(ack.position), ServerMessage::Ack(ack)),
-                WriteReply::Reject(reject) => (reject.code.name(), None, ServerMessage::Reject(reject)),
+            let (at, message) = match reply {
+                WriteReply::Ack(ack) => {
+                    node.metrics.acks.inc();
+                    (Some(ack.position), ServerMessage::Ack(ack))
+                }
+                WriteReply::Reject(reject) => {
+                    node.metrics.writes.with_label_values(&[reject.code.name()]).inc();
+                    (None, ServerMessage::Reject(reject))
+                }
             };
-            node.metrics.writes.with_label_values(&[label]).inc();
             let frame = frame::message(conn.form, &message);
             node.hub.answer(&space, &*conn, Answer { at, frame, permit });
         });

@@ -419,7 +419,7 @@ async fn a_full_queue_is_unavailable_at_once_and_takes_more_later() {
     }
     let reject = rig.rejected().await;
     assert_eq!((reject.code, reject.retry_ms), (Code::Unavailable, Some(1_000)));
-    assert_eq!(rig.engine.stats().queue_full.get(), 1);
+    assert_eq!(rig.engine.stats().space_full.get(), 1);
     rig.store.gate.add_permits(100);
     for seq in 1..4 {
         assert_eq!(rig.acked().await, seq);
