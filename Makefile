@@ -16,10 +16,10 @@ SIM_SEEDS ?= 1000000
 STEP = @printf '\n==> %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help needs data test lint fmt tidy deny bench sim soak sabotage
+.PHONY: help needs data test lint fmt tidy deny bench sim soak sabotage autobahn
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 needs: ## Install by apt what the tests need (without root: say what is missing)
 	@scripts/needs.sh
@@ -93,3 +93,7 @@ soak: data ## Run the contract suite with SEEDS seeds, SIM_SEEDS simulated histo
 sabotage: ## Cut one rule at a time out of a copy of the tree, and see its test fail
 	$(STEP) 'sabotage'
 	scripts/sabotage.py
+
+autobahn: ## Have Autobahn's cases judge the frames, beside plain tokio-tungstenite (wants Python 2.7: PYTHON27=path)
+	$(STEP) 'autobahn'
+	scripts/autobahn.py $(if $(PYTHON27),--python $(PYTHON27))

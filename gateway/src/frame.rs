@@ -56,9 +56,14 @@ fn build(kind: u8, parts: &[&[u8]]) -> Bytes {
     frame.into()
 }
 
+/// An encoded message as a frame: binary of MessagePack, text of JSON.
+pub fn data(form: Form, message: &[u8]) -> Bytes {
+    build(kind(form), &[message])
+}
+
 /// A message as a frame.
 pub fn message(form: Form, message: &ServerMessage) -> Bytes {
-    build(kind(form), &[&form.encode_server(message)])
+    data(form, &form.encode_server(message))
 }
 
 /// A message as a frame, in a buffer of the thread's: nothing is allocated for one that is not kept.

@@ -68,7 +68,10 @@ impl Transport for TcpStream {
 }
 
 /// Slices handed to one write call: well below every system's IOV_MAX.
-const SLICES: usize = 64;
+pub const SLICES: usize = 64;
+
+/// Most often there are no more, and a shorter list is sooner made.
+const FEW: usize = 4;
 
 /// What a queued frame takes beside its bytes: its place in the queue and its allocation. Without it a
 /// peer that reads nothing could have pongs of 2 bytes fill the memory before they fill the bound.
@@ -274,6 +277,51 @@ impl<T: Transport + ?Sized> Outbox<T> {
         }
     }
 
+    /// Hands a stream frames that all follow each other, straight from where they are, if nothing waits before them; each
+    /// with where its client stands without it. `slices` are the same frames. `None`: by `hand`.
+    pub fn hand_at_once<'f>(
+        &self,
+        stream: Stream,
+        slices: &[IoSlice<'_>],
+        frames: impl Iterator<Item = (Position, &'f Bytes)>,
+    ) -> Option<Handed> {
+        let mut state = self.state.lock();
+        if state.end.is_some() || !state.queue.is_empty() || !state.cuts.is_empty() {
+            return None;
+        }
+        self.budget.sends.inc();
+        // What fails here fails again there.
+        let mut left = self
+            .transport
+            .try_write_vectored(slices)
+            .ok()
+            .filter(|sent| *sent > 0)?;
+        for (before, frame) in frames {
+            if left >= frame.len() {
+                left -= frame.len();
+                continue;
+            }
+            if state.queue.is_empty() {
+                state.torn = left > 0;
+            }
+            state.put(frame.slice(left..), stream, before);
+            left = 0;
+        }
+        if state.queue.is_empty() {
+            return Some(Handed {
+                behind: None,
+                others: false,
+            });
+        }
+        let rest = Handing {
+            outbox: self,
+            state,
+            stream,
+            cut: None,
+        };
+        Some(rest.done())
+    }
+
     /// Streams that were cut for another's sake. They take nothing more; `close` them.
     pub fn cuts(&self) -> Vec<(Stream, Position)> {
         self.state.lock().cuts.clone()
@@ -435,17 +483,25 @@ impl<T: Transport + ?Sized> Outbox<T> {
         }
     }
 
+    fn write_some<const MOST: usize>(&self, queue: &VecDeque<Queued>) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); MOST];
+        let mut count = 0;
+        for (slice, frame) in slices.iter_mut().zip(queue) {
+            *slice = IoSlice::new(&frame.frame);
+            count += 1;
+        }
+        self.transport.try_write_vectored(&slices[..count])
+    }
+
     /// Writes until the queue is empty or the socket would block.
     fn write(&self, state: &mut State) {
         while !state.queue.is_empty() {
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let mut count = 0;
-            for (slice, frame) in slices.iter_mut().zip(&state.queue) {
-                *slice = IoSlice::new(&frame.frame);
-                count += 1;
-            }
             self.budget.sends.inc();
-            match self.transport.try_write_vectored(&slices[..count]) {
+            let result = match state.queue.len() {
+                1..=FEW => self.write_some::<FEW>(&state.queue),
+                _ => self.write_some::<SLICES>(&state.queue),
+            };
+            match result {
                 Ok(0) => return self.end(state, End::Broken),
                 Ok(written) => {
                     state.advance(written);

@@ -41,6 +41,21 @@ pub enum Incoming<'a> {
     Control,
 }
 
+impl Incoming<'_> {
+    /// Bytes of the message; none for what is no message.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Text(bytes) | Self::Binary(bytes) => bytes.len(),
+            Self::Control => 0,
+        }
+    }
+
+    /// Whether there is none, or it has nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// Why nothing more will come.
 #[derive(Debug)]
 pub enum Ended {
@@ -175,9 +190,10 @@ impl Ws {
     ) -> Result<usize, Ended> {
         while at < buffer.len() {
             if self.left > 0 {
-                let here =
-                    usize::try_from(self.left).map_or(buffer.len(), |left| buffer.len().min(at.saturating_add(left)));
-                self.left -= (here - at) as u64;
+                // A header may claim nearly 2^64 bytes: nothing is added to that.
+                let some = usize::try_from(self.left).map_or(buffer.len() - at, |left| left.min(buffer.len() - at));
+                let here = at + some;
+                self.left -= some as u64;
                 let flow = self.feed(&buffer[at..here], outbox, each)?;
                 at = here;
                 if self.left == 0 && !self.is_open {

@@ -489,3 +489,62 @@ fn one_backup_is_made_at_a_time_and_one_that_nobody_reads_ends() {
     refused(&fresh, &["restore", plain(&cut)]);
     assert!(!fresh.exists());
 }
+
+/// The value of a metric of the gateway at this address.
+fn metric(address: &str, name: &str) -> Option<u64> {
+    let mut socket = std::net::TcpStream::connect(address).ok()?;
+    socket
+        .set_read_timeout(Some(std::time::Duration::from_secs(2)))
+        .expect("set");
+    socket
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .ok()?;
+    let mut page = String::new();
+    socket.read_to_string(&mut page).ok()?;
+    let line = page
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+    line.parse().ok()
+}
+
+/// CPU time that a process has taken, in ticks of 10 ms.
+fn ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    // After the name, in brackets, the 12th and 13th: user and system.
+    let fields: Vec<_> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
+    [11, 12]
+        .map(|field| fields[field].parse::<u64>().expect("a number"))
+        .iter()
+        .sum()
+}
+
+#[test]
+fn a_gateway_without_a_free_file_waits_and_then_takes_connections_again() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let gateway = Gateway::start();
+    let address = gateway.url.trim_start_matches("ws://").trim_end_matches('/').to_owned();
+    let open = fs::read_dir(format!("/proc/{}/fd", gateway.pid()))
+        .expect("it runs")
+        .count();
+    let pid = i32::try_from(gateway.pid()).ok().and_then(Pid::from_raw);
+    let files = |current| Rlimit {
+        current: Some(current),
+        maximum: Some(4_096),
+    };
+    prlimit(pid, Resource::Nofile, files(open as u64 + 8)).expect("set");
+    // The kernel accepts them all; the gateway has no files for most.
+    let silent: Vec<_> = (0..40)
+        .map(|_| std::net::TcpStream::connect(&address).expect("accepted"))
+        .collect();
+    let before = ticks(gateway.pid());
+    #[allow(clippy::disallowed_methods, reason = "the test's own thread")]
+    std::thread::sleep(std::time::Duration::from_millis(1_500));
+    let busy = ticks(gateway.pid()) - before;
+    assert!(busy < 50, "it takes {busy} of 150 ticks to wait");
+    drop(silent);
+    let errors = "tidegate_accept_errors_total{reason=\"files\"}";
+    until("it takes connections again", || metric(&address, errors).is_some());
+    let errors = metric(&address, errors).expect("it answers");
+    // 10 ms, 20 ms and so on up to a second between two of them.
+    assert!((3..=20).contains(&errors), "{errors}");
+}

@@ -37,7 +37,9 @@ pub(super) struct Pending {
 impl Pending {
     pub(super) fn new(request: WriteRequest, done: Done, engine: &Engine) -> Self {
         let (stats, newcomers) = (Arc::clone(&engine.stats), Arc::clone(&engine.newcomers));
+        // Half as much again, by the writer's name, so that not all who are refused come back at once.
         let retry_ms = engine.config.retry_ms;
+        let retry_ms = retry_ms + request.writer().0 % (retry_ms / 2 + 1);
         let bytes = weight(&request);
         stats.waiting.add(1);
         stats.waiting_bytes.add(bytes as u64);

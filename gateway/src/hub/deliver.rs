@@ -10,8 +10,10 @@ use super::members::{Behind, Member, progress};
 use super::ring::{Audience, Commit};
 use crate::frame;
 use crate::metrics::Metrics;
+use crate::outbox::SLICES;
 use crate::store::Lineage;
 use bytes::Bytes;
+use std::io::IoSlice;
 use std::sync::Arc;
 use tidegate_protocol::{Position, Seq, ServerMessage};
 
@@ -28,6 +30,8 @@ pub(super) struct Round {
     pub(super) events: Vec<Event>,
     /// The ring reaches back to where the shard stands.
     pub(super) is_whole: bool,
+    /// From where the events go on.
+    pub(super) from: Position,
     /// As of when the events were read.
     pub(super) lineage: Arc<Lineage>,
     prepared: Vec<Prepared>,
@@ -45,6 +49,45 @@ enum At {
     Commit(Seq),
 }
 
+/// A round as all get it who stand where it begins and wait for no answer.
+struct Same<'a> {
+    prepared: &'a [Prepared],
+    slices: [IoSlice<'a>; SLICES],
+    count: usize,
+    /// Where it leads.
+    at: Position,
+    /// The last commit that is in view.
+    told: Seq,
+}
+
+impl Same<'_> {
+    /// `None`: it is not for this member, or its socket has to take something else first.
+    fn hand(&self, from: Position, member: &mut Member, changes: &mut u64) -> Option<bool> {
+        if member.at != from || !member.held.is_empty() {
+            return None;
+        }
+        let mut before = from;
+        let frames = self.prepared.iter().filter_map(|event| {
+            let stands = before;
+            if let At::Commit(seq) = event.at {
+                before.seq = seq;
+            }
+            event.frame.as_ref().map(|frame| (stands, frame))
+        });
+        let to = member.to.outbox();
+        let handed = to.hand_at_once(member.stream, &self.slices[..self.count], frames)?;
+        *changes += self.count as u64;
+        (member.at, member.told) = (self.at, self.told);
+        if handed.others {
+            member.to.cut();
+        }
+        if let Some(behind) = handed.behind {
+            member.at = behind;
+        }
+        Some(handed.behind.is_none())
+    }
+}
+
 impl Round {
     /// Hands everything to every member, with the answers that waited for it, in one write each. One whose socket
     /// takes too little falls behind; all do whom the ring does not reach.
@@ -52,7 +95,13 @@ impl Round {
         if self.is_whole {
             self.prepare(n, audience, metrics);
             let mut changes = 0;
-            let slow = members.extract_if(.., |member| !self.hand_over(n, audience, member, None, &mut changes));
+            let same = self.same();
+            let slow = members.extract_if(.., |member| {
+                let at_once = same
+                    .as_ref()
+                    .and_then(|same| same.hand(self.from, member, &mut changes));
+                !at_once.unwrap_or_else(|| self.hand_over(n, audience, member, None, &mut changes))
+            });
             slow.for_each(|member| member.fall_behind(Behind::Slow, metrics));
             metrics.deliveries.inc_by(changes);
         } else {
@@ -95,12 +144,33 @@ impl Round {
         self.prepared.extend(prepared);
     }
 
+    /// The frames, where they are the same for all who stand at `from`: changes alone, and few enough for one call.
+    fn same(&self) -> Option<Same<'_>> {
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let (mut count, mut told, mut at) = (0, None, self.from);
+        for event in &self.prepared {
+            let At::Commit(seq) = event.at else { return None };
+            at.seq = seq;
+            if let Some(frame) = &event.frame {
+                *slices.get_mut(count)? = IoSlice::new(frame);
+                (count, told) = (count + 1, Some(seq));
+            }
+        }
+        Some(Same {
+            prepared: &self.prepared,
+            slices,
+            count,
+            at,
+            told: told?,
+        })
+    }
+
     fn clear(&mut self) {
         self.events.clear();
         self.prepared.clear();
     }
 
-    /// `false`: the stream was cut, and the member stands at `at` again.
+    /// What is different from member to member. `false`: the stream was cut, and the member stands at `at` again.
     fn hand_over(
         &self,
         n: u32,

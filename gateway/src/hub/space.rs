@@ -286,6 +286,7 @@ impl Inner {
     /// Reads what follows `at` up to the space's position. It is not whole if the ring does not reach back to it, or
     /// it is none of this history.
     fn read(&self, at: Position, round: &mut Round) {
+        round.from = at;
         round.lineage = Arc::clone(&self.lineage);
         round.is_whole = self.follow(at, &mut round.events).is_some();
         if !round.is_whole {

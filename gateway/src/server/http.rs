@@ -160,6 +160,7 @@ async fn websocket(State(App { node, connections }): State<App>, mut request: Re
     let upgrade = hyper::upgrade::on(&mut request);
     // What the request held is gone before the connection begins its long life.
     drop(request);
+    let served = connections.clone();
     connections.spawn(async move {
         let upgraded = match upgrade.await {
             Ok(upgraded) => upgraded,
@@ -179,7 +180,8 @@ async fn websocket(State(App { node, connections }): State<App>, mut request: Re
                     peer: peer.addr.to_string(),
                     admitted: peer.admitted,
                 };
-                Box::pin(session::serve(node, accepted)).await;
+                // A task of its own, which does not hold what upgrading took.
+                served.spawn(session::serve(node, accepted));
             }
             Err(_) => tracing::error!(peer = %peer.addr, "an upgraded connection is not a TCP stream"),
         }

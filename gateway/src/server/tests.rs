@@ -502,3 +502,20 @@ async fn what_accepting_fails_of_is_counted_and_who_comes_from_elsewhere_to_dev_
     assert_eq!(node.metrics.refused.with_label_values(&["peer"]).get(), 1);
     assert!(connections.is_empty(), "it is not served");
 }
+
+#[tokio::test]
+async fn a_connection_that_waits_takes_no_more_than_it_needs() {
+    let node = rig().node;
+    let accepted = Accepted {
+        socket: Arc::new(Script::default()),
+        leftover: Bytes::new(),
+        form: Form::Msgpack,
+        token: None,
+        since: Instant::now(),
+        peer: "test".into(),
+        admitted: Admitted::default(),
+    };
+    let task = size_of_val(&session::serve(node, accepted));
+    println!("a connection's task: {task} bytes");
+    assert!(task <= 1_400, "{task}");
+}

@@ -3,7 +3,7 @@
 
 use super::catchup::CatchUp;
 use super::machine::{Effect, Input, Now, Session, SessionConfig, Subscribe};
-use crate::admission::{Admitted, Guest};
+use crate::admission::{Admitted, Guest, Place};
 use crate::auth::Authoriser;
 use crate::engine::{Engine, WriteReply, WriteRequest};
 use crate::env::Env;
@@ -50,7 +50,8 @@ pub struct NodeConfig {
     pub queued_bytes: usize,
     /// A connection that takes nothing of what waits for it for so long is closed.
     pub stall: Duration,
-    /// Mutations of a connection that are not answered yet; over it, the connection is not read.
+    /// Mutations of a connection that are not answered yet, one more for every 4 KiB that one has; over it, the connection
+    /// is not read. So one connection cannot fill the node's queues for all.
     pub in_flight: usize,
     /// Reads of the store for catch-ups and `get` at a time, on the node; the others wait.
     pub catch_ups: usize,
@@ -283,10 +284,18 @@ struct Sub {
     what: Subscribe,
     /// Tells a finished catch-up from the one that replaced it.
     generation: u64,
-    catching_up: AbortHandle,
+    /// Until it is live.
+    catching_up: Option<AbortHandle>,
     /// Once live. Dropping it ends that.
     live: Option<Lease>,
     _gauge: Gauged,
+}
+
+/// The next job that is done. With the last one goes what held them.
+async fn next(jobs: &mut Option<Box<FuturesUnordered<Job>>>) -> Option<<Job as Future>::Output> {
+    let done = jobs.as_mut()?.next().await;
+    jobs.take_if(|jobs| jobs.is_empty());
+    done
 }
 
 /// Waits until a guest's place is needed.
@@ -296,6 +305,9 @@ async fn evicted(guest: Option<&Guest>) {
         None => std::future::pending().await,
     }
 }
+
+/// For each of these that a mutation has, it counts once more as in flight.
+const IN_FLIGHT_BYTES: usize = 4 << 10;
 
 /// Connections are sent away in so many steps, or fewer where that would be less at a time than these.
 const DRAIN_STEPS: u32 = 20;
@@ -307,10 +319,16 @@ struct Shell {
     node: Arc<Node>,
     conn: Arc<Conn>,
     session: Session,
-    /// In order, so that they end in the same one every time.
-    subs: BTreeMap<u64, Sub>,
-    jobs: FuturesUnordered<Job>,
+    /// Who it is with and since when, for the log.
+    peer: String,
+    since: Instant,
+    /// By their ids, so that they end in the same order every time; most connections have one.
+    subs: Vec<Sub>,
+    /// While there are any.
+    jobs: Option<Box<FuturesUnordered<Job>>>,
     generation: u64,
+    /// Bytes of the message that is being handled.
+    read: usize,
     in_flight: Arc<Semaphore>,
     /// Until it has been welcomed.
     guest: Option<Arc<Guest>>,
@@ -318,12 +336,14 @@ struct Shell {
     leaving: Option<Instant>,
     /// Set when the session is over: what to say last.
     closing: Option<(Code, String)>,
+    held: (Option<Arc<Place>>, Gauged, Listed),
 }
 
 /// Keeps a connection in the node's list as long as it lives.
 struct Listed {
     node: Arc<Node>,
     id: u64,
+    counted: bool,
 }
 
 impl Listed {
@@ -332,36 +352,38 @@ impl Listed {
         Self {
             node: node.clone(),
             id: conn.id,
+            counted: false,
         }
+    }
+
+    /// Counts how the connection ended. One that is cut off before has met a defect.
+    fn ended(&mut self, reason: &'static str) {
+        self.counted = true;
+        self.node.metrics.closes.with_label_values(&[reason]).inc();
     }
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
         self.node.connections.remove(&self.id);
-    }
-}
-
-/// Counts how a connection ended: by the reason given, or that one which stands there if it is cut off before.
-struct Ending<'a>(&'a Metrics, &'static str);
-
-impl Drop for Ending<'_> {
-    fn drop(&mut self) {
-        self.0.closes.with_label_values(&[self.1]).inc();
+        if !self.counted {
+            self.ended(Code::Internal.name());
+        }
     }
 }
 
 /// Waits until everything in flight has been answered, or until `latest`.
 async fn all_answered(in_flight: &Semaphore, config: &NodeConfig, latest: Option<Instant>) {
-    let all = in_flight.acquire_many(u32::try_from(config.in_flight).unwrap_or(u32::MAX));
     if let Some(latest) = latest {
-        // Late or not, the connection ends.
-        let _ = tokio::time::timeout_at(latest, all).await;
+        let all = in_flight.acquire_many(u32::try_from(config.in_flight).unwrap_or(u32::MAX));
+        // Late or not, the connection ends. Apart: a connection that stays has no use for it.
+        let _ = Box::pin(tokio::time::timeout_at(latest, all)).await;
     }
 }
 
-/// Serves a connection until it is over. One info line says what it was.
-pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
+/// Serves a connection until it is over. One info line says what it was. What it was accepted with is used up before the
+/// future begins, which lives as long as the connection: it holds no place for that.
+pub fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) -> impl Future<Output = ()> + Send + use<T> {
     let Accepted {
         socket,
         leftover,
@@ -371,20 +393,13 @@ pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
         peer,
         admitted,
     } = accepted;
-    let Admitted { place: _place, guest } = admitted;
-    let _gauge = Gauged::new(&node.metrics.connections);
+    let Admitted { place, guest } = admitted;
+    let gauge = Gauged::new(&node.metrics.connections);
     let id = node.last_id.fetch_add(1, Ordering::Relaxed) + 1;
     let outbox: Arc<Outbox> = Arc::new(Outbox::new(socket, node.config.bounds(), node.budget.clone()));
     let name = format!("{:016x}", node.env.random());
     let opened = node.mono(since);
-    let session = Session::new(
-        node.session.clone(),
-        node.authoriser.clone(),
-        name.clone(),
-        form,
-        token,
-        opened,
-    );
+    let session = Session::new(node.session.clone(), node.authoriser.clone(), name, form, token, opened);
     let conn = Arc::new(Conn {
         id,
         form,
@@ -396,43 +411,44 @@ pub async fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) {
         leave_at: AtomicU64::new(node.leave_at()),
         reading: tokio::sync::Mutex::default(),
     });
-    let _listed = Listed::new(&node, &conn);
+    let listed = Listed::new(&node, &conn);
+    let ws = Ws::new(&leftover, node.config.limits.message_bytes);
+    // Of the buffer in which the request was read.
+    drop(leftover);
     let shell = Shell {
         in_flight: Arc::new(Semaphore::new(node.config.in_flight)),
-        node: node.clone(),
+        node,
         conn,
         session,
-        subs: BTreeMap::new(),
-        jobs: FuturesUnordered::new(),
+        peer,
+        since,
+        subs: Vec::new(),
+        jobs: None,
         generation: 0,
+        read: 0,
         guest,
         leaving: None,
         closing: None,
+        held: (place, gauge, listed),
     };
-    let (user, reason) = shell.run(leftover).await;
-    let ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-    tracing::info!(session = %name, %peer, %user, form = form.subprotocol(), ms, reason, "connection closed");
+    let mut all = (shell, ws);
+    // Borrowed where it is: a local of its own would take the room twice.
+    async move {
+        let (shell, ws) = (&mut all.0, &mut all.1);
+        let reason = shell.converse(ws).await;
+        shell.held.2.ended(reason);
+        // Nothing that was under way holds up others while this one says goodbye.
+        shell.jobs = None;
+        shell.subs.clear();
+        Box::pin(shell.farewell(ws)).await;
+        let (session, peer, form) = (shell.session.name(), &shell.peer, shell.conn.form.subprotocol());
+        let user = shell.session.user().unwrap_or("-");
+        let ms = u64::try_from(shell.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(%session, %peer, %user, form, ms, reason, "connection closed");
+    }
 }
 
 impl Shell {
-    async fn run(mut self, leftover: Bytes) -> (String, &'static str) {
-        let mut ws = Ws::new(&leftover, self.node.config.limits.message_bytes);
-        // Of the buffer in which the request was read.
-        drop(leftover);
-        let reason = {
-            let node = self.node.clone();
-            let mut ending = Ending(&node.metrics, Code::Internal.name());
-            ending.1 = self.converse(&mut ws).await;
-            ending.1
-        };
-        // Nothing that was under way holds up others while this one says goodbye.
-        self.jobs.clear();
-        self.subs.clear();
-        let user = self.session.user().unwrap_or("-").to_owned();
-        self.farewell(&mut ws).await;
-        (user, reason)
-    }
-
     /// Until somebody ends it.
     async fn converse(&mut self, ws: &mut Ws) -> &'static str {
         let (node, conn) = (self.node.clone(), self.conn.clone());
@@ -470,8 +486,10 @@ impl Shell {
                     }
                     End::Broken | End::Finished => return "lost",
                 },
-                Some((id, generation, lease)) = self.jobs.next(), if !self.jobs.is_empty() => {
-                    self.caught_up(id, generation, lease);
+                done = next(&mut self.jobs), if self.jobs.is_some() => {
+                    if let Some((id, generation, lease)) = done {
+                        self.caught_up(id, generation, lease);
+                    }
                 }
                 filled = poll_fn(|cx| ws.poll_fill(cx, conn.outbox.transport())), if may_read => {
                     let Ok(filled) = filled else { return "lost" };
@@ -526,9 +544,10 @@ impl Shell {
     /// Says whether to go on reading: not while what a message began has not had its turn, so that a flood of them piles
     /// nothing up.
     fn frame(&mut self, incoming: Incoming<'_>) -> Flow {
-        let jobs = self.jobs.len();
+        let jobs = self.jobs();
+        self.read = incoming.len();
         self.incoming(incoming);
-        let stop = self.closing.is_some() || self.jobs.len() > jobs || self.in_flight.available_permits() == 0;
+        let stop = self.closing.is_some() || self.jobs() > jobs || self.in_flight.available_permits() == 0;
         if stop { Flow::Break(()) } else { Flow::Continue(()) }
     }
 
@@ -587,10 +606,10 @@ impl Shell {
     fn woken(&mut self) {
         let mut behind = std::mem::take(&mut *self.conn.behind.lock());
         for (stream, at) in self.conn.outbox.cuts() {
-            match self.subs.iter().find(|(_, sub)| sub.generation == stream) {
+            match self.subs.iter().find(|sub| sub.generation == stream) {
                 // Should the hub have said where it stands, that was before what it stood on was dropped.
-                Some((id, _)) => {
-                    behind.insert(*id, at);
+                Some(sub) => {
+                    behind.insert(sub.what.id, at);
                     self.node.metrics.behind_slow.inc();
                 }
                 None => self.conn.outbox.close(stream),
@@ -672,7 +691,7 @@ impl Shell {
             // No subscription has generation 0: it ends without one.
             (0, 0, Err(Aborted))
         };
-        self.jobs.push(job.boxed());
+        self.jobs.get_or_insert_default().push(job.boxed());
     }
 
     /// Ends a subscription, and returns what it was.
@@ -683,13 +702,24 @@ impl Shell {
             catching_up,
             live,
             ..
-        } = self.subs.remove(&id)?;
-        catching_up.abort();
+        } = self.subs.remove(self.sub(id).ok()?);
+        if let Some(catching_up) = catching_up {
+            catching_up.abort();
+        }
         drop(live);
         self.conn.outbox.close(generation);
         // The hub may have said that it is behind. Of the next one of this id, with a view of its own, that is not true.
         self.conn.behind.lock().remove(&id);
         Some(what)
+    }
+
+    fn jobs(&self) -> usize {
+        self.jobs.as_ref().map_or(0, |jobs| jobs.len())
+    }
+
+    /// Where a subscription is, or would be.
+    fn sub(&self, id: u64) -> Result<usize, usize> {
+        self.subs.binary_search_by_key(&id, |sub| sub.what.id)
     }
 
     /// Begins to catch up; `behind`: once what waits on the connection has gone out.
@@ -705,32 +735,38 @@ impl Shell {
             behind,
         };
         let job = Abortable::new(catch_up.run(), registration);
-        self.jobs.push(async move { (id, generation, job.await) }.boxed());
+        let job = async move { (id, generation, job.await) };
+        self.jobs.get_or_insert_default().push(job.boxed());
         let _gauge = Gauged::new(&self.node.metrics.subscriptions);
-        self.subs.insert(
-            id,
-            Sub {
-                what,
-                generation,
-                catching_up: handle,
-                live: None,
-                _gauge,
-            },
-        );
+        let sub = Sub {
+            what,
+            generation,
+            catching_up: Some(handle),
+            live: None,
+            _gauge,
+        };
+        let few = usize::from(self.subs.len() < 4);
+        self.subs.reserve_exact(few);
+        match self.sub(id) {
+            Ok(index) => self.subs[index] = sub,
+            Err(index) => self.subs.insert(index, sub),
+        }
     }
 
     fn caught_up(&mut self, id: u64, generation: u64, lease: Result<Lease, Aborted>) {
         let Ok(lease) = lease else { return };
-        match self.subs.get_mut(&id) {
-            Some(sub) if sub.generation == generation => sub.live = Some(lease),
+        match self.sub(id).map(|index| &mut self.subs[index]) {
+            Ok(sub) if sub.generation == generation => (sub.live, sub.catching_up) = (Some(lease), None),
             // An aborted catch-up never gets here; should one, it does not stay live unseen.
             _ => drop(lease),
         }
     }
 
     fn write(&mut self, request: WriteRequest) {
-        // Reading stops when there is none left, so there is one.
-        let permit = self.in_flight.clone().try_acquire_owned().ok();
+        // Reading stops when there is none left, so there is one; a large one takes what there is.
+        let some = (1 + self.read / IN_FLIGHT_BYTES).min(self.in_flight.available_permits());
+        let some = u32::try_from(some).unwrap_or(u32::MAX);
+        let permit = self.in_flight.clone().try_acquire_many_owned(some).ok();
         let (node, conn) = (self.node.clone(), self.conn.clone());
         let space = request.head.space.clone();
         let done = Box::new(move |reply: WriteReply| {

@@ -8,7 +8,7 @@ use crate::auth::{Authoriser, Identity, ReadScope};
 use crate::engine::{Refusal, WriteBody, WriteRequest};
 use crate::store::View;
 use smallvec::{SmallVec, smallvec};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use tidegate_protocol::limits::MESSAGE_BYTES;
 use tidegate_protocol::msgpack::DecodeError;
@@ -122,7 +122,7 @@ pub struct Session {
     compresses: bool,
     opened: u64,
     heard: u64,
-    subs: BTreeMap<u64, SpaceId>,
+    subs: HashMap<u64, SpaceId>,
     spaces: HashMap<SpaceId, u64>,
 }
 
@@ -146,7 +146,7 @@ impl Session {
             compresses: false,
             opened,
             heard: opened,
-            subs: BTreeMap::new(),
+            subs: HashMap::new(),
             spaces: HashMap::new(),
         }
     }
@@ -172,6 +172,11 @@ impl Session {
             Phase::Live(who) => Some(who.user()),
             _ => None,
         }
+    }
+
+    /// Its name, in `welcome` and the log.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Whether it was agreed that messages may be compressed.

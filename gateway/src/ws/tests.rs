@@ -42,15 +42,15 @@ struct Made {
 
 const LIMIT: usize = 3_000;
 
-/// Chunks as they come, with a stop after every so many messages.
-fn ours(chunks: &[Vec<u8>], stop: usize) -> (Made, Ws) {
+/// Chunks as they come behind what was left over, with a stop after every so many messages.
+fn ours(leftover: &[u8], chunks: &[Vec<u8>], stop: usize) -> (Made, Ws) {
     let bounds = Bounds {
         soft: 1 << 30,
         hard: 1 << 30,
     };
     let outbox = Arc::new(Outbox::new(Script::default(), bounds, Arc::default()));
     *outbox.transport().reads.lock() = chunks.to_vec();
-    let mut ws = Ws::new(&[], LIMIT);
+    let mut ws = Ws::new(leftover, LIMIT);
     let mut made = Made::default();
     let mut cx = Context::from_waker(std::task::Waker::noop());
     while let Poll::Ready(filled) = ws.poll_fill(&mut cx, outbox.transport()) {
@@ -169,7 +169,7 @@ fn a_length_beyond_all_memory_is_over_the_limit_wherever_its_frame_begins() {
         let head = [&[0x82, 0xff][..], &len.to_be_bytes(), &[1, 2, 3, 4]].concat();
         for before in [vec![], frame(0x89, b"", Some([0; 4]))] {
             let bytes = [&before[..], &head].concat();
-            let (made, _) = ours(std::slice::from_ref(&bytes), 100);
+            let (made, _) = ours(&[], std::slice::from_ref(&bytes), 100);
             assert_eq!(made, theirs(&bytes), "{len}");
             assert!(!made.end.is_empty());
         }
@@ -197,11 +197,21 @@ fn what_comes_in_means_what_tungstenite_says_however_it_is_cut() {
             if first == 0x88 && size > 1 {
                 payload[..2].copy_from_slice(&[3, [0xe8, 0xe9, 0][dice.below(3)]]);
             }
+            if dice.below(60) == 0 {
+                bytes.extend([first, 0xff]);
+                bytes.extend([u64::MAX, u64::MAX - 14, 1 << 63, 3_001][dice.below(4)].to_be_bytes());
+                bytes.extend([1, 2, 3, 4]);
+            }
             let mask = (dice.below(40) > 0).then(|| [1, 2, 3, u8::try_from(dice.below(256)).unwrap()]);
             bytes.extend(frame(first, &payload, mask));
         }
         let mut chunks = Vec::new();
-        let mut rest = &bytes[..];
+        let leftover = if dice.below(4) == 0 {
+            dice.below(bytes.len() + 1)
+        } else {
+            0
+        };
+        let (leftover, mut rest) = bytes.split_at(leftover);
         while !rest.is_empty() {
             let most = [1, 3, 20, 5_000][dice.below(4)];
             let (chunk, after) = rest.split_at(rest.len().min(1 + dice.below(most)));
@@ -209,7 +219,7 @@ fn what_comes_in_means_what_tungstenite_says_however_it_is_cut() {
             rest = after;
         }
         let stop = 1 + dice.below(4);
-        let (made, ws) = ours(&chunks, stop);
+        let (made, ws) = ours(leftover, &chunks, stop);
         let expected = theirs(&bytes);
         assert_eq!(made, expected, "seed {seed}");
         let kind = expected.end.split('(').next_back().unwrap_or_default();

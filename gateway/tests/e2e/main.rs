@@ -17,6 +17,7 @@ mod keeping;
 mod limits;
 mod metrics;
 mod order;
+mod overload;
 mod pressure;
 mod real_data;
 mod restore;

@@ -93,6 +93,11 @@ impl Gateway {
         text(&output.stderr)
     }
 
+    /// The process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.0.id()
+    }
+
     /// Tells it to stop, and waits until it has.
     pub(crate) fn stop(&mut self) {
         self.process.terminate();

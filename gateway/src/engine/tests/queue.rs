@@ -418,7 +418,11 @@ async fn a_full_queue_is_unavailable_at_once_and_takes_more_later() {
         rig.submit(client, 1, vec![inc("n", "a", 1)]);
     }
     let reject = rig.rejected().await;
-    assert_eq!((reject.code, reject.retry_ms), (Code::Unavailable, Some(1_000)));
+    assert_eq!(reject.code, Code::Unavailable);
+    assert!(
+        reject.retry_ms.is_some_and(|ms| (1_000..=1_500).contains(&ms)),
+        "{reject:?}"
+    );
     assert_eq!(rig.engine.stats().space_full.get(), 1);
     rig.store.gate.add_permits(100);
     for seq in 1..4 {
@@ -479,9 +483,10 @@ async fn a_mutation_that_stays_stale_is_unavailable_after_sixteen_plans_and_thos
     rig.submit(1, 1, vec![inc("n", "a", 1)]);
     rig.submit(1, 2, vec![inc("n", "a", 1)]);
     let reject = rig.rejected().await;
-    assert_eq!(
-        (reject.mid.get(), reject.code, reject.retry_ms),
-        (1, Code::Unavailable, Some(1_000))
+    assert_eq!((reject.mid.get(), reject.code), (1, Code::Unavailable));
+    assert!(
+        reject.retry_ms.is_some_and(|ms| (1_000..=1_500).contains(&ms)),
+        "{reject:?}"
     );
     // The store has no record of this client yet; it must not be told that it is unknown.
     let reject = rig.rejected().await;
@@ -530,7 +535,11 @@ async fn a_store_that_stays_away_makes_writes_unavailable_and_one_that_comes_bac
     let mut rig = Rig::new((0..5).map(|_| Fault::Refuse), EngineConfig::default());
     rig.submit(1, 1, vec![inc("n", "a", 1)]);
     let reject = rig.rejected().await;
-    assert_eq!((reject.code, reject.retry_ms), (Code::Unavailable, Some(1_000)));
+    assert_eq!(reject.code, Code::Unavailable);
+    assert!(
+        reject.retry_ms.is_some_and(|ms| (1_000..=1_500).contains(&ms)),
+        "{reject:?}"
+    );
     rig.submit(1, 2, vec![inc("n", "a", 1)]);
     let reject = rig.rejected().await;
     assert_eq!(
