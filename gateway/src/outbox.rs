@@ -10,6 +10,7 @@
 //! the stream that has most waiting is cut: its frames are dropped, and its subscription catches up from
 //! before the first of them once the rest has gone out. So a slow reader gets less, and converges.
 
+use crate::metrics::{Dropped, Drops};
 use bytes::{Buf, Bytes};
 use parking_lot::{Mutex, MutexGuard};
 use prometheus::{IntCounter, IntGauge};
@@ -101,6 +102,8 @@ pub struct Budget {
     pub queued: IntGauge,
     /// Calls that wrote to a socket.
     pub sends: IntCounter,
+    /// What was to be sent and was not.
+    pub dropped: Dropped,
 }
 
 impl Default for Budget {
@@ -110,6 +113,7 @@ impl Default for Budget {
             limit: usize::MAX,
             queued: IntGauge::new("queued", "queued").expect("a constant name"),
             sends: IntCounter::new("sends", "sends").expect("a constant name"),
+            dropped: Dropped::default(),
         }
     }
 }
@@ -209,7 +213,7 @@ impl<T: Transport + ?Sized> Outbox<T> {
     pub fn push(&self, frames: impl IntoIterator<Item = Bytes>) {
         let mut state = self.state.lock();
         if state.end.is_some() {
-            return;
+            return frames.into_iter().for_each(|frame| self.too_late(frame.len()));
         }
         state.borrow_queue();
         for frame in frames {
@@ -223,7 +227,7 @@ impl<T: Transport + ?Sized> Outbox<T> {
     pub fn push_bytes(&self, frame: &[u8]) {
         let mut state = self.state.lock();
         if state.end.is_some() {
-            return;
+            return self.too_late(frame.len());
         }
         let mut rest = frame;
         if state.queue.is_empty() {
@@ -246,11 +250,17 @@ impl<T: Transport + ?Sized> Outbox<T> {
     /// Queues a frame for the connection's own task: with all that is said before it gets there, it is one write.
     pub fn push_later(&self, frame: Bytes) {
         let mut state = self.state.lock();
-        if state.end.is_none() {
-            state.put(frame, NONE, Position::START);
-            self.defer(&mut state);
-            self.settle(&mut state);
+        if state.end.is_some() {
+            return self.too_late(frame.len());
         }
+        state.put(frame, NONE, Position::START);
+        self.defer(&mut state);
+        self.settle(&mut state);
+    }
+
+    /// A frame that comes when the outbox has ended is dropped.
+    fn too_late(&self, bytes: usize) {
+        self.budget.dropped.count(Drops::Ended, 1, bytes);
     }
 
     /// Begins to hand a stream what comes next, in one write; see [`Handing`].
@@ -357,7 +367,7 @@ impl<T: Transport + ?Sized> Outbox<T> {
 
     fn bound(&self, state: &mut State) {
         if state.takes() > self.bounds.hard {
-            state.drop_unsent();
+            state.drop_unsent(Drops::Overflow, &self.budget.dropped);
             self.end(state, End::Overflow);
         }
     }
@@ -369,7 +379,7 @@ impl<T: Transport + ?Sized> Outbox<T> {
             return;
         }
         if !keep_queued {
-            state.drop_unsent();
+            state.drop_unsent(Drops::Stalled, &self.budget.dropped);
         }
         for frame in last {
             state.put(frame, NONE, Position::START);
@@ -460,8 +470,7 @@ impl<T: Transport + ?Sized> Outbox<T> {
 
     fn end(&self, state: &mut State, end: End) {
         if end == End::Broken {
-            state.queue = VecDeque::new();
-            state.bytes = 0;
+            state.lose(Drops::Broken, &self.budget.dropped);
         }
         state.end = Some(end);
         self.writer.notify_waiters();
@@ -548,16 +557,21 @@ pub struct Handed {
 impl<T: Transport + ?Sized> Handing<'_, T> {
     /// A frame of the stream. Without it the client stands at `before`.
     pub fn follow(&mut self, before: Position, frame: Bytes) {
-        if self.cut.is_none() && self.state.end.is_none() {
+        if self.state.end.is_some() {
+            self.outbox.too_late(frame.len());
+        } else if self.cut.is_none() {
             self.state.put(frame, self.stream, before);
+        } else {
+            self.outbox.budget.dropped.count(Drops::Cut, 1, frame.len());
         }
     }
 
     /// A frame that is sent whatever becomes of the stream.
     pub fn say(&mut self, frame: Bytes) {
-        if self.state.end.is_none() {
-            self.state.put(frame, NONE, Position::START);
+        if self.state.end.is_some() {
+            return self.outbox.too_late(frame.len());
         }
+        self.state.put(frame, NONE, Position::START);
     }
 
     /// Writes what the socket takes, and cuts streams while too much is left; not for the sake of what is of none.
@@ -583,7 +597,7 @@ impl<T: Transport + ?Sized> Handing<'_, T> {
         // Nothing is left where the socket takes all.
         let may_cut = self.stream != NONE && state.end.is_none() && state.blocked;
         while may_cut && state.takes() > self.outbox.soft() {
-            let Some((stream, at)) = state.cut_largest(self.stream) else {
+            let Some((stream, at)) = state.cut_largest(self.stream, &self.outbox.budget.dropped) else {
                 break;
             };
             if stream == self.stream {
@@ -606,7 +620,9 @@ impl<T: Transport + ?Sized> Drop for Handing<'_, T> {
 
 impl<T: Transport + ?Sized> Drop for Outbox<T> {
     fn drop(&mut self) {
-        self.budget.charge(self.state.get_mut().charged, 0);
+        let state = self.state.get_mut();
+        state.lose(Drops::Unflushed, &self.budget.dropped);
+        self.budget.charge(state.charged, 0);
     }
 }
 
@@ -661,7 +677,7 @@ impl State {
 
     /// Drops the frames of the stream that has most waiting, `own` among equals; returns which, and where its client
     /// stands then. `None`: no frame is of a stream.
-    fn cut_largest(&mut self, own: Stream) -> Option<(Stream, Position)> {
+    fn cut_largest(&mut self, own: Stream, dropped: &Dropped) -> Option<(Stream, Position)> {
         let mut sizes: BTreeMap<Stream, usize> = BTreeMap::new();
         for queued in self.whole().filter(|queued| queued.stream != NONE) {
             *sizes.entry(queued.stream).or_default() += queued.frame.len() + FRAME;
@@ -669,13 +685,14 @@ impl State {
         let (stream, _) = sizes.into_iter().max_by_key(|(stream, size)| (*size, *stream == own))?;
         let before = self.whole().find(|queued| queued.stream == stream)?.before;
         let mut untouched = usize::from(self.torn);
+        let before_cut = (self.queue.len(), self.bytes);
         self.queue.retain(|queued| {
             let keep = untouched > 0 || queued.stream != stream;
             untouched = untouched.saturating_sub(1);
             keep
         });
         self.queue.shrink_to_fit();
-        self.bytes = self.queue.iter().map(|queued| queued.frame.len()).sum();
+        self.fewer(before_cut, Drops::Cut, dropped);
         Some((stream, before))
     }
 
@@ -694,9 +711,23 @@ impl State {
     }
 
     /// Drops what is queued, but never half a frame.
-    fn drop_unsent(&mut self) {
+    fn drop_unsent(&mut self, why: Drops, dropped: &Dropped) {
+        let before = (self.queue.len(), self.bytes);
         self.queue.truncate(usize::from(self.torn));
+        self.fewer(before, why, dropped);
+    }
+
+    /// Drops what is queued.
+    fn lose(&mut self, why: Drops, dropped: &Dropped) {
+        let before = (self.queue.len(), self.bytes);
+        self.queue = VecDeque::new();
+        self.fewer(before, why, dropped);
+    }
+
+    /// Some of what was queued has been dropped: `frames` and `bytes` there were before.
+    fn fewer(&mut self, (frames, bytes): (usize, usize), why: Drops, dropped: &Dropped) {
         self.bytes = self.queue.iter().map(|queued| queued.frame.len()).sum();
+        dropped.count(why, frames - self.queue.len(), bytes - self.bytes);
     }
 }
 

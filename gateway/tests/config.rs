@@ -9,6 +9,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use tidegate::config::{Config, File, ROWS, Row, sample, tables};
+use tidegate::metrics;
 
 /// Runs a command in a folder.
 fn run(folder: &Path, args: &[&str], variables: &[(&str, &str)]) -> Output {
@@ -244,6 +245,22 @@ fn the_manuals_tables_of_settings_are_those_of_the_code() {
     let (before, rest) = text.split_once(begin).expect("a begin marker");
     let (_, after) = rest.split_once(end).expect("an end marker");
     written(&path, &format!("{before}{begin}{}{end}{after}", tables()));
+}
+
+#[test]
+fn the_manuals_table_of_metrics_is_that_of_the_code_and_names_settings_that_there_are() {
+    let path = root().join("docs/METRICS.md");
+    let text = fs::read_to_string(&path).expect("the manual");
+    let (begin, end) = ("<!-- metrics: written by the test -->\n", "<!-- /metrics -->");
+    let (before, rest) = text.split_once(begin).expect("a begin marker");
+    let (_, after) = rest.split_once(end).expect("an end marker");
+    written(&path, &format!("{before}{begin}{}{end}{after}", metrics::table()));
+    let words = metrics::TABLE
+        .iter()
+        .flat_map(|row| row.advice.split('`').skip(1).step_by(2));
+    for word in words.filter(|word| word.contains('.')) {
+        assert!(ROWS.iter().any(|row| row.key == word), "{word} is no setting");
+    }
 }
 
 #[test]

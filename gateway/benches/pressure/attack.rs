@@ -128,7 +128,7 @@ fn run(place: &Place, scale: &Scale, attacker: Attacker, count: usize, value: us
     }
     let mib = |bytes: u64| bytes >> 20;
     let note = format!(
-        "p99 {} µs, quiet {} µs; at most {} MiB of memory, {} before; {behind} fell behind, {} were closed",
+        "p99 {} µs, quiet {} µs; at most {} MiB of memory, {} before; {behind} fell behind, {} connections ended",
         p99[1],
         p99[0],
         mib(most),

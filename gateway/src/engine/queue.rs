@@ -58,7 +58,7 @@ impl Engine {
         let space = request.head.space.clone();
         let pending = Pending::new(request, done, self);
         if self.stats.waiting_bytes.get() > self.config.node_bytes as u64 {
-            self.stats.queue_full.add(1);
+            self.stats.node_full.add(1);
             return pending.later(
                 Code::Unavailable,
                 "too many writes are waiting on this node; send it again later",
@@ -86,7 +86,7 @@ impl Engine {
             }
         };
         if let Some(pending) = refused {
-            self.stats.queue_full.add(1);
+            self.stats.space_full.add(1);
             pending.later(
                 Code::Unavailable,
                 "too many writes are waiting in this space; send it again later",

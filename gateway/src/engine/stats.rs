@@ -19,8 +19,10 @@ pub struct EngineStats {
     pub duplicates: Counter,
     /// Store calls that failed, and were made again.
     pub store_errors: Counter,
-    /// Mutations turned away because a queue was full.
-    pub queue_full: Counter,
+    /// Mutations turned away because too many wait in their space.
+    pub space_full: Counter,
+    /// Mutations turned away because too many wait on the node.
+    pub node_full: Counter,
     /// Units in conflict that were written over another writer's.
     pub conflicts_overwritten: Counter,
     /// Units in conflict that were left out.

@@ -256,7 +256,7 @@ impl Hub {
                 // It is in the map, so what is committed from here on is kept; only then is the head read.
                 let state = single(self.store.positions(std::slice::from_ref(space)).await?)?;
                 let mut inner = opening.inner.lock();
-                let found = inner.open(state);
+                let found = inner.open(state, &self.metrics);
                 inner.trim(&self.config);
                 if found == Found::Gap {
                     self.fill(opening, &mut inner);
@@ -518,7 +518,7 @@ impl Publish for LocalPublish {
         }
         let mut inner = space.inner.lock();
         inner.forget(&hub.config);
-        match inner.hear(lineage, commits) {
+        match inner.hear(lineage, commits, &hub.metrics) {
             Found::Repeat => return,
             Found::Next => {}
             Found::Gap | Found::Lost => hub.fill(&space, &mut inner),

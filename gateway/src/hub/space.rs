@@ -70,7 +70,7 @@ impl Inner {
     }
 
     /// Starts at the head that was read after the space was entered; what came in meanwhile follows it.
-    pub(super) fn open(&mut self, state: SpaceState) -> Found {
+    pub(super) fn open(&mut self, state: SpaceState, metrics: &Metrics) -> Found {
         self.position = state.head;
         let meanwhile = std::mem::take(&mut self.lineage);
         self.lineage = Arc::new(state.lineage);
@@ -79,27 +79,27 @@ impl Inner {
             return Found::Repeat;
         }
         let commits: Vec<_> = std::mem::take(&mut self.ahead).into_values().collect();
-        self.hear(&meanwhile, &commits)
+        self.hear(&meanwhile, &commits, metrics)
     }
 
     /// Puts commits that were published in order behind the position. The caller brings them to the members.
     ///
     /// A publication may be late, and of a history that is no more. An epoch is taken up from the store alone:
     /// where one forks off, nothing in a publication tells which branch has been lost.
-    pub(super) fn hear(&mut self, lineage: &Lineage, commits: &[LogEntry]) -> Found {
+    pub(super) fn hear(&mut self, lineage: &Lineage, commits: &[LogEntry], metrics: &Metrics) -> Found {
         if !self.open {
             if self.lineage.last_epoch() != lineage.last_epoch() {
                 self.ahead.clear();
                 self.lineage = Arc::new(lineage.clone());
             }
-            self.stash(commits);
+            self.stash(commits, metrics);
             return Found::Repeat;
         }
         if self.lineage.last_epoch() != lineage.last_epoch() {
             self.doubt = true;
             return Found::Gap;
         }
-        self.take_in(commits)
+        self.take_in(commits, metrics)
     }
 
     /// Puts what the log answered in order behind the position, under the lineage as of that answer. The caller
@@ -114,12 +114,12 @@ impl Inner {
             // They may be of the epoch before, beyond its end.
             self.ahead.clear();
         }
-        self.take_in(commits)
+        self.take_in(commits, metrics)
     }
 
-    fn take_in(&mut self, commits: &[LogEntry]) -> Found {
+    fn take_in(&mut self, commits: &[LogEntry], metrics: &Metrics) -> Found {
         let before = self.position;
-        self.stash(commits);
+        self.stash(commits, metrics);
         self.advance();
         if !self.ahead.is_empty() {
             Found::Gap
@@ -137,7 +137,7 @@ impl Inner {
         self.members.end_if(Behind::Lost, metrics, lost);
     }
 
-    fn stash(&mut self, commits: &[LogEntry]) {
+    fn stash(&mut self, commits: &[LogEntry], metrics: &Metrics) {
         for commit in commits {
             if commit.seq > self.position.seq || !self.open {
                 self.ahead.insert(commit.seq, commit.clone());
@@ -145,6 +145,7 @@ impl Inner {
         }
         while self.ahead.len() > AHEAD.max(commits.len()) {
             self.ahead.pop_last();
+            metrics.ahead_dropped.inc();
         }
     }
 

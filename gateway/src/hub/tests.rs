@@ -108,7 +108,7 @@ struct Rig {
 impl Rig {
     fn at(position: Position, line: &[(u64, u64)]) -> Self {
         let mut inner = Inner::new(&Rig::config());
-        inner.open(state(position, lineage(line)));
+        inner.open(state(position, lineage(line)), &Metrics::default());
         Self::with(inner)
     }
 
@@ -136,7 +136,7 @@ impl Rig {
     }
 
     fn publish(&mut self, line: &[(u64, u64)], some: &[LogEntry]) -> Found {
-        let found = self.inner().hear(&lineage(line), some);
+        let found = self.inner().hear(&lineage(line), some, &self.metrics);
         self.deliver();
         found
     }
@@ -386,7 +386,7 @@ fn an_answer_is_not_due_by_a_change_of_another_history() {
         let (now, next) = (lineage(&line), commits(3..=3));
         let found = match is_read {
             true => rig.inner().learn(&now, &next, &rig.metrics),
-            false => rig.inner().hear(&now, &next),
+            false => rig.inner().hear(&now, &next, &rig.metrics),
         };
         assert_eq!(found, Found::Next);
         rig.deliver();
@@ -512,9 +512,12 @@ fn a_commit_is_encoded_once_however_many_listen() {
 
 #[test]
 fn what_comes_in_while_a_space_is_opened_follows_the_head_that_is_then_read() {
-    let mut inner = Inner::new(&Rig::config());
-    assert_eq!(inner.hear(&lineage(&[(1, 0)]), &commits(3..=5)), Found::Repeat);
-    let found = inner.open(state(at(1, 4), lineage(&[(1, 0)])));
+    let (mut inner, metrics) = (Inner::new(&Rig::config()), Metrics::default());
+    assert_eq!(
+        inner.hear(&lineage(&[(1, 0)]), &commits(3..=5), &metrics),
+        Found::Repeat
+    );
+    let found = inner.open(state(at(1, 4), lineage(&[(1, 0)])), &metrics);
     assert_eq!(found, Found::Next);
     assert_eq!(inner.position(), at(1, 5));
     let mut rig = Rig::with(inner);

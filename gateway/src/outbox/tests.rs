@@ -55,6 +55,9 @@ async fn the_smallest_frames_fill_the_bound_by_what_they_take_in_memory() {
         frames += 1;
     }
     assert!((500..1_100).contains(&frames), "{frames}");
+    assert_eq!(outbox.budget.dropped.get(Drops::Overflow), (frames, 2 * frames));
+    outbox.push([Bytes::from_static(b"late")]);
+    assert_eq!(outbox.budget.dropped.get(Drops::Ended), (1, 4));
 }
 
 #[tokio::test]

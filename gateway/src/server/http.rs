@@ -41,7 +41,7 @@ pub(super) fn router(node: Arc<Node>, loopback_only: bool, connections: TaskTrac
         .route("/metrics", get(metrics))
         .route("/", get(websocket))
         .route("/v1/ws", get(websocket))
-        .fallback(async || refusal(StatusCode::NOT_FOUND, Code::Unsupported, "the WebSocket is at /v1/ws"))
+        .fallback(not_found)
         .with_state(app);
     if loopback_only {
         router.layer(axum::middleware::from_fn_with_state(node, dev::guard))
@@ -54,18 +54,28 @@ pub(super) fn refusal(status: StatusCode, code: Code, message: &str) -> Response
     (status, [(ERROR_HEADER, code.name())], format!("{message}\n")).into_response()
 }
 
+async fn not_found(State(App { node, .. }): State<App>) -> Response {
+    node.metrics.refused.with_label_values(&["not_found"]).inc();
+    refusal(StatusCode::NOT_FOUND, Code::Unsupported, "the WebSocket is at /v1/ws")
+}
+
 async fn ready(State(App { node, .. }): State<App>) -> Response {
+    let refused = &node.metrics.refused;
     if node.stopping.is_cancelled() {
+        refused.with_label_values(&["stopping"]).inc();
         return refusal(StatusCode::SERVICE_UNAVAILABLE, Code::GoingAway, "the node is stopping");
     }
     let any = SpaceId::parse("readyz").expect("a constant name");
     match tokio::time::timeout(Duration::from_secs(1), node.store.positions(&[any])).await {
         Ok(Ok(_)) => "ready\n".into_response(),
-        Ok(Err(_)) | Err(_) => refusal(
-            StatusCode::SERVICE_UNAVAILABLE,
-            Code::Unavailable,
-            "the store does not answer",
-        ),
+        Ok(Err(_)) | Err(_) => {
+            refused.with_label_values(&["store"]).inc();
+            refusal(
+                StatusCode::SERVICE_UNAVAILABLE,
+                Code::Unavailable,
+                "the store does not answer",
+            )
+        }
     }
 }
 

@@ -111,6 +111,11 @@ impl Server {
         self.node.engine.clone()
     }
 
+    /// What it counts.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.node.metrics.clone()
+    }
+
     /// Serves until `stop`, then drains: not ready; after a delay no new connections; `goaway` to some at a time, their
     /// answers flushed, closed.
     ///
@@ -251,8 +256,7 @@ impl Door<'_> {
                     self.enter(socket, addr);
                 }
                 Err(error) => {
-                    let reason = error_of_accept(&error);
-                    self.node.metrics.accept_errors.with_label_values(&[reason]).inc();
+                    let reason = self.failed(&error);
                     if reason == "connection" {
                         continue;
                     }
@@ -265,8 +269,16 @@ impl Door<'_> {
         }
     }
 
+    /// Counts an error of accepting, and says what it is about.
+    fn failed(&self, error: &io::Error) -> &'static str {
+        let reason = error_of_accept(error);
+        self.node.metrics.accept_errors.with_label_values(&[reason]).inc();
+        reason
+    }
+
     fn enter(&self, socket: TcpStream, addr: SocketAddr) {
         if self.config.loopback_only && !addr.ip().is_loopback() {
+            self.node.metrics.refused.with_label_values(&["peer"]).inc();
             tracing::warn!(%addr, "dev mode admits connections from this machine only");
             return;
         }
@@ -280,6 +292,7 @@ impl Door<'_> {
             .set_tcp_nodelay(true)
             .and_then(|()| socket_options.set_tcp_notsent_lowat(UNSENT));
         if let Err(error) = set {
+            self.node.metrics.http_errors.with_label_values(&["lost"]).inc();
             tracing::debug!(%addr, %error, "gone before it was served");
             return;
         }
@@ -288,7 +301,15 @@ impl Door<'_> {
             since: Instant::now(),
             admitted,
         };
-        let served = serve_http(socket, peer, self.app.clone(), self.config.hello, self.stop.clone());
+        let metrics = self.node.metrics.clone();
+        let served = serve_http(
+            socket,
+            peer,
+            self.app.clone(),
+            self.config.hello,
+            self.stop.clone(),
+            metrics,
+        );
         self.connections.spawn(served);
     }
 
@@ -296,7 +317,7 @@ impl Door<'_> {
     fn refuse(&self, socket: TcpStream, full: Full) {
         self.node.metrics.refused.with_label_values(&[full.name()]).inc();
         let Ok(turn) = self.refusals.clone().try_acquire_owned() else {
-            return;
+            return self.node.metrics.untold.inc();
         };
         // Spread out, so that they do not all come back at once.
         let after = 2 + self.node.env.random() % 8;
@@ -338,7 +359,25 @@ fn error_of_accept(error: &io::Error) -> &'static str {
     }
 }
 
-async fn serve_http(socket: TcpStream, peer: Peer, app: axum::Router, hello: Duration, stop: CancellationToken) {
+/// What HTTP on a connection ended of.
+fn error_of_http(error: &hyper::Error) -> &'static str {
+    if error.is_timeout() {
+        "timeout"
+    } else if error.is_parse() {
+        "malformed"
+    } else {
+        "lost"
+    }
+}
+
+async fn serve_http(
+    socket: TcpStream,
+    peer: Peer,
+    app: axum::Router,
+    hello: Duration,
+    stop: CancellationToken,
+    metrics: Arc<Metrics>,
+) {
     use hyper_util::rt::{TokioIo, TokioTimer};
     use tower_service::Service;
     let (addr, guest) = (peer.addr, peer.admitted.guest.clone());
@@ -362,16 +401,18 @@ async fn serve_http(socket: TcpStream, peer: Peer, app: axum::Router, hello: Dur
     let result = tokio::select! {
         result = connection.as_mut() => result,
         // It has taken longer than others had to wait for it.
-        () = evicted => return,
+        () = evicted => return metrics.http_errors.with_label_values(&["evicted"]).inc(),
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             // A request that is under way may end; one that is half sent does not hold up the stop.
-            tokio::time::timeout(Duration::from_secs(1), connection)
-                .await
-                .unwrap_or(Ok(()))
+            match tokio::time::timeout(Duration::from_secs(1), connection).await {
+                Ok(result) => result,
+                Err(_) => return metrics.http_errors.with_label_values(&["stopping"]).inc(),
+            }
         }
     };
     if let Err(error) = result {
+        metrics.http_errors.with_label_values(&[error_of_http(&error)]).inc();
         tracing::debug!(%addr, %error, "HTTP ended");
     }
 }

@@ -363,6 +363,12 @@ async fn a_session_that_is_cut_off_leaves_nothing_behind_in_the_hub() {
         seen = script.received() => assert!(matches!(seen.last(), Some(ServerMessage::Current { .. }))),
     }
     assert_eq!(rig.node.connections.len(), 1, "the rig's own");
+    let closes = &rig.node.metrics.closes;
+    assert_eq!(
+        closes.with_label_values(&["internal"]).get(),
+        1,
+        "also this end is counted"
+    );
     commit(&rig, 2, "a/y").await;
     assert_eq!(script.received().await, [], "the fan-out no longer knows it");
     rig.node.draining.cancel();
@@ -461,6 +467,40 @@ async fn a_connection_of_age_is_asked_to_go_elsewhere_and_not_all_at_once() {
     }
     assert_eq!(left.iter().sum::<usize>(), 100, "{left:?}");
     assert!(left.iter().all(|left| *left < 50), "{left:?}");
+}
+
+#[tokio::test]
+async fn what_accepting_fails_of_is_counted_and_who_comes_from_elsewhere_to_dev_mode() {
+    use rustix::io::Errno;
+    let config = ServerConfig {
+        loopback_only: true,
+        ..ServerConfig::default()
+    };
+    let (node, ..) = welcomed(&config, 0).await;
+    let connections = TaskTracker::new();
+    let door = Door {
+        config: &config,
+        admission: Admission::new(config.admission.clone(), node.metrics.clone()),
+        node: &node,
+        app: http::router(node.clone(), true, connections.clone()),
+        connections: &connections,
+        stop: CancellationToken::new(),
+        refusals: Arc::new(Semaphore::new(REFUSALS)),
+    };
+    for (errno, reason) in [
+        (Errno::MFILE, "files"),
+        (Errno::NOMEM, "memory"),
+        (Errno::CONNABORTED, "connection"),
+        (Errno::INVAL, "other"),
+    ] {
+        assert_eq!(door.failed(&io::Error::from_raw_os_error(errno.raw_os_error())), reason);
+        assert_eq!(node.metrics.accept_errors.with_label_values(&[reason]).get(), 1);
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (_client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    door.enter(accepted.unwrap().0, "192.0.2.1:9".parse().unwrap());
+    assert_eq!(node.metrics.refused.with_label_values(&["peer"]).get(), 1);
+    assert!(connections.is_empty(), "it is not served");
 }
 
 #[tokio::test]

@@ -4,9 +4,10 @@
 //! ring when the subscription joins. Modes: `log` (exact commits) where few are missing and the log
 //! reaches back, `delta` (what changed) where the position holds, `reset` (the whole) where it does not.
 
-use super::conn::{Conn, Node};
+use super::conn::Conn;
 use super::cursor;
 use super::machine::Subscribe;
+use super::node::Node;
 use crate::frame;
 use crate::hub::{Joining, Lease, Subscriber};
 use crate::metrics::Gauged;

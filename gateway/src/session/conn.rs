@@ -2,19 +2,16 @@
 //! only where the socket would block.
 
 use super::catchup::CatchUp;
-use super::machine::{Effect, Input, Now, Session, SessionConfig, Subscribe};
+use super::machine::{Effect, Input, Session, Subscribe};
+use super::node::{Node, NodeConfig};
 use crate::admission::{Admitted, Guest, Place};
-use crate::auth::Authoriser;
-use crate::engine::{Engine, WriteReply, WriteRequest};
-use crate::env::Env;
+use crate::engine::{WriteReply, WriteRequest};
 use crate::frame;
-use crate::hub::{Answer, Hub, Lease, Subscriber};
-use crate::metrics::{Gauged, Metrics};
-use crate::outbox::{Bounds, Budget, End, Outbox, Transport};
-use crate::store::Store;
+use crate::hub::{Answer, Lease, Subscriber};
+use crate::metrics::Gauged;
+use crate::outbox::{End, Outbox, Transport};
 use crate::ws::{Ended, Flow, Incoming, Ws};
 use bytes::Bytes;
-use dashmap::DashMap;
 use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
@@ -23,176 +20,15 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
-use std::time::Duration;
 use tidegate_protocol::form::Form;
 use tidegate_protocol::msgpack::DecodeError;
-use tidegate_protocol::{ClientMessage, Code, DocPath, Limits, Position, ResumeFrom, ServerMessage, SpaceId, deflate};
+use tidegate_protocol::{ClientMessage, Code, DocPath, Position, ResumeFrom, ServerMessage, SpaceId, deflate};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
-use tokio_util::sync::CancellationToken;
-
-/// Bounds and times of a node's connections.
-#[derive(Clone, Debug)]
-pub struct NodeConfig {
-    /// The limits in force.
-    pub limits: Limits,
-    /// A catch-up waits while more than this is queued on its connection; and where the socket takes no more, live
-    /// subscriptions fall behind: the one with most waiting first.
-    pub soft_bytes: usize,
-    /// Over this a connection is closed.
-    pub hard_bytes: usize,
-    /// Bytes that may wait on all connections together. Over it, a connection whose socket would block counts as one
-    /// that has reached `soft_bytes`.
-    pub queued_bytes: usize,
-    /// A connection that takes nothing of what waits for it for so long is closed.
-    pub stall: Duration,
-    /// Mutations of a connection that are not answered yet, one more for every 4 KiB that one has; over it, the connection
-    /// is not read. So one connection cannot fill the node's queues for all.
-    pub in_flight: usize,
-    /// Reads of the store for catch-ups and `get` at a time, on the node; the others wait.
-    pub catch_ups: usize,
-    /// Subscriptions that are catching up or wait for it, on the node; over it, a new one is told to come back.
-    pub catching_up: usize,
-    /// How long a closing connection may take to be flushed.
-    pub flush: Duration,
-    /// After so long, a tenth more or less, a connection is asked to go elsewhere: so load moves to new nodes. `None`: never.
-    pub age: Option<Duration>,
-    /// Pages, commits of a catch-up and answers to `get` of so many bytes are compressed for a client that takes that.
-    pub compress_bytes: usize,
-}
-
-impl Default for NodeConfig {
-    fn default() -> Self {
-        Self {
-            limits: Limits::default(),
-            soft_bytes: 512 << 10,
-            hard_bytes: 8 << 20,
-            queued_bytes: 256 << 20,
-            stall: Duration::from_secs(30),
-            in_flight: 1_024,
-            catch_ups: 64,
-            catching_up: 50_000,
-            flush: Duration::from_secs(5),
-            age: None,
-            compress_bytes: deflate::THRESHOLD,
-        }
-    }
-}
-
-impl NodeConfig {
-    /// A node's budget for what waits on its connections.
-    pub fn budget(&self, metrics: &Metrics) -> Arc<Budget> {
-        Arc::new(Budget {
-            limit: self.queued_bytes,
-            queued: metrics.queued.clone(),
-            sends: metrics.sends.clone(),
-        })
-    }
-
-    fn bounds(&self) -> Bounds {
-        Bounds {
-            soft: self.soft_bytes,
-            hard: self.hard_bytes,
-        }
-    }
-}
-
-/// What all connections of a node share.
-pub struct Node {
-    /// The engine.
-    pub engine: Arc<Engine>,
-    /// The hub.
-    pub hub: Arc<Hub>,
-    /// The store.
-    pub store: Arc<dyn Store>,
-    /// Who may do what.
-    pub authoriser: Arc<dyn Authoriser>,
-    /// Clock and randomness.
-    pub env: Arc<dyn Env>,
-    /// Metrics.
-    pub metrics: Arc<Metrics>,
-    /// Bounds.
-    pub config: NodeConfig,
-    /// For every session.
-    pub session: Arc<SessionConfig>,
-    /// What waits on its connections.
-    pub budget: Arc<Budget>,
-    /// One permit a read of the store for a catch-up or a `get`.
-    pub catch_ups: Semaphore,
-    /// Set when the node is about to stop: it is not ready any more, and still takes connections.
-    pub stopping: CancellationToken,
-    /// Set when it takes no more.
-    pub draining: CancellationToken,
-    /// Start of the monotonic clock.
-    pub started: Instant,
-    /// Open connections, for the sweep of deadlines.
-    pub connections: DashMap<u64, Weak<Conn>>,
-    /// Number of the last connection.
-    pub last_id: AtomicU64,
-}
-
-impl Node {
-    fn now(&self) -> Now {
-        Now {
-            mono: self.mono(Instant::now()),
-            wall: self.env.now_ms(),
-        }
-    }
-
-    fn mono(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// Sends all connections away, some at a time, so that not all of them come to other nodes at once; the last begin to
-    /// leave when `over` has passed. Those that come from now on leave at once.
-    pub async fn drain(self: Arc<Self>, over: Duration) {
-        self.stopping.cancel();
-        self.draining.cancel();
-        let mut all: Vec<_> = self.connections.iter().filter_map(|entry| entry.upgrade()).collect();
-        // The map's order is another in every process.
-        all.sort_unstable_by_key(|conn| conn.id);
-        let some = all.len().div_ceil(DRAIN_STEPS as usize).max(DRAIN_AT_ONCE);
-        let steps = all.len().div_ceil(some);
-        for (step, conns) in all.chunks(some).enumerate() {
-            for conn in conns {
-                conn.leave_at.store(0, Ordering::Relaxed);
-                conn.wake.notify_one();
-            }
-            if step + 1 < steps {
-                tokio::time::sleep(over / DRAIN_STEPS).await;
-            }
-        }
-    }
-
-    /// When a connection that begins now is asked to go elsewhere.
-    fn leave_at(&self) -> u64 {
-        let Some(age) = self.config.age else { return u64::MAX };
-        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-        let spread = self.env.random() % (age / 5).max(1);
-        let age = age.saturating_sub(age / 10).saturating_add(spread);
-        self.mono(Instant::now()).saturating_add(age)
-    }
-
-    /// Wakes every connection whose deadline has passed, or that takes nothing; one sweep for all in place of a timer each.
-    pub async fn sweep(self: Arc<Self>, stop: CancellationToken) {
-        let mut ticks = tokio::time::interval(Duration::from_millis(500));
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            let now = self.now().mono;
-            let stall = self.config.stall;
-            let late = |conn: &Arc<Conn>| conn.due.load(Ordering::Relaxed) <= now || conn.outbox.stalled() >= stall;
-            let open = self.connections.iter();
-            let mut due: Vec<_> = open.filter_map(|entry| entry.upgrade().filter(late)).collect();
-            // The map's order is another in every process.
-            due.sort_unstable_by_key(|conn| conn.id);
-            due.iter().for_each(|conn| conn.wake.notify_one());
-        }
-    }
-}
 
 /// A connection that has become a WebSocket.
 pub struct Accepted<T> {
@@ -214,18 +50,18 @@ pub struct Accepted<T> {
 
 /// What others hold of a connection: the hub, the engine's answers, the sweep.
 pub struct Conn {
-    id: u64,
+    pub(super) id: u64,
     pub(super) form: Form,
     /// Once it was agreed on: large messages are compressed.
     compresses: AtomicBool,
-    outbox: Arc<Outbox>,
-    wake: Notify,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) wake: Notify,
     /// Subscriptions that have to catch up again; at most one entry each.
     behind: Mutex<BTreeMap<u64, Position>>,
     /// When it has something to do at the latest, ms of the node's clock: a deadline, or to leave.
-    due: AtomicU64,
+    pub(super) due: AtomicU64,
     /// When it is to be asked to go elsewhere.
-    leave_at: AtomicU64,
+    pub(super) leave_at: AtomicU64,
     /// See `turn`.
     reading: tokio::sync::Mutex<()>,
 }
@@ -311,10 +147,6 @@ async fn evicted(guest: Option<&Guest>) {
 /// For each of these that a mutation has, it counts once more as in flight.
 const IN_FLIGHT_BYTES: usize = 4 << 10;
 
-/// Connections are sent away in so many steps, or fewer where that would be less at a time than these.
-const DRAIN_STEPS: u32 = 20;
-const DRAIN_AT_ONCE: usize = 100;
-
 type Job = BoxFuture<'static, (u64, u64, Result<Lease, Aborted>)>;
 
 struct Shell {
@@ -338,13 +170,14 @@ struct Shell {
     leaving: Option<Instant>,
     /// Set when the session is over: what to say last.
     closing: Option<(Code, String)>,
-    _held: (Option<Arc<Place>>, Gauged, Listed),
+    held: (Option<Arc<Place>>, Gauged, Listed),
 }
 
 /// Keeps a connection in the node's list as long as it lives.
 struct Listed {
     node: Arc<Node>,
     id: u64,
+    counted: bool,
 }
 
 impl Listed {
@@ -353,13 +186,23 @@ impl Listed {
         Self {
             node: node.clone(),
             id: conn.id,
+            counted: false,
         }
+    }
+
+    /// Counts how the connection ended. One that is cut off before has met a defect.
+    fn ended(&mut self, reason: &'static str) {
+        self.counted = true;
+        self.node.metrics.closes.with_label_values(&[reason]).inc();
     }
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
         self.node.connections.remove(&self.id);
+        if !self.counted {
+            self.ended(Code::Internal.name());
+        }
     }
 }
 
@@ -420,13 +263,14 @@ pub fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) -> impl Futur
         guest,
         leaving: None,
         closing: None,
-        _held: (place, gauge, listed),
+        held: (place, gauge, listed),
     };
     let mut all = (shell, ws);
     // Borrowed where it is: a local of its own would take the room twice.
     async move {
         let (shell, ws) = (&mut all.0, &mut all.1);
         let reason = shell.converse(ws).await;
+        shell.held.2.ended(reason);
         // Nothing that was under way holds up others while this one says goodbye.
         shell.jobs = None;
         shell.subs.clear();
@@ -474,7 +318,7 @@ impl Shell {
                         let bound = node.config.hard_bytes;
                         self.closing = Some((Code::SlowReader, format!("send queue is limited to {bound} bytes")));
                     }
-                    End::Broken | End::Finished => return "connection lost",
+                    End::Broken | End::Finished => return "lost",
                 },
                 done = next(&mut self.jobs), if self.jobs.is_some() => {
                     if let Some((id, generation, lease)) = done {
@@ -482,12 +326,12 @@ impl Shell {
                     }
                 }
                 filled = poll_fn(|cx| ws.poll_fill(cx, conn.outbox.transport())), if may_read => {
-                    let Ok(filled) = filled else { return "connection lost" };
+                    let Ok(filled) = filled else { return "lost" };
                     match ws.take(filled, &conn.outbox, |incoming| self.frame(incoming)) {
                         // What came in one read takes no time of the runtime's budget by itself.
                         Ok(()) => tokio::task::consume_budget().await,
-                        Err(Ended::Closed) => return "closed by client",
-                        Err(Ended::Lost) => return "connection lost",
+                        Err(Ended::Closed) => return "client",
+                        Err(Ended::Lost) => return "lost",
                         Err(Ended::Broken(error)) => if let Some(reason) = self.broken(&error) {
                             return reason;
                         },
@@ -511,7 +355,6 @@ impl Shell {
         let outbox = &self.conn.outbox;
         match self.closing.take() {
             Some((code, message)) => {
-                self.node.metrics.closes.with_label_values(&[code.name()]).inc();
                 let error = ServerMessage::Error {
                     code,
                     message,
@@ -584,7 +427,7 @@ impl Shell {
             WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake)
             | WsError::Io(_)
             | WsError::ConnectionClosed
-            | WsError::AlreadyClosed => return Some("connection lost"),
+            | WsError::AlreadyClosed => return Some("lost"),
             WsError::Protocol(error) => {
                 self.closing = Some((Code::Malformed, format!("not a WebSocket frame: {error}")))
             }
@@ -642,6 +485,7 @@ impl Shell {
             match effect {
                 Effect::Send(message) => {
                     let outbox = &self.conn.outbox;
+                    self.node.metrics.told(&message);
                     frame::with_message(self.conn.form, &message, |frame| outbox.push_bytes(frame));
                 }
                 Effect::Subscribe(what) => {
@@ -695,6 +539,7 @@ impl Shell {
                     refuse(Code::Unavailable, "the store cannot answer now; try again".into())
                 }
             };
+            node.metrics.told(&answer);
             let frame = conn.compressed(&node, frame::message(conn.form, &answer));
             conn.outbox.push([frame]);
             drop((turn, permit));
@@ -781,11 +626,16 @@ impl Shell {
         let (node, conn) = (self.node.clone(), self.conn.clone());
         let space = request.head.space.clone();
         let done = Box::new(move |reply: WriteReply| {
-            let (label, at, message) = match reply {
-                WriteReply::Ack(ack) => ("ack", Some(ack.position), ServerMessage::Ack(ack)),
-                WriteReply::Reject(reject) => (reject.code.name(), None, ServerMessage::Reject(reject)),
+            let (at, message) = match reply {
+                WriteReply::Ack(ack) => {
+                    node.metrics.acks.inc();
+                    (Some(ack.position), ServerMessage::Ack(ack))
+                }
+                WriteReply::Reject(reject) => {
+                    node.metrics.writes.with_label_values(&[reject.code.name()]).inc();
+                    (None, ServerMessage::Reject(reject))
+                }
             };
-            node.metrics.writes.with_label_values(&[label]).inc();
             let frame = frame::message(conn.form, &message);
             node.hub.answer(&space, &*conn, Answer { at, frame, permit });
         });

@@ -8,7 +8,7 @@ use tidegate_protocol::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-async fn http(gateway: &Gateway, path: &str, headers: &str) -> String {
+pub async fn http(gateway: &Gateway, path: &str, headers: &str) -> String {
     let mut socket = TcpStream::connect(gateway.addr).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n");
     socket.write_all(request.as_bytes()).await.unwrap();
@@ -17,14 +17,18 @@ async fn http(gateway: &Gateway, path: &str, headers: &str) -> String {
     answer
 }
 
-/// A number of the metrics page, by its name and labels; 0 if it is not there.
+/// A number of the metrics page, by its name and labels.
 pub async fn metric(gateway: &Gateway, name: &str) -> u64 {
     let text = http(gateway, "/metrics", "Host: localhost\r\n").await;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.map_or(0, |number| number.trim().parse().unwrap())
+    // What has not happened shows as 0: one that is not there is misspelt.
+    line.unwrap_or_else(|| panic!("no {name} in {text}"))
+        .trim()
+        .parse()
+        .unwrap()
 }
 
-async fn upgrade(gateway: &Gateway, headers: &str) -> String {
+pub async fn upgrade(gateway: &Gateway, headers: &str) -> String {
     let mut socket = TcpStream::connect(gateway.addr).await.unwrap();
     let request = format!(
         "GET /v1/ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\

@@ -206,7 +206,7 @@ async fn what_inflates_to_too_much_or_to_something_else_ends_its_connection_and_
         assert!(message.contains(words), "{name}: {message}");
         assert_eq!(peer.maybe_next().await, None, "{name}");
     }
-    assert_eq!(metric(&gateway, "tidegate_closes_total{code=\"oversize\"}").await, 2);
+    assert_eq!(metric(&gateway, "tidegate_closes_total{reason=\"oversize\"}").await, 2);
     // Where it was not agreed on, it is a message like others that nobody knows, and the connection goes on.
     let mut peer = gateway.peer("plain").await;
     peer.send_raw(z(12, &stored)).await;

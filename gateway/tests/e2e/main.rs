@@ -15,6 +15,7 @@ mod fan_out;
 mod hostile;
 mod keeping;
 mod limits;
+mod metrics;
 mod order;
 mod overload;
 mod pressure;

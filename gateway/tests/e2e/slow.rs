@@ -86,7 +86,7 @@ async fn a_reader_that_takes_nothing_for_too_long_is_closed_and_slows_nobody() {
     slow.follow("s", &mut Replica::default(), None).await;
     write_much(&gateway).await;
     tokio::time::timeout(PATIENCE, async {
-        while metric(&gateway, "tidegate_closes_total{code=\"slow_reader\"}").await == 0 {
+        while metric(&gateway, "tidegate_closes_total{reason=\"slow_reader\"}").await == 0 {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })

@@ -13,8 +13,8 @@ use tidegate::env::SystemEnv;
 use tidegate::server::{Parts, ServerConfig};
 use tidegate::store::embedded::{self, Durability, EmbeddedOptions, EmbeddedStore};
 use tidegate::store::{
-    Begun, ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Erase, Erased, LogReply, ReadCut,
-    Retention, SpaceState, Store, StoreError, Usage,
+    Begun, ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, Erase, Erased, Lineage, LogReply,
+    Outcome, ReadCut, Retention, SpaceState, Store, StoreError, Usage,
 };
 use tidegate_history::{Checker, ConnectionId, Counts, Docs, Event, Installation};
 use tidegate_protocol::form::Form;
@@ -45,6 +45,7 @@ pub struct Gateway {
     pub addr: SocketAddr,
     pub store: Arc<EmbeddedStore>,
     pub engine: Arc<tidegate::engine::Engine>,
+    pub metrics: Arc<tidegate::metrics::Metrics>,
     pub dir: Arc<TempDir>,
     stop: CancellationToken,
     task: Option<JoinHandle<std::io::Result<()>>>,
@@ -77,12 +78,24 @@ impl Gateway {
         front: Arc<dyn Store>,
         config: ServerConfig,
     ) -> Self {
+        Self::guarded(addr, dir, store, front, Arc::new(DevAuthoriser), config).await
+    }
+
+    /// With another authoriser than that of dev mode.
+    pub async fn guarded(
+        addr: SocketAddr,
+        dir: Arc<TempDir>,
+        store: Arc<EmbeddedStore>,
+        front: Arc<dyn Store>,
+        authoriser: Arc<dyn tidegate::auth::Authoriser>,
+        config: ServerConfig,
+    ) -> Self {
         let listener = TcpListener::bind(addr).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let parts = Parts {
             store: front,
-            authoriser: Arc::new(DevAuthoriser),
+            authoriser,
             env: Arc::new(SystemEnv),
         };
         let config = ServerConfig {
@@ -90,7 +103,7 @@ impl Gateway {
             ..config
         };
         let server = tidegate::server::Server::new(parts, config);
-        let engine = server.engine();
+        let (engine, metrics) = (server.engine(), server.metrics());
         #[allow(
             clippy::disallowed_methods,
             reason = "owned by this struct, which awaits or aborts it"
@@ -100,6 +113,7 @@ impl Gateway {
             addr,
             store,
             engine,
+            metrics,
             dir,
             stop,
             task: Some(task),
@@ -555,6 +569,10 @@ pub struct Gate {
     armed: std::sync::Mutex<Vec<Hold>>,
     /// Whether reads for catch-ups are refused, as those of a space that is being erased are.
     pub closed: std::sync::atomic::AtomicBool,
+    /// Whether everything else fails, before the store has been asked.
+    pub failing: std::sync::atomic::AtomicBool,
+    /// So many of the next commits are answered that what they were planned on does not hold.
+    pub stale: AtomicU64,
 }
 
 struct Hold {
@@ -569,6 +587,8 @@ impl Gate {
             store,
             armed: std::sync::Mutex::default(),
             closed: std::sync::atomic::AtomicBool::new(false),
+            failing: std::sync::atomic::AtomicBool::new(false),
+            stale: AtomicU64::new(0),
         })
     }
 
@@ -583,6 +603,13 @@ impl Gate {
     fn open(&self) -> Result<(), StoreError> {
         match self.closed.load(Ordering::Relaxed) {
             true => Err(StoreError::Unavailable("closed".into())),
+            false => Ok(()),
+        }
+    }
+
+    fn works(&self) -> Result<(), StoreError> {
+        match self.failing.load(Ordering::Relaxed) {
+            true => Err(StoreError::Unavailable("failing".into())),
             false => Ok(()),
         }
     }
@@ -605,11 +632,25 @@ impl Gate {
 #[async_trait::async_trait]
 impl Store for Gate {
     async fn commit(&self, group: CommitGroup) -> Result<Committed, StoreError> {
+        self.works()?;
+        let left = |left: u64| left.checked_sub(1);
+        if self
+            .stale
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, left)
+            .is_ok()
+        {
+            let stale = |_| Outcome::Stale { last_ms: 0 };
+            return Ok(Committed {
+                outcomes: group.items.iter().map(stale).collect(),
+                lineage: Lineage::default(),
+            });
+        }
         let answer = self.store.commit(group).await;
         self.pass("commit").await;
         answer
     }
     async fn read(&self, space: &SpaceId, docs: &[DocPath]) -> Result<ReadCut, StoreError> {
+        self.works()?;
         let answer = self.store.read(space, docs).await;
         self.pass("read").await;
         answer
@@ -634,6 +675,7 @@ impl Store for Gate {
         answer
     }
     async fn positions(&self, spaces: &[SpaceId]) -> Result<Vec<SpaceState>, StoreError> {
+        self.works()?;
         let answer = self.store.positions(spaces).await;
         self.pass("positions").await;
         answer

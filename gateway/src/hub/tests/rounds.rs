@@ -7,7 +7,10 @@ const LINE: &[(u64, u64)] = &[(1, 0)];
 impl Rig {
     /// Takes in commits, and brings them to nobody.
     fn hear(&mut self, range: std::ops::RangeInclusive<u64>) {
-        assert_eq!(self.inner().hear(&lineage(LINE), &commits(range)), Found::Next);
+        assert_eq!(
+            self.inner().hear(&lineage(LINE), &commits(range), &self.metrics),
+            Found::Next
+        );
     }
 
     /// One round; `false`: there was nobody to bring.

@@ -368,53 +368,21 @@ impl Store for EmbeddedStore {
         } = self.totals.get();
         let disk_bytes = self.shared.bytes();
         vec![
-            Reading::new("tidegate_store_spaces", spaces, "Spaces that the store holds."),
-            Reading::new("tidegate_store_documents", usage.docs, "Documents that exist."),
-            Reading::new(
-                "tidegate_store_document_bytes",
-                usage.bytes,
-                "Bytes of the documents' fields and values.",
-            ),
-            Reading::new("tidegate_store_log_bytes", log_bytes, "Bytes of commits in the logs."),
-            Reading::new(
-                "tidegate_store_disk_bytes",
-                disk_bytes,
-                "Bytes of the database's files, journals too.",
-            ),
-            Reading::new(
-                "tidegate_store_pack_bytes",
-                self.packs.bytes() as u64,
-                "Bytes of pages that are kept in memory for those who start from nothing.",
-            ),
-            Reading::new("tidegate_store_syncs_total", stats.syncs, "Syncs to disk."),
-            Reading::new("tidegate_store_batches_total", stats.batches, "Atomic writes."),
-            Reading::new("tidegate_store_groups_total", stats.groups, "Commit calls answered."),
-            Reading::new("tidegate_store_commits_total", stats.commits, "Mutations applied."),
-            Reading::new(
-                "tidegate_store_refused_total",
-                stats.refused,
-                "Commit calls turned away.",
-            ),
-            Reading::new(
-                "tidegate_store_write_failures_total",
-                stats.write_failures,
-                "Writes, flushes and merges that failed.",
-            ),
-            Reading::new(
-                "tidegate_store_reopened_total",
-                stats.reopened,
-                "Times that the database was opened again after a failed write.",
-            ),
-            Reading::new(
-                "tidegate_store_damaged_spaces",
-                self.damaged.lock().len() as u64,
-                "Spaces of which what is too old cannot be removed, since something of them cannot be read.",
-            ),
-            Reading::new(
-                "tidegate_store_free_bytes",
-                self.shared.free_bytes().unwrap_or(0),
-                "Bytes free in the file system of the data directory.",
-            ),
+            Reading::new("tidegate_store_spaces", spaces),
+            Reading::new("tidegate_store_documents", usage.docs),
+            Reading::new("tidegate_store_document_bytes", usage.bytes),
+            Reading::new("tidegate_store_log_bytes", log_bytes),
+            Reading::new("tidegate_store_disk_bytes", disk_bytes),
+            Reading::new("tidegate_store_pack_bytes", self.packs.bytes() as u64),
+            Reading::new("tidegate_store_syncs_total", stats.syncs),
+            Reading::new("tidegate_store_batches_total", stats.batches),
+            Reading::new("tidegate_store_groups_total", stats.groups),
+            Reading::new("tidegate_store_commits_total", stats.commits),
+            Reading::new("tidegate_store_refused_total", stats.refused),
+            Reading::new("tidegate_store_write_failures_total", stats.write_failures),
+            Reading::new("tidegate_store_reopened_total", stats.reopened),
+            Reading::new("tidegate_store_damaged_spaces", self.damaged.lock().len() as u64),
+            Reading::new("tidegate_store_free_bytes", self.shared.free_bytes().unwrap_or(0)),
         ]
     }
 }
