@@ -2,7 +2,11 @@
 
 #![allow(clippy::print_stdout, reason = "what was counted")]
 
+#[path = "support/hub.rs"]
+mod hub;
+
 use bytes::Bytes;
+use hub::{Socket, commit, first_epoch};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
 use std::io::{self, IoSlice};
@@ -13,17 +17,14 @@ use tidegate::admission::Admitted;
 use tidegate::auth::DevAuthoriser;
 use tidegate::engine::{Engine, EngineConfig, Publish};
 use tidegate::env::SystemEnv;
-use tidegate::hub::{Hub, HubConfig, Joining, Lease, LocalPublish, Subscriber};
+use tidegate::hub::{Hub, HubConfig, Joining, Lease, LocalPublish};
 use tidegate::metrics::Metrics;
 use tidegate::outbox::{Bounds, Outbox, Transport};
 use tidegate::session::{Accepted, Node, NodeConfig, SessionConfig, serve};
 use tidegate::store::model::Model;
-use tidegate::store::{Action, CommitGroup, Lineage, LogEntry, Prepared, Retention, Store, UserTag, View};
+use tidegate::store::{Lineage, Retention, Store, View};
 use tidegate_protocol::form::Form;
-use tidegate_protocol::{
-    ClientMessage, Code, DocChange, DocChangeKind, DocPath, Epoch, Hello, Limits, Mid, MutationKey, Position, Seq,
-    SpaceId, ViewId, Writer, msgpack,
-};
+use tidegate_protocol::{ClientMessage, Hello, Limits, Position, Seq, SpaceId, ViewId};
 use tokio::io::ReadBuf;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -50,58 +51,6 @@ impl Transport for Taking {
     fn shutdown_write(&self) {}
 }
 
-struct Peer(u64, Box<Outbox>);
-
-impl Subscriber for Peer {
-    fn id(&self) -> u64 {
-        self.0
-    }
-    fn outbox(&self) -> &Outbox {
-        &self.1
-    }
-    fn behind(&self, _: u64, _: Position) {
-        panic!("nothing is missing");
-    }
-    fn cut(&self) {
-        panic!("everything is taken");
-    }
-}
-
-fn commit(n: u64) -> LogEntry {
-    let doc = DocPath::parse("notes/n1").expect("a document");
-    let kind = DocChangeKind::Deleted;
-    let body = msgpack::encode_body(Writer(1), Mid::new(n).expect("a mid"), &[DocChange { doc, kind }]);
-    let seq = Seq::new(n).expect("a seq");
-    let payload = msgpack::payload(seq, n, &body);
-    LogEntry { seq, payload }
-}
-
-/// A refusal begins the history of a space.
-async fn first_epoch(store: &Model, space: &SpaceId) -> Lineage {
-    let refused = Prepared {
-        writer: Writer(1),
-        user: UserTag::of("alice"),
-        mid: Mid::new(1).expect("a mid"),
-        key: MutationKey(1),
-        prev: None,
-        first: None,
-        expects: vec![],
-        action: Action::Refuse {
-            code: Code::Invalid,
-            conflicts: vec![],
-            detail: Bytes::new(),
-        },
-    };
-    let group = CommitGroup {
-        space: space.clone(),
-        planned_on: Epoch(0),
-        fresh: Epoch(7),
-        now_ms: 0,
-        items: vec![refused],
-    };
-    store.commit(group).await.expect("the model answers").lineage
-}
-
 /// A space with so many subscribers, and what brings them commits.
 struct Followed {
     hub: Arc<Hub>,
@@ -126,7 +75,7 @@ impl Followed {
                 hard: 1 << 20,
             };
             let joining = Joining {
-                to: Arc::new(Peer(id, Box::new(Outbox::new(Taking, bounds, Arc::default())))),
+                to: Arc::new(Socket(id, Box::new(Outbox::new(Taking, bounds, Arc::default())))),
                 sub: 1,
                 stream: 1,
                 view: View {

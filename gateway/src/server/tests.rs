@@ -162,6 +162,19 @@ impl Store for Faulty {
     }
 }
 
+/// A connection that has just become a WebSocket.
+fn accepted(socket: Arc<Script>) -> Accepted<Arc<Script>> {
+    Accepted {
+        socket,
+        leftover: Bytes::new(),
+        form: Form::Msgpack,
+        token: None,
+        since: Instant::now(),
+        peer: "test".into(),
+        admitted: Admitted::default(),
+    }
+}
+
 /// A node and one connection on it that has said hello.
 struct Rig {
     node: Arc<Node>,
@@ -184,15 +197,7 @@ fn rig() -> Rig {
     let work = TaskTracker::new();
     let node = assemble(parts, &ServerConfig::default(), &work);
     let script = Arc::new(Script::default());
-    let accepted = Accepted {
-        socket: script.clone(),
-        leftover: Bytes::new(),
-        form: Form::Msgpack,
-        token: None,
-        since: Instant::now(),
-        peer: "test".into(),
-        admitted: Admitted::default(),
-    };
+    let accepted = accepted(script.clone());
     work.spawn(session::serve(node.clone(), accepted));
     script.send([ClientMessage::Hello(Hello::default())]);
     Rig {
@@ -347,15 +352,7 @@ async fn a_session_that_is_cut_off_leaves_nothing_behind_in_the_hub() {
     commit(&rig, 1, "a/x").await;
     // Not tracked with the others: it is dropped in the middle, as a panic would.
     let script = Arc::new(Script::default());
-    let accepted = Accepted {
-        socket: script.clone(),
-        leftover: Bytes::new(),
-        form: Form::Msgpack,
-        token: None,
-        since: Instant::now(),
-        peer: "cut".into(),
-        admitted: Admitted::default(),
-    };
+    let accepted = accepted(script.clone());
     let session = session::serve(rig.node.clone(), accepted);
     script.send([ClientMessage::Hello(Hello::default()), sub(1, None)]);
     tokio::select! {
@@ -387,15 +384,7 @@ async fn welcomed(config: &ServerConfig, count: usize) -> (Arc<Node>, Vec<Arc<Sc
     work.spawn(node.clone().sweep(CancellationToken::new()));
     let scripts: Vec<_> = (0..count).map(|_| Arc::new(Script::default())).collect();
     for script in &scripts {
-        let accepted = Accepted {
-            socket: script.clone(),
-            leftover: Bytes::new(),
-            form: Form::Msgpack,
-            token: None,
-            since: Instant::now(),
-            peer: "test".into(),
-            admitted: Admitted::default(),
-        };
+        let accepted = accepted(script.clone());
         work.spawn(session::serve(node.clone(), accepted));
         script.send([ClientMessage::Hello(Hello::default())]);
     }
@@ -433,15 +422,7 @@ async fn a_drain_sends_some_away_at_a_time_and_the_last_within_its_time() {
     assert!(began.elapsed() <= Duration::from_secs(10));
     // Who comes now leaves at once.
     let late = Arc::new(Script::default());
-    let accepted = Accepted {
-        socket: late.clone(),
-        leftover: Bytes::new(),
-        form: Form::Msgpack,
-        token: None,
-        since: Instant::now(),
-        peer: "late".into(),
-        admitted: Admitted::default(),
-    };
+    let accepted = accepted(late.clone());
     late.send([ClientMessage::Hello(Hello::default())]);
     work.spawn(session::serve(node.clone(), accepted));
     assert!(matches!(
@@ -506,15 +487,7 @@ async fn what_accepting_fails_of_is_counted_and_who_comes_from_elsewhere_to_dev_
 #[tokio::test]
 async fn a_connection_that_waits_takes_no_more_than_it_needs() {
     let node = rig().node;
-    let accepted = Accepted {
-        socket: Arc::new(Script::default()),
-        leftover: Bytes::new(),
-        form: Form::Msgpack,
-        token: None,
-        since: Instant::now(),
-        peer: "test".into(),
-        admitted: Admitted::default(),
-    };
+    let accepted = accepted(Arc::new(Script::default()));
     let task = size_of_val(&session::serve(node, accepted));
     println!("a connection's task: {task} bytes");
     assert!(task <= 1_400, "{task}");

@@ -1,6 +1,7 @@
 //! What a round of the fan-out costs in write calls and encodings: counted, since counts do not sway.
 
 use crate::access::metric;
+use crate::hub::{Socket, commit, first_epoch};
 use crate::support::{Gateway, Replica, WriterState, open_store, set};
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -10,16 +11,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use tidegate::engine::Publish;
-use tidegate::hub::{Hub, HubConfig, Joining, LocalPublish, Subscriber};
+use tidegate::hub::{Hub, HubConfig, Joining, LocalPublish};
 use tidegate::metrics::Metrics;
 use tidegate::outbox::{Bounds, Outbox, Transport};
 use tidegate::server::ServerConfig;
 use tidegate::store::model::Model;
-use tidegate::store::{Action, CommitGroup, Lineage, LogEntry, Prepared, Retention, Store, UserTag, View};
+use tidegate::store::{LogEntry, Retention, View};
 use tidegate_protocol::form::Form;
-use tidegate_protocol::{
-    Code, DocChange, DocChangeKind, DocPath, Epoch, Mid, MutationKey, Position, Seq, SpaceId, ViewId, Writer, msgpack,
-};
+use tidegate_protocol::{Position, Seq, SpaceId, ViewId};
 use tokio::io::ReadBuf;
 use tokio_util::task::TaskTracker;
 
@@ -38,58 +37,6 @@ impl Transport for Counting {
         Poll::Ready(Ok(()))
     }
     fn shutdown_write(&self) {}
-}
-
-struct Socket(u64, Box<Outbox>);
-
-impl Subscriber for Socket {
-    fn id(&self) -> u64 {
-        self.0
-    }
-    fn outbox(&self) -> &Outbox {
-        &self.1
-    }
-    fn behind(&self, _: u64, _: Position) {
-        panic!("nothing is missing");
-    }
-    fn cut(&self) {
-        panic!("everything is taken");
-    }
-}
-
-fn commit(n: u64) -> LogEntry {
-    let doc = DocPath::parse("notes/n1").expect("a document");
-    let kind = DocChangeKind::Deleted;
-    let body = msgpack::encode_body(Writer(1), Mid::new(n).expect("a mid"), &[DocChange { doc, kind }]);
-    let seq = Seq::new(n).expect("a seq");
-    let payload = msgpack::payload(seq, n, &body);
-    LogEntry { seq, payload }
-}
-
-/// A refusal begins the history of a space.
-async fn first_epoch(store: &Model, space: &SpaceId) -> Lineage {
-    let refused = Prepared {
-        writer: Writer(1),
-        user: UserTag::of("alice"),
-        mid: Mid::new(1).expect("a mid"),
-        key: MutationKey(1),
-        prev: None,
-        first: None,
-        expects: vec![],
-        action: Action::Refuse {
-            code: Code::Invalid,
-            conflicts: vec![],
-            detail: Bytes::new(),
-        },
-    };
-    let group = CommitGroup {
-        space: space.clone(),
-        planned_on: Epoch(0),
-        fresh: Epoch(7),
-        now_ms: 0,
-        items: vec![refused],
-    };
-    store.commit(group).await.unwrap().lineage
 }
 
 #[tokio::test]

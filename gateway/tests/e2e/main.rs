@@ -13,6 +13,8 @@ mod admission;
 mod compression;
 mod fan_out;
 mod hostile;
+#[path = "../support/hub.rs"]
+mod hub;
 mod keeping;
 mod limits;
 mod metrics;
