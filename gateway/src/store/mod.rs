@@ -7,6 +7,7 @@
 pub mod embedded;
 pub mod lineage;
 pub mod model;
+pub mod redis;
 
 use crate::metrics::Reading;
 use async_trait::async_trait;
@@ -138,13 +139,17 @@ impl Default for Retention {
 }
 
 impl Retention {
+    /// How old the `first` of a client without a record may be, ms.
+    fn firsts_ms(&self) -> u64 {
+        self.clients_ms.checked_sub(DAY_MS).unwrap_or(self.clients_ms)
+    }
+
     /// Whether a `first` (see `WriteHead`) is too old for a client without a record to be new: older
     /// than record retention less a day (a retention of less than a day counts in full), or not newer than
     /// `forgotten`, the newest last write of a record that the space has forgotten. The latter holds also
     /// where the clock that forgot it was far ahead, and is right again.
     pub fn first_is_too_old(&self, first: u64, now_ms: u64, forgotten: Option<u64>) -> bool {
-        let keep = self.clients_ms.checked_sub(DAY_MS).unwrap_or(self.clients_ms);
-        first.saturating_add(keep) < now_ms || forgotten.is_some_and(|forgotten| first <= forgotten)
+        first.saturating_add(self.firsts_ms()) < now_ms || forgotten.is_some_and(|forgotten| first <= forgotten)
     }
 }
 

@@ -1,12 +1,15 @@
 //! The stores that the suite runs on, each behind the same few levers.
 
 use crate::process::sound;
-use std::path::Path;
+use crate::redis_server::Server;
+use futures_util::future::BoxFuture;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tidegate::env::Env;
 use tidegate::store::embedded::{self, Durability, EmbeddedOptions, EmbeddedStore};
 use tidegate::store::model::{Model, Spaces};
+use tidegate::store::redis::{RedisConfig, RedisStore};
 use tidegate::store::{Retention, Store};
 use tidegate_protocol::{Seq, SpaceId};
 
@@ -17,13 +20,13 @@ pub(crate) trait Harness: Send {
     fn store(&self) -> Arc<dyn Store>;
 
     /// Ends it and opens it again on what it holds.
-    fn restart(&mut self);
+    async fn restart(&mut self);
 
     /// Puts a copy of what it holds aside.
-    fn back_up(&mut self);
+    async fn back_up(&mut self);
 
     /// Goes back to the copy: everything since is lost, as after a restore or a failover.
-    fn restore(&mut self);
+    async fn restore(&mut self);
 
     /// Raises a space's tombstone floor and collects what lies below.
     async fn raise_floor(&self, space: &SpaceId, to: Seq);
@@ -36,16 +39,17 @@ pub(crate) trait Harness: Send {
 }
 
 /// Makes a harness, empty.
-pub(crate) type Make = fn(Retention) -> Box<dyn Harness>;
+pub(crate) type Make = fn(Retention) -> BoxFuture<'static, Box<dyn Harness>>;
 
 /// The reference model.
-pub(crate) fn model(retention: Retention) -> Box<dyn Harness> {
+pub(crate) fn model(retention: Retention) -> BoxFuture<'static, Box<dyn Harness>> {
     let model = Arc::new(Model::new(retention.clone()));
-    Box::new(ModelHarness {
+    let harness = ModelHarness {
         model,
         retention,
         kept: Spaces::default(),
-    })
+    };
+    Box::pin(async { Box::new(harness) as Box<dyn Harness> })
 }
 
 struct ModelHarness {
@@ -60,16 +64,16 @@ impl Harness for ModelHarness {
         self.model.clone()
     }
 
-    fn restart(&mut self) {
+    async fn restart(&mut self) {
         self.model = Arc::new(self.model.reopened());
     }
 
-    fn back_up(&mut self) {
+    async fn back_up(&mut self) {
         self.kept = self.model.checkpoint();
-        self.restart();
+        self.restart().await;
     }
 
-    fn restore(&mut self) {
+    async fn restore(&mut self) {
         self.model = Arc::new(Model::restored(self.retention.clone(), self.kept.clone()));
     }
 
@@ -87,7 +91,7 @@ impl Harness for ModelHarness {
 }
 
 /// The embedded store, in a directory of its own.
-pub(crate) fn embedded(retention: Retention) -> Box<dyn Harness> {
+pub(crate) fn embedded(retention: Retention) -> BoxFuture<'static, Box<dyn Harness>> {
     let dir = tempfile::tempdir().expect("a directory");
     let mut harness = EmbeddedHarness {
         dir,
@@ -95,7 +99,7 @@ pub(crate) fn embedded(retention: Retention) -> Box<dyn Harness> {
         store: None,
     };
     harness.open();
-    Box::new(harness)
+    Box::pin(async { Box::new(harness) as Box<dyn Harness> })
 }
 
 struct EmbeddedHarness {
@@ -148,18 +152,18 @@ impl Harness for EmbeddedHarness {
         self.store.clone().expect("open")
     }
 
-    fn restart(&mut self) {
+    async fn restart(&mut self) {
         self.close();
         self.open();
     }
 
-    fn back_up(&mut self) {
+    async fn back_up(&mut self) {
         self.close();
         copy(&self.dir.path().join("data"), &self.dir.path().join("backup"));
         self.open();
     }
 
-    fn restore(&mut self) {
+    async fn restore(&mut self) {
         self.close();
         copy(&self.dir.path().join("backup"), &self.dir.path().join("data"));
         self.open();
@@ -178,6 +182,79 @@ impl Harness for EmbeddedHarness {
     async fn forget(&self, space: &SpaceId, before: u64) {
         let store = self.store.as_ref().expect("open");
         store.forget(space, before).await.expect("it answers");
+    }
+}
+
+/// The store on Redis, on a server of its own that keeps snapshots.
+pub(crate) fn redis(retention: Retention) -> BoxFuture<'static, Box<dyn Harness>> {
+    Box::pin(async {
+        let server = Server::start(&[]);
+        let store = open_redis(&server, &retention).await;
+        Box::new(RedisHarness {
+            server,
+            retention,
+            store,
+        }) as Box<dyn Harness>
+    })
+}
+
+async fn open_redis(server: &Server, retention: &Retention) -> Arc<RedisStore> {
+    let config = RedisConfig::new(server.url());
+    let opened = RedisStore::open(config, retention.clone(), Arc::default()).await;
+    opened.expect("it answers")
+}
+
+struct RedisHarness {
+    server: Server,
+    retention: Retention,
+    store: Arc<RedisStore>,
+}
+
+impl RedisHarness {
+    fn aside(&self) -> PathBuf {
+        self.server.snapshot().with_extension("aside")
+    }
+
+    async fn start(&mut self) {
+        self.server.run();
+        self.store = open_redis(&self.server, &self.retention).await;
+    }
+}
+
+#[async_trait::async_trait]
+impl Harness for RedisHarness {
+    fn store(&self) -> Arc<dyn Store> {
+        self.store.clone()
+    }
+
+    async fn restart(&mut self) {
+        self.server.command(&["SAVE"]);
+        self.server.kill();
+        self.start().await;
+    }
+
+    async fn back_up(&mut self) {
+        self.restart().await;
+        self.server.command(&["SAVE"]);
+        std::fs::copy(self.server.snapshot(), self.aside()).expect("copied");
+    }
+
+    async fn restore(&mut self) {
+        self.server.kill();
+        std::fs::copy(self.aside(), self.server.snapshot()).expect("copied");
+        self.start().await;
+    }
+
+    async fn raise_floor(&self, space: &SpaceId, to: Seq) {
+        self.store.raise_floor(space, to).await.expect("it answers");
+    }
+
+    async fn trim_log(&self, space: &SpaceId, to: Seq) {
+        self.store.trim_log(space, to).await.expect("it answers");
+    }
+
+    async fn forget(&self, space: &SpaceId, before: u64) {
+        self.store.forget(space, before).await.expect("it answers");
     }
 }
 

@@ -20,6 +20,8 @@ mod named;
 mod power;
 mod process;
 mod race;
+#[path = "../support/redis.rs"]
+mod redis_server;
 mod replica;
 mod value;
 mod world;
@@ -71,15 +73,16 @@ fn run(title: &str, stores: &[Make], usual: u64) {
             clients_ms: u64::MAX / 4,
             ..Retention::default()
         };
-        let mut world = World::new(seed, stores.iter().map(|make| make(retention.clone())).collect());
         runtime.block_on(async {
+            let stores = stores.iter().map(|make| make(retention.clone()));
+            let mut world = World::new(seed, futures_util::future::join_all(stores).await);
             for step in 0..STEPS {
                 told.1 = step;
                 world.step().await;
             }
             world.compare().await;
+            cover.join(&world.cover);
         });
-        cover.join(&world.cover);
     }
     if one.is_none() {
         cover.show(title);
@@ -98,4 +101,9 @@ fn the_embedded_store_keeps_every_promise_and_answers_as_the_model_does() {
         &[harness::model, harness::embedded],
         6,
     );
+}
+
+#[test]
+fn the_redis_store_keeps_every_promise_and_answers_as_the_model_does() {
+    run("the model and the store on Redis", &[harness::model, harness::redis], 6);
 }

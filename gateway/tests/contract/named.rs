@@ -3,7 +3,7 @@
 mod lineages;
 
 use crate::generate::doc;
-use crate::harness::{Harness, Make, embedded, model};
+use crate::harness::{Harness, Make, embedded, model, redis};
 use crate::interpret::Plain;
 use crate::replica::{apply, view};
 use crate::value::V;
@@ -26,9 +26,9 @@ fn each<F: Future<Output = ()>>(test: fn(Bench) -> F) {
         .enable_all()
         .build()
         .expect("a runtime");
-    for make in [model as Make, embedded] {
+    for make in [model as Make, embedded, redis] {
         runtime.block_on(test(Bench {
-            harness: make(Retention::default()),
+            harness: runtime.block_on(make(Retention::default())),
             epochs: 1,
             now_ms: 1_000,
         }));
@@ -255,7 +255,7 @@ fn a_mutation_sent_again_is_applied_once_also_across_a_restart() {
                     other => panic!("{other:?}"),
                 }
             }
-            bench.harness.restart();
+            bench.harness.restart().await;
         }
         assert_eq!(bench.state().await.head.seq, seq(2));
         let ahead = bench.send(head(1, 4), inc()).await;
@@ -439,9 +439,9 @@ fn a_cursor_holds_for_its_own_view_and_its_own_scan_only() {
 fn a_lost_or_forged_position_is_reset_and_its_seq_is_never_taken_for_another() {
     each(|mut bench| async move {
         bench.applied(1, 1, vec![set("a/1", &[("x", 1)])]).await;
-        bench.harness.back_up();
+        bench.harness.back_up().await;
         let lost = bench.applied(1, 2, vec![set("a/1", &[("x", 2)])]).await;
-        bench.harness.restore();
+        bench.harness.restore().await;
         let taken = bench.applied(2, 1, vec![set("a/2", &[("x", 3)])]).await;
         assert_eq!((lost.seq, lost.epoch == taken.epoch), (taken.seq, false));
         for position in [
@@ -500,9 +500,9 @@ fn records_older_than_their_retention_are_unknown() {
         .enable_all()
         .build()
         .expect("a runtime");
-    for make in [model as Make, embedded] {
+    for make in [model as Make, embedded, redis] {
         let mut bench = Bench {
-            harness: make(retention.clone()),
+            harness: runtime.block_on(make(retention.clone())),
             epochs: 1,
             now_ms: 1_000,
         };
@@ -551,7 +551,7 @@ fn a_client_forgotten_by_a_clock_that_was_far_ahead_is_never_applied_again() {
         bench.applied(1, 1, inc()).await;
         bench.harness.forget(&space(), at + (1 << 40)).await;
         assert_eq!(bench.send(head(1, 1), inc()).await, Outcome::ClientUnknown);
-        bench.harness.restart();
+        bench.harness.restart().await;
         assert_eq!(bench.send(head(1, 1), inc()).await, Outcome::ClientUnknown);
         assert_eq!(bench.state().await.head.seq, seq(1));
         // Who comes after those that were forgotten is let in.
@@ -677,7 +677,7 @@ fn erasing_resets_every_position_and_seqs_go_on() {
         drop(store);
         let next = bench.applied(3, 1, vec![set("a/3", &[("x", 1)])]).await;
         assert_eq!(next, Position::new(Epoch(77), head.seq.next()));
-        bench.harness.restart();
+        bench.harness.restart().await;
         bench.applied(3, 2, vec![set("a/3", &[("y", 1)])]).await;
         let mut docs = Plain::new();
         bench.catch_up(&mut docs, Position::new(Epoch(77), head.seq)).await;
@@ -727,7 +727,7 @@ fn of_a_user_erased_nothing_is_left_and_others_lose_their_positions_only() {
         let mut docs = Plain::new();
         apply(&mut docs, &all.decode().expect("documents"));
         assert_eq!(docs, plain(&[("a/1", &[("b", 2)]), ("a/2", &[("x", 2)])]));
-        bench.harness.restart();
+        bench.harness.restart().await;
         // Whatever the erased client sends is unknown; also under the mid that would be next, or again.
         for mid in [1, 2, 3] {
             assert_eq!(

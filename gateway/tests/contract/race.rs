@@ -2,7 +2,7 @@
 //! must be one history.
 
 use crate::generate::{doc, mutation, wire};
-use crate::harness::{Harness, Make, embedded, model};
+use crate::harness::{Harness, Make, embedded, model, redis};
 use crate::interpret::Plain;
 use crate::replica::{apply, view};
 use crate::value::Dice;
@@ -245,7 +245,7 @@ fn run(make: Make) {
         log_bytes: u64::MAX,
         ..Retention::default()
     };
-    runtime.block_on(race(make(retention)));
+    runtime.block_on(async { race(make(retention).await).await });
 }
 
 #[test]
@@ -256,4 +256,9 @@ fn writers_and_readers_at_once_see_one_history_in_the_model() {
 #[test]
 fn writers_and_readers_at_once_see_one_history_in_the_embedded_store() {
     run(embedded);
+}
+
+#[test]
+fn writers_and_readers_at_once_see_one_history_in_the_store_on_redis() {
+    run(redis);
 }

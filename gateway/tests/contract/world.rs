@@ -125,18 +125,24 @@ impl World {
             96 if self.dice.percent(50) => self.erase().await,
             96 => self.collect().await,
             97 => {
-                self.stores.iter_mut().for_each(|store| store.restart());
+                for store in &mut self.stores {
+                    store.restart().await;
+                }
                 self.lives += 1;
                 self.cover.hit("restart");
             }
             98 => {
-                self.stores.iter_mut().for_each(|store| store.back_up());
+                for store in &mut self.stores {
+                    store.back_up().await;
+                }
                 self.lives += 1;
                 self.backup = Some(self.truth.clone());
             }
             _ => {
                 if let Some(truth) = self.backup.clone() {
-                    self.stores.iter_mut().for_each(|store| store.restore());
+                    for store in &mut self.stores {
+                    store.restore().await;
+                }
                     self.lives += 1;
                     self.truth = truth;
                     self.cover.hit("restore of an older state");

@@ -18,7 +18,7 @@ mod overlay;
 mod packs;
 mod read;
 mod recent;
-mod records;
+pub(in crate::store) mod records;
 mod restore;
 mod shared;
 mod sweep;

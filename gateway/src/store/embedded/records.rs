@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tidegate_protocol::{Code, DocPath, Epoch, FieldPath, Mid, MutationKey, Position, Seq, Value, Writer, msgpack};
 
 /// Something that is stored.
-pub(super) trait Record: Sized {
+pub(in crate::store) trait Record: Sized {
     /// Appends its bytes.
     fn put(&self, out: &mut Vec<u8>);
     /// Reads it from the front.
@@ -37,7 +37,7 @@ pub(super) trait Record: Sized {
 }
 
 /// Bytes yet to be read.
-pub(super) struct Take<'a>(&'a [u8]);
+pub(in crate::store) struct Take<'a>(&'a [u8]);
 
 impl<'a> Take<'a> {
     fn u8(&mut self) -> Option<u8> {
@@ -94,42 +94,42 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
 
 /// Where a space stands, and what of its logs is kept.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct SpaceMeta {
+pub(in crate::store) struct SpaceMeta {
     /// Last commit.
-    pub(super) head: Seq,
+    pub(in crate::store) head: Seq,
     /// Time of the last commit, ms since 1970.
-    pub(super) last_ms: u64,
+    pub(in crate::store) last_ms: u64,
     /// Tombstones at or below it may be gone.
-    pub(super) floor: Seq,
+    pub(in crate::store) floor: Seq,
     /// The first commit that the log still has; `head + 1` if none.
-    pub(super) log_first: Seq,
+    pub(in crate::store) log_first: Seq,
     /// Bytes of the payloads that the log has.
-    pub(super) log_bytes: u64,
+    pub(in crate::store) log_bytes: u64,
     /// Number of the oldest entry of the conflict log.
-    pub(super) conflicts_first: u64,
+    pub(in crate::store) conflicts_first: u64,
     /// Number of the next entry of the conflict log.
-    pub(super) conflicts_next: u64,
+    pub(in crate::store) conflicts_next: u64,
     /// Bytes of the entries of the conflict log, as stored.
-    pub(super) conflicts_bytes: u64,
+    pub(in crate::store) conflicts_bytes: u64,
     /// What the documents take.
-    pub(super) usage: Usage,
+    pub(in crate::store) usage: Usage,
     /// Time of the last mark.
-    pub(super) mark_ms: Option<u64>,
+    pub(in crate::store) mark_ms: Option<u64>,
     /// When the newest of the client records that were forgotten last wrote, ms since 1970.
-    pub(super) forgotten_ms: Option<u64>,
+    pub(in crate::store) forgotten_ms: Option<u64>,
     /// The erasure under way.
-    pub(super) erasing: Option<Erasing>,
+    pub(in crate::store) erasing: Option<Erasing>,
 }
 
 /// An erasure under way: the space takes no reads and no commits.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Erasing {
+pub(in crate::store) struct Erasing {
     /// Whose data.
-    pub(super) whom: Erase,
+    pub(in crate::store) whom: Erase,
     /// The epoch that it began, which names it.
-    pub(super) epoch: Epoch,
+    pub(in crate::store) epoch: Epoch,
     /// When it was begun, ms since 1970.
-    pub(super) at_ms: u64,
+    pub(in crate::store) at_ms: u64,
 }
 
 impl Record for Erasing {
@@ -216,7 +216,7 @@ impl Record for SpaceMeta {
 
 impl SpaceMeta {
     /// Whether the space takes reads and commits: not while it is being erased.
-    pub(super) fn is_open(&self) -> Result<(), StoreError> {
+    pub(in crate::store) fn is_open(&self) -> Result<(), StoreError> {
         match self.erasing {
             None => Ok(()),
             Some(_) => Err(StoreError::Unavailable("the space is being erased".to_owned())),
@@ -224,7 +224,7 @@ impl SpaceMeta {
     }
 
     /// Reads what format 1 stored; what that did not count is 0.
-    pub(super) fn decode_1(bytes: &[u8]) -> Option<Self> {
+    pub(in crate::store) fn decode_1(bytes: &[u8]) -> Option<Self> {
         let mut from = Take(bytes);
         let meta = Self {
             head: from.seq()?,
@@ -345,7 +345,7 @@ impl Record for Cell {
 }
 
 /// Seq and value of a cell, as it is stored; no value is a tombstone.
-pub(super) fn cell_parts(record: &[u8]) -> Option<(Seq, Option<&[u8]>)> {
+pub(in crate::store) fn cell_parts(record: &[u8]) -> Option<(Seq, Option<&[u8]>)> {
     let mut from = Take(record);
     let stamp = Stamp::take(&mut from)?;
     let value = from.rest();
@@ -354,20 +354,20 @@ pub(super) fn cell_parts(record: &[u8]) -> Option<(Seq, Option<&[u8]>)> {
 
 /// What is known of a client.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Client {
+pub(in crate::store) struct Client {
     /// Its last mutation.
-    pub(super) last: Mid,
+    pub(in crate::store) last: Mid,
     /// That one's key.
-    pub(super) key: MutationKey,
+    pub(in crate::store) key: MutationKey,
     /// When it last wrote, duplicates too, ms since 1970.
-    pub(super) when: u64,
+    pub(in crate::store) when: u64,
     /// Whose it is; `None` if it last wrote in format 1, and of a marker.
-    pub(super) user: Option<UserTag>,
+    pub(in crate::store) user: Option<UserTag>,
 }
 
 impl Client {
     /// The marker of a client whose data was erased.
-    pub(super) fn erased(when: u64) -> Self {
+    pub(in crate::store) fn erased(when: u64) -> Self {
         Self {
             last: Mid::ZERO,
             key: MutationKey(0),
@@ -377,12 +377,12 @@ impl Client {
     }
 
     /// Whether this is such a marker.
-    pub(super) fn is_erased(&self) -> bool {
+    pub(in crate::store) fn is_erased(&self) -> bool {
         self.last == Mid::ZERO
     }
 
     /// Whether it last wrote longer ago than records are kept: then it counts as unknown.
-    pub(super) fn expired(&self, clients_ms: u64, now_ms: u64) -> bool {
+    pub(in crate::store) fn expired(&self, clients_ms: u64, now_ms: u64) -> bool {
         self.when.saturating_add(clients_ms) < now_ms
     }
 }
@@ -413,11 +413,11 @@ impl Record for Client {
 
 /// A mutation's key and result.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct KeptResult {
+pub(in crate::store) struct KeptResult {
     /// The mutation's mark.
-    pub(super) key: MutationKey,
+    pub(in crate::store) key: MutationKey,
     /// What became of it.
-    pub(super) kept: Kept,
+    pub(in crate::store) kept: Kept,
 }
 
 impl Record for KeptResult {

@@ -6,7 +6,7 @@ use super::*;
 fn commits_of_a_forgotten_epoch_are_not_handed_out_one_by_one() {
     each(|mut bench| async move {
         bench.applied(1, 1, vec![set("a/x", &[("n", 1)])]).await;
-        bench.harness.restart();
+        bench.harness.restart().await;
         let second = bench.applied(1, 2, vec![set("a/x", &[("n", 2)])]).await;
         bench.applied(1, 3, vec![set("a/x", &[("n", 3)])]).await;
         bench.harness.raise_floor(&space(), seq(2)).await;
@@ -32,7 +32,7 @@ fn a_scan_ends_where_history_was_cut_off_below_a_page_of_it() {
         for (mid, doc) in [(1, "a/1"), (2, "a/2"), (3, "a/3")] {
             bench.applied(1, mid, vec![set(doc, &[("x", 1)])]).await;
         }
-        bench.harness.back_up();
+        bench.harness.back_up().await;
         let next = |cursor| ChangesRequest {
             budget: 1,
             cursor,
@@ -48,7 +48,7 @@ fn a_scan_ends_where_history_was_cut_off_below_a_page_of_it() {
             panic!("two documents left")
         };
         assert_eq!(docs.last_doc(), Some("a/3"));
-        bench.harness.restore();
+        bench.harness.restore().await;
         assert_eq!(
             bench.changes(next(Some(cursor))).await,
             ChangesReply::Reset(ResetReason::Lost)
@@ -65,7 +65,7 @@ fn who_stands_at_the_floor_goes_on_when_the_next_life_of_the_store_begins_an_epo
         erased.expect("it answers");
         drop(store);
         let at = Position::new(Epoch(77), seq(1));
-        bench.harness.restart();
+        bench.harness.restart().await;
         let next = bench.applied(2, 1, vec![set("a/y", &[("n", 2)])]).await;
         assert_ne!(next.epoch, at.epoch);
         let store = bench.harness.store();

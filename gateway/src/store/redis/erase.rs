@@ -1,0 +1,352 @@
+//! Erasure: everything of a space, or of a user in it, in small steps while the space is closed.
+//!
+//! The first step says in the space's meta what is being erased, and empties the lineage; the last one says that it is
+//! done. Between them any node may do the steps, also several at once: each deletes what is left. Nothing is written
+//! to a closed space, so what a step has read holds until it is done.
+
+use super::keys::channel;
+use super::link::Call;
+use super::reply::{Parts, unexpected};
+use super::{Keys, RedisStore, document, scripts};
+use crate::store::embedded::records::Record;
+use crate::store::{
+    Begun, ConflictRecord, Erase, Erased, KEPT_RESULTS, Lineage, NOBODY, Store, StoreError, UserTag,
+};
+use redis::Value;
+use std::collections::BTreeSet;
+use tidegate_protocol::{Epoch, SpaceId, Writer};
+
+/// Documents, or entries of the conflict log, looked at in a step.
+const STEP: usize = 128;
+/// Clients whose records become markers in a step.
+const CLIENTS: usize = 16;
+
+/// An erasure under way.
+struct Erasing {
+    keys: Keys,
+    space: SpaceId,
+    /// The epoch that it began, which names it.
+    epoch: Epoch,
+    at_ms: u64,
+    whom: Erase,
+}
+
+impl RedisStore {
+    /// Erases, after what is under way there.
+    pub(super) async fn erase_all(
+        &self,
+        space: &SpaceId,
+        whom: Erase,
+        fresh: Epoch,
+        now_ms: u64,
+        begun: Begun<'_>,
+    ) -> Result<Erased, StoreError> {
+        loop {
+            let mut call = Call::on([Keys::of(space).meta()]);
+            match whom {
+                Erase::Space => call.arg(""),
+                Erase::User(user) => call.arg(user.0.to_be_bytes()),
+            };
+            call.arg(fresh.0.to_be_bytes()).number(now_ms);
+            call.arg("PUBLISH").arg(channel(space));
+            let mut parts = Parts::of(self.link.run(&scripts::ERASE_BEGIN, &call).await?)?;
+            if parts.len() == 0 {
+                return Ok(Erased::default());
+            }
+            let record = parts.bytes()?;
+            let erasing = Erasing::of(space, &record).ok_or_else(|| unexpected("an erasure"))?;
+            let lineage: Lineage = parts.record()?;
+            let is_it = erasing.whom == whom;
+            if is_it {
+                begun(&lineage);
+            }
+            let erased = self.finish(&erasing).await?;
+            if is_it {
+                return Ok(erased);
+            }
+        }
+    }
+
+    /// Does all steps of an erasure.
+    async fn finish(&self, erasing: &Erasing) -> Result<Erased, StoreError> {
+        let mut step = Step::of(erasing);
+        step.op("log");
+        step.key(erasing.keys.marks());
+        self.step(step).await?;
+        match erasing.whom {
+            Erase::Space => self.erase_space(erasing).await?,
+            Erase::User(user) => self.erase_user(erasing, user).await?,
+        }
+        let mut call = Call::on([erasing.keys.meta()]);
+        call.arg(erasing.epoch.0.to_be_bytes());
+        call.arg("PUBLISH").arg(channel(&erasing.space));
+        let mut parts = Parts::of(self.link.run(&scripts::ERASE_END, &call).await?)?;
+        let erased = match parts.len() {
+            0 => Erased::default(),
+            _ => Erased {
+                docs: parts.number()?,
+                cells: parts.number()?,
+                commits: parts.number()?,
+                conflicts: parts.number()?,
+                clients: parts.number()?,
+            },
+        };
+        if let Some(state) = self.positions(std::slice::from_ref(&erasing.space)).await?.pop() {
+            self.note(&erasing.space, state.usage);
+        }
+        Ok(erased)
+    }
+
+    async fn erase_space(&self, erasing: &Erasing) -> Result<(), StoreError> {
+        let keys = &erasing.keys;
+        let mut step = Step::of(erasing);
+        step.op("conflicts");
+        for key in [keys.results(), keys.users(), keys.dead()] {
+            step.key(key);
+        }
+        self.step(step).await?;
+        loop {
+            let mut cmd = redis::cmd("ZRANGE");
+            cmd.arg(keys.idx()).arg(0).arg(STEP - 1);
+            let docs = self.texts(&cmd).await?;
+            if docs.is_empty() {
+                break;
+            }
+            let mut step = Step::of(erasing);
+            for doc in &docs {
+                step.op("doc").on(keys.doc(doc)).call.arg(doc);
+            }
+            self.step(step).await?;
+        }
+        let mut cursor = b"0".to_vec();
+        loop {
+            let mut cmd = redis::cmd("HSCAN");
+            cmd.arg(keys.clients()).arg(&cursor).arg("COUNT").arg(STEP);
+            let mut parts = Parts::of(self.link.ask(&cmd).await?)?;
+            cursor = parts.bytes()?;
+            let mut found = parts.parts()?;
+            let mut writers = vec![];
+            while found.len() > 0 {
+                writers.push(found.bytes()?);
+                found.bytes()?;
+            }
+            self.mark(erasing, &writers).await?;
+            if cursor == b"0" {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn erase_user(&self, erasing: &Erasing, user: UserTag) -> Result<(), StoreError> {
+        let keys = &erasing.keys;
+        let mut cmd = redis::cmd("ZRANGE");
+        let (from, to) = (user.0.to_be_bytes(), user.0.checked_add(1).map(u64::to_be_bytes));
+        cmd.arg(keys.users()).arg([b"[", &from[..]].concat());
+        cmd.arg(to.map_or_else(|| b"+".to_vec(), |to| [b"(", &to[..]].concat())).arg("BYLEX");
+        let mut parts = Parts::of(self.link.ask(&cmd).await?)?;
+        let mut members = vec![];
+        let mut whose = BTreeSet::new();
+        while parts.len() > 0 {
+            let member = parts.bytes()?;
+            let (_, writer) = member.split_last_chunk::<8>().ok_or_else(|| unexpected("a user's writer"))?;
+            whose.insert(Writer(u64::from_be_bytes(*writer)));
+            members.push(member);
+        }
+        self.erase_conflicts(erasing, &whose).await?;
+        self.erase_cells(erasing, &whose).await?;
+        let writers: Vec<_> = whose.iter().map(|writer| writer.0.to_be_bytes().to_vec()).collect();
+        self.mark(erasing, &writers).await?;
+        for some in members.chunks(STEP) {
+            let mut cmd = redis::cmd("ZREM");
+            cmd.arg(keys.users()).arg(some);
+            self.link.ask(&cmd).await?;
+        }
+        Ok(())
+    }
+
+    /// Conflicts in which a value of theirs occurs go.
+    async fn erase_conflicts(&self, erasing: &Erasing, whose: &BTreeSet<Writer>) -> Result<(), StoreError> {
+        let mut from = "-".to_owned();
+        loop {
+            let mut cmd = redis::cmd("XRANGE");
+            cmd.arg(erasing.keys.conflicts()).arg(&from).arg("+").arg("COUNT").arg(STEP);
+            let mut parts = Parts::of(self.link.ask(&cmd).await?)?;
+            if parts.len() == 0 {
+                return Ok(());
+            }
+            let mut step = Step::of(erasing);
+            while parts.len() > 0 {
+                let mut entry = parts.parts()?;
+                let id = String::from_utf8(entry.bytes()?).map_err(|_| unexpected("an id"))?;
+                let mut fields = entry.parts()?;
+                fields.bytes()?;
+                let record = ConflictRecord::decode(&fields.bytes()?);
+                // One that cannot be read may be theirs.
+                let is_theirs = record.is_none_or(|record| {
+                    let mut cells = record.entry.theirs.iter().map(|(_, cell)| cell.stamp.writer);
+                    whose.contains(&record.writer) || cells.any(|writer| whose.contains(&writer))
+                });
+                if is_theirs {
+                    step.op("conflict").call.arg(&id);
+                }
+                from = format!("({id}");
+            }
+            self.step(step).await?;
+        }
+    }
+
+    /// Cells that they wrote go, and documents of which nobody else wrote anything.
+    async fn erase_cells(&self, erasing: &Erasing, whose: &BTreeSet<Writer>) -> Result<(), StoreError> {
+        let mut at = 0;
+        loop {
+            let mut cmd = redis::cmd("ZRANGE");
+            cmd.arg(erasing.keys.idx()).arg(at).arg(at + STEP as u64 - 1);
+            let docs = self.texts(&cmd).await?;
+            if docs.is_empty() {
+                return Ok(());
+            }
+            let mut step = Step::of(erasing);
+            for doc in &docs {
+                at += 1;
+                if self.put_erased(&mut step, doc, whose).await? {
+                    // What is behind it moves up.
+                    at -= 1;
+                }
+            }
+            self.step(step).await?;
+        }
+    }
+
+    /// Adds to a step what is left of a document. Says whether it goes.
+    async fn put_erased(
+        &self,
+        step: &mut Step<'_>,
+        doc: &str,
+        whose: &BTreeSet<Writer>,
+    ) -> Result<bool, StoreError> {
+        let key = step.erasing.keys.doc(doc);
+        let mut cmd = redis::cmd("HGETALL");
+        cmd.arg(&key);
+        let state = document(flat(self.link.ask(&cmd).await?)?)?;
+        let Some(old) = state.header else {
+            return Ok(false);
+        };
+        let theirs = |writer: &Writer| whose.contains(writer);
+        let (gone, kept): (Vec<_>, Vec<_>) = (state.cells.iter()).partition(|(_, cell)| theirs(&cell.stamp.writer));
+        let mut new = old;
+        let mut others = kept.len();
+        for stamp in [Some(&mut new.last), Some(&mut new.born), new.deleted.as_mut()].into_iter().flatten() {
+            if theirs(&stamp.writer) {
+                stamp.writer = NOBODY;
+            }
+            others += usize::from(stamp.writer != NOBODY);
+        }
+        let live = kept.iter().filter_map(|(path, cell)| Some((path, cell.value.as_ref()?)));
+        new.size = live.map(|(path, value)| (path.as_str().len() + value.as_bytes().len()) as u64).sum();
+        if gone.is_empty() && new == old && others > 0 {
+            return Ok(false);
+        }
+        let call = &mut step.op("cells").on(key).call;
+        call.arg(doc).arg(old.encode());
+        call.arg(if others > 0 { new.encode() } else { vec![] });
+        call.number(gone.len() as u64);
+        for (field, _) in &gone {
+            call.arg(field.as_str());
+        }
+        Ok(others == 0)
+    }
+
+    /// Puts markers in the places of clients' records.
+    async fn mark(&self, erasing: &Erasing, writers: &[Vec<u8>]) -> Result<(), StoreError> {
+        for some in writers.chunks(CLIENTS) {
+            let mut step = Step::of(erasing);
+            for writer in some {
+                step.op("marker").call.arg(writer).number(erasing.at_ms);
+            }
+            self.step(step).await?;
+        }
+        Ok(())
+    }
+
+    async fn step(&self, step: Step<'_>) -> Result<(), StoreError> {
+        self.link.run(&scripts::ERASE, &step.call).await?;
+        Ok(())
+    }
+
+    async fn texts(&self, cmd: &redis::Cmd) -> Result<Vec<String>, StoreError> {
+        let mut parts = Parts::of(self.link.ask(cmd).await?)?;
+        (0..parts.len())
+            .map(|_| String::from_utf8(parts.bytes()?).map_err(|_| unexpected("a path")))
+            .collect()
+    }
+}
+
+/// A hash comes as a map or as an array.
+fn flat(value: Value) -> Result<Parts, StoreError> {
+    match value {
+        Value::Map(pairs) => Parts::of(Value::Array(pairs.into_iter().flat_map(|(a, b)| [a, b]).collect())),
+        other => Parts::of(other),
+    }
+}
+
+impl Erasing {
+    fn of(space: &SpaceId, record: &[u8]) -> Option<Self> {
+        let (epoch, rest) = record.split_first_chunk::<8>()?;
+        let (at_ms, user) = rest.split_first_chunk::<8>()?;
+        let whom = match user.is_empty() {
+            true => Erase::Space,
+            false => Erase::User(UserTag(u64::from_be_bytes(user.try_into().ok()?))),
+        };
+        Some(Self {
+            keys: Keys::of(space),
+            space: space.clone(),
+            epoch: Epoch(u64::from_be_bytes(*epoch)),
+            at_ms: u64::from_be_bytes(*at_ms),
+            whom,
+        })
+    }
+}
+
+/// What a step is to do.
+struct Step<'e> {
+    erasing: &'e Erasing,
+    call: Call,
+    named: u64,
+}
+
+impl<'e> Step<'e> {
+    fn of(erasing: &'e Erasing) -> Self {
+        let keys = &erasing.keys;
+        let mut call = Call::on([
+            keys.meta(),
+            keys.idx(),
+            keys.clients(),
+            keys.results(),
+            keys.conflicts(),
+            keys.log(),
+        ]);
+        call.arg(erasing.epoch.0.to_be_bytes()).number(KEPT_RESULTS);
+        Self {
+            erasing,
+            call,
+            named: 0,
+        }
+    }
+
+    fn op(&mut self, name: &str) -> &mut Self {
+        self.call.arg(name);
+        self
+    }
+
+    /// Declares a key, and names its place.
+    fn on(&mut self, key: Vec<u8>) -> &mut Self {
+        self.call.key(key);
+        self.named += 1;
+        self.call.number(self.named);
+        self
+    }
+
+    fn key(&mut self, key: Vec<u8>) {
+        self.op("key").on(key);
+    }
+}

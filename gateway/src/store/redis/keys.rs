@@ -1,0 +1,90 @@
+//! Keys of a space: all share its hash tag, so that all are in one slot of a cluster.
+//!
+//! A space's name holds no braces, so the tag is exactly the name, and no two spaces share a key.
+
+use tidegate_protocol::{DocPath, SpaceId};
+
+/// The keys of a space, made from its name.
+pub(super) struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    pub(super) fn of(space: &SpaceId) -> Self {
+        Self {
+            prefix: channel(space),
+        }
+    }
+
+    fn part(&self, name: &str) -> Vec<u8> {
+        format!("{}:{name}", self.prefix).into_bytes()
+    }
+
+    /// Hash: head, lineage, floor and counts.
+    pub(super) fn meta(&self) -> Vec<u8> {
+        self.part("meta")
+    }
+
+    /// Stream, id `<seq>-0`: recent commits as published.
+    pub(super) fn log(&self) -> Vec<u8> {
+        self.part("log")
+    }
+
+    /// Sorted set: document by the seq that last touched it, deleted ones too.
+    pub(super) fn idx(&self) -> Vec<u8> {
+        self.part("idx")
+    }
+
+    /// Hash: writer to its last mid, that one's key, when it last wrote, and its user.
+    pub(super) fn clients(&self) -> Vec<u8> {
+        self.part("clients")
+    }
+
+    /// Hash: writer and mid modulo the results kept, to the mid and its result.
+    pub(super) fn results(&self) -> Vec<u8> {
+        self.part("results")
+    }
+
+    /// Stream: the conflict log.
+    pub(super) fn conflicts(&self) -> Vec<u8> {
+        self.part("conflicts")
+    }
+
+    /// Set: user and writer.
+    pub(super) fn users(&self) -> Vec<u8> {
+        self.part("users")
+    }
+
+    /// Sorted set: tombstones by their seqs, `path` of a document, `path ‖ 0 ‖ field` of a cell.
+    pub(super) fn dead(&self) -> Vec<u8> {
+        self.part("dead")
+    }
+
+    /// Sorted set: seqs by the times at which they were the head.
+    pub(super) fn marks(&self) -> Vec<u8> {
+        self.part("marks")
+    }
+
+    /// Hash: field to its cell, and under the empty field the header.
+    pub(super) fn doc(&self, doc: &str) -> Vec<u8> {
+        self.part(&format!("d:{doc}"))
+    }
+
+    pub(super) fn docs<'d>(&self, docs: impl IntoIterator<Item = &'d DocPath>) -> impl Iterator<Item = Vec<u8>> {
+        docs.into_iter().map(|doc| self.doc(doc.as_str()))
+    }
+}
+
+/// The channel on which a space's commits are published; also the prefix of its keys.
+pub(super) fn channel(space: &SpaceId) -> String {
+    format!("tg:{{{space}}}")
+}
+
+/// What every space's meta looks like.
+pub(super) const METAS: &str = "tg:{*}:meta";
+
+/// The space of a key of that form.
+pub(super) fn space_of_meta(key: &[u8]) -> Option<SpaceId> {
+    let name = key.strip_prefix(b"tg:{")?.strip_suffix(b"}:meta")?;
+    SpaceId::parse(std::str::from_utf8(name).ok()?).ok()
+}

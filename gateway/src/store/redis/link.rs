@@ -1,0 +1,233 @@
+//! Commands to Redis: a few connections that never subscribe, shared by all callers, and made again when they break.
+//!
+//! Replies of a connection that also subscribes can reach the wrong caller, so subscriptions have connections of their
+//! own (`crate::bus`). A command whose answer does not come may have been done: it is sent again as it was, which is
+//! harmless for reads, and for commits by their mids and keys.
+
+use super::scripts::{ALL, Script};
+use crate::metrics::Metrics;
+use crate::store::StoreError;
+use parking_lot::Mutex;
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::TcpSettings;
+use redis::{AsyncConnectionConfig, Client, Cmd, IntoConnectionInfo, RedisError, Value};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::{OnceCell, Semaphore};
+use tokio::time::{Instant, timeout};
+
+/// How to reach Redis, and how long to wait for it.
+#[derive(Clone, Debug)]
+pub struct RedisConfig {
+    /// `redis://[user:password@]host[:port][/db]`.
+    pub url: String,
+    /// Connections for commands.
+    pub connections: usize,
+    /// Commands under way at a time; the others wait.
+    pub in_flight: usize,
+    /// For making a connection.
+    pub connect: Duration,
+    /// For the answer to a command, after which its connection is given up.
+    pub response: Duration,
+    /// How long a command is tried again before it is `unavailable`.
+    pub patience: Duration,
+}
+
+impl RedisConfig {
+    /// The defaults, with a server's address.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            connections: 2,
+            in_flight: 1_024,
+            connect: Duration::from_secs(2),
+            response: Duration::from_secs(5),
+            patience: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Between attempts to connect, doubled after each that fails.
+const FIRST_AGAIN: Duration = Duration::from_millis(20);
+const LAST_AGAIN: Duration = Duration::from_millis(500);
+
+/// The connections.
+pub(super) struct Link {
+    client: Client,
+    config: RedisConfig,
+    metrics: Arc<Metrics>,
+    slots: Vec<Slot>,
+    next: AtomicUsize,
+    permits: Semaphore,
+}
+
+/// The place of a connection, which may have to be made first. A new cell is put there when it has broken.
+type Slot = Mutex<Arc<OnceCell<MultiplexedConnection>>>;
+
+/// Why a command could not be done.
+enum Failed {
+    /// The server says so, and says why.
+    Refused(RedisError),
+    /// The script is not there: its cache is volatile.
+    NoScript,
+    /// No answer: it may have been done.
+    Unknown(String),
+}
+
+impl Link {
+    pub(super) fn new(config: RedisConfig, metrics: Arc<Metrics>) -> Result<Self, RedisError> {
+        let info = config.url.as_str().into_connection_info()?;
+        let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        Ok(Self {
+            client: Client::open(info)?,
+            slots: (0..config.connections.max(1)).map(|_| Slot::default()).collect(),
+            permits: Semaphore::new(config.in_flight),
+            next: AtomicUsize::new(0),
+            metrics,
+            config,
+        })
+    }
+
+    /// Runs a script until it has answered, at most for as long as the configuration says.
+    pub(super) async fn run(&self, script: &Script, call: &Call) -> Result<Value, StoreError> {
+        let mut cmd = redis::cmd("EVALSHA");
+        cmd.arg(script.sha()).arg(call.keys.len());
+        cmd.arg(&call.keys).arg(&call.args);
+        self.until_answered(&cmd, Some(script)).await
+    }
+
+    /// As `run`, a command that only looks.
+    pub(super) async fn ask(&self, cmd: &Cmd) -> Result<Value, StoreError> {
+        self.until_answered(cmd, None).await
+    }
+
+    async fn until_answered(&self, cmd: &Cmd, script: Option<&Script>) -> Result<Value, StoreError> {
+        let _permit = self.permits.acquire().await;
+        let started = Instant::now();
+        let mut pause = FIRST_AGAIN;
+        loop {
+            let failed = match self.once(cmd).await {
+                Ok(value) => return Ok(value),
+                Err(Failed::NoScript) if script.is_some() => continue,
+                Err(Failed::NoScript) => "NOSCRIPT".to_owned(),
+                Err(Failed::Refused(error)) => return Err(self.refused(&error)),
+                Err(Failed::Unknown(why)) => why,
+            };
+            if started.elapsed() + pause > self.config.patience {
+                return Err(StoreError::Unavailable(format!("Redis does not answer: {failed}")));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LAST_AGAIN);
+        }
+    }
+
+    /// Sends a command once.
+    async fn once(&self, cmd: &Cmd) -> Result<Value, Failed> {
+        let at = self.next.fetch_add(1, Ordering::Relaxed) % self.slots.len();
+        let cell = self.slots[at].lock().clone();
+        let broken = |why: String| {
+            let mut slot = self.slots[at].lock();
+            if Arc::ptr_eq(&slot, &cell) {
+                *slot = Arc::default();
+            }
+            Failed::Unknown(why)
+        };
+        // Of many that wait for a connection one makes it.
+        let made = cell.get_or_try_init(|| self.connect()).await;
+        let mut connection = made.map_err(broken)?.clone();
+        match timeout(self.config.response, connection.send_packed_command(cmd)).await {
+            Err(_) => Err(broken(format!("nothing in {:?}", self.config.response))),
+            Ok(Ok(Value::ServerError(error))) => Err(self.sorted(error.into(), &connection).await),
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) if error.code().is_some() => Err(self.sorted(error, &connection).await),
+            Ok(Err(error)) => Err(broken(error.to_string())),
+        }
+    }
+
+    async fn sorted(&self, error: RedisError, connection: &MultiplexedConnection) -> Failed {
+        match error.code() {
+            Some("NOSCRIPT") => match timeout(self.config.response, load(connection.clone())).await {
+                Ok(Ok(())) => Failed::NoScript,
+                Ok(Err(why)) => Failed::Unknown(why),
+                Err(_) => Failed::Unknown("nothing while scripts are loaded".to_owned()),
+            },
+            _ => Failed::Refused(error),
+        }
+    }
+
+    async fn connect(&self) -> Result<MultiplexedConnection, String> {
+        let making = async {
+            let config = AsyncConnectionConfig::new()
+                .set_connection_timeout(Some(self.config.connect))
+                .set_response_timeout(None);
+            let connection = self.client.get_multiplexed_async_connection_with_config(&config).await;
+            let connection = connection.map_err(|error| error.to_string())?;
+            load(connection.clone()).await?;
+            Ok(connection)
+        };
+        let made = timeout(self.config.connect, making).await;
+        made.unwrap_or_else(|_| Err(format!("not connected in {:?}", self.config.connect)))
+    }
+
+    /// A refusal, counted by its kind. All but damage are temporary: what the server wants may come true.
+    fn refused(&self, error: &RedisError) -> StoreError {
+        let code = error.code().unwrap_or("ERR");
+        match code {
+            "WRONGTYPE" | "TGDAMAGED" => StoreError::Damaged(error.to_string()),
+            _ => StoreError::Unavailable(format!("Redis refuses: {error}")),
+        }
+    }
+}
+
+/// Loads all scripts on a server.
+async fn load(mut connection: MultiplexedConnection) -> Result<(), String> {
+    for script in ALL {
+        let mut cmd = redis::cmd("SCRIPT");
+        cmd.arg("LOAD").arg(script.text());
+        match connection.send_packed_command(&cmd).await {
+            Ok(Value::BulkString(sha)) if sha == script.sha().as_bytes() => {}
+            Ok(other) => return Err(format!("SCRIPT LOAD answered {other:?}")),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Ok(())
+}
+
+/// What a script is called with.
+pub(super) struct Call {
+    keys: Vec<Vec<u8>>,
+    args: Vec<Vec<u8>>,
+}
+
+impl Call {
+    pub(super) fn on(keys: impl IntoIterator<Item = Vec<u8>>) -> Self {
+        Self {
+            keys: keys.into_iter().collect(),
+            args: vec![],
+        }
+    }
+
+    /// Declares one more key.
+    pub(super) fn key(&mut self, key: Vec<u8>) {
+        self.keys.push(key);
+    }
+
+    /// Adds an argument.
+    pub(super) fn arg(&mut self, arg: impl AsRef<[u8]>) -> &mut Self {
+        self.args.push(arg.as_ref().to_vec());
+        self
+    }
+
+    /// Adds a number, in decimal.
+    pub(super) fn number(&mut self, n: u64) -> &mut Self {
+        self.args.push(n.to_string().into_bytes());
+        self
+    }
+
+    /// Adds a number, or nothing in its place.
+    pub(super) fn optional(&mut self, n: Option<u64>) -> &mut Self {
+        self.args.push(n.map(|n| n.to_string().into_bytes()).unwrap_or_default());
+        self
+    }
+}

@@ -1,0 +1,210 @@
+//! The store on Redis: any number of nodes on one.
+//!
+//! Every call is one script, and so one atomic step, with its checks in it; a scan's page has a look at the index
+//! before. What a space's keys hold is said in [`keys`], and in `scripts/*.lua` what is done with them. Scripts do not
+//! roll back: they check all before they write.
+//!
+//! The lineage's incarnation is the server's replication id, which changes with every start and every failover, so
+//! whatever may have lost commits begins a new epoch with the next commit.
+
+mod changes;
+mod collect;
+mod commit;
+mod erase;
+mod keys;
+mod link;
+mod reply;
+mod scripts;
+
+use super::{
+    Begun, ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, DocState, Erase, Erased, LogEntry,
+    LogReply, ReadCut, ResetReason, Retention, SpaceState, Store, StoreError, Usage,
+};
+use crate::metrics::Metrics;
+use crate::store::Cell;
+use crate::store::embedded::records::Record;
+use async_trait::async_trait;
+use bytes::Bytes;
+use keys::Keys;
+pub use link::RedisConfig;
+use link::{Call, Link};
+use parking_lot::Mutex;
+use reply::{Parts, unexpected};
+use std::collections::HashMap;
+use std::sync::Arc;
+use tidegate_protocol::{DocPath, Epoch, FieldPath, Position, Seq, SpaceId, Writer};
+
+/// Spaces of which one call asks.
+const POSITIONS: usize = 64;
+
+/// The store.
+pub struct RedisStore {
+    link: Link,
+    retention: Retention,
+    /// What the documents of all spaces take.
+    usage: Mutex<Totals>,
+}
+
+/// What documents take, space by space as far as this node has heard of them.
+#[derive(Default)]
+struct Totals {
+    all: Usage,
+    spaces: HashMap<SpaceId, Usage>,
+}
+
+impl RedisStore {
+    /// Connects, and sees what is there.
+    ///
+    /// # Errors
+    /// Where the address cannot be read, or the server does not answer.
+    pub async fn open(
+        config: RedisConfig,
+        retention: Retention,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, StoreError> {
+        let link = Link::new(config, metrics).map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        let store = Self {
+            link,
+            retention,
+            usage: Mutex::default(),
+        };
+        store.count().await?;
+        Ok(Arc::new(store))
+    }
+
+    /// Remembers what a space's documents take now.
+    fn note(&self, space: &SpaceId, usage: Usage) {
+        let mut totals = self.usage.lock();
+        let before = totals.spaces.insert(space.clone(), usage).unwrap_or_default();
+        totals.all.replace(before, usage);
+    }
+}
+
+#[async_trait]
+impl Store for RedisStore {
+    async fn commit(&self, group: CommitGroup) -> Result<Committed, StoreError> {
+        let call = commit::call(&group, &self.retention);
+        let reply = self.link.run(&scripts::COMMIT, &call).await?;
+        let space = group.space.clone();
+        let (committed, usage) = commit::outcomes(group, reply)?;
+        self.note(&space, usage);
+        Ok(committed)
+    }
+
+    async fn read(&self, space: &SpaceId, docs: &[DocPath]) -> Result<ReadCut, StoreError> {
+        let keys = Keys::of(space);
+        let mut call = Call::on([keys.meta(), keys.log(), keys.idx()].into_iter().chain(keys.docs(docs)));
+        for doc in docs {
+            call.arg(doc.as_str());
+        }
+        let mut parts = Parts::of(self.link.run(&scripts::READ, &call).await?)?;
+        let (state, _) = parts.state()?;
+        let docs = docs.iter().map(|_| document(parts.parts()?)).collect::<Result<_, _>>()?;
+        self.note(space, state.usage);
+        Ok(ReadCut { state, docs })
+    }
+
+    async fn log(
+        &self,
+        space: &SpaceId,
+        after: Position,
+        limit: usize,
+        bytes: usize,
+        writer: Option<Writer>,
+    ) -> Result<LogReply, StoreError> {
+        let keys = Keys::of(space);
+        let mut call = Call::on([keys.meta(), keys.log(), keys.idx(), keys.clients()]);
+        call.number(after.seq.get()).number(limit as u64).number(bytes as u64);
+        call.arg(writer.map_or_else(Vec::new, |writer| writer.0.to_be_bytes().to_vec()));
+        let mut parts = Parts::of(self.link.run(&scripts::LOG, &call).await?)?;
+        let (state, log_first) = parts.state()?;
+        let last_mid = parts.last_mid()?;
+        if !state.lineage.holds(after, state.head.seq) {
+            return Ok(LogReply::Reset(ResetReason::Lost));
+        }
+        let trimmed = after.seq < state.head.seq && after.seq.next() < log_first;
+        if trimmed || !state.lineage.names_all_after(after) {
+            return Ok(LogReply::Trimmed);
+        }
+        let mut commits = Vec::with_capacity(parts.len() / 2);
+        let mut expected = after.seq;
+        while parts.len() > 0 {
+            let (seq, payload) = (parts.seq()?, parts.bytes()?);
+            expected = expected.next();
+            if seq != expected {
+                return Err(gap(space, expected));
+            }
+            commits.push(LogEntry {
+                seq,
+                payload: Bytes::from(payload),
+            });
+        }
+        if commits.is_empty() && limit > 0 && after.seq < state.head.seq {
+            return Err(gap(space, expected.next()));
+        }
+        Ok(LogReply::Commits {
+            commits,
+            state,
+            last_mid,
+        })
+    }
+
+    async fn changes(&self, space: &SpaceId, request: ChangesRequest) -> Result<ChangesReply, StoreError> {
+        self.scan(space, &request).await
+    }
+
+    async fn positions(&self, spaces: &[SpaceId]) -> Result<Vec<SpaceState>, StoreError> {
+        let calls = spaces.chunks(POSITIONS).map(|some| async move {
+            let keys = some.iter().map(Keys::of);
+            let call = Call::on(keys.flat_map(|keys| [keys.meta(), keys.log(), keys.idx()]));
+            let mut parts = Parts::of(self.link.run(&scripts::POSITIONS, &call).await?)?;
+            some.iter().map(|_| Ok(parts.state()?.0)).collect::<Result<Vec<_>, StoreError>>()
+        });
+        // All are on their way before the first has answered.
+        let states: Vec<Vec<SpaceState>> = futures_util::future::try_join_all(calls).await?;
+        Ok(states.into_iter().flatten().collect())
+    }
+
+    async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError> {
+        let keys = Keys::of(space);
+        let mut call = Call::on([keys.meta(), keys.conflicts()]);
+        call.number(limit as u64);
+        let mut parts = Parts::of(self.link.run(&scripts::CONFLICTS, &call).await?)?;
+        (0..parts.len()).map(|_| parts.record()).collect()
+    }
+
+    async fn erase(
+        &self,
+        space: &SpaceId,
+        whom: Erase,
+        fresh: Epoch,
+        now_ms: u64,
+        begun: Begun<'_>,
+    ) -> Result<Erased, StoreError> {
+        self.erase_all(space, whom, fresh, now_ms, begun).await
+    }
+
+    fn usage(&self) -> Usage {
+        self.usage.lock().all
+    }
+}
+
+fn gap(space: &SpaceId, seq: Seq) -> StoreError {
+    StoreError::Damaged(format!("commit {seq} of {space} is missing in log"))
+}
+
+/// A document's fields and cells in turn, the header among them.
+fn document(mut parts: Parts) -> Result<DocState, StoreError> {
+    let mut found = DocState::default();
+    while parts.len() > 0 {
+        let field = parts.bytes()?;
+        if field.is_empty() {
+            found.header = Some(parts.record()?);
+            continue;
+        }
+        let field = std::str::from_utf8(&field).ok().and_then(|field| FieldPath::parse(field).ok());
+        let cell = Cell::decode(&parts.bytes()?).ok_or_else(|| unexpected("a cell"))?;
+        found.cells.insert(field.ok_or_else(|| unexpected("a field"))?, cell);
+    }
+    Ok(found)
+}

@@ -1,0 +1,84 @@
+-- Stands in front of every script. KEYS[1] is the space's meta.
+--
+-- Numbers in Lua are doubles: exact for seqs, mids and times, which stay below 2^53. Writers, keys of mutations, users
+-- and epochs are 64 random bits, so they stay strings of 8 bytes. Integers in records are big-endian.
+
+local function pack(n)
+  return struct.pack('>I8', n)
+end
+
+local function unpack_at(record, at)
+  return (struct.unpack('>I8', record, at))
+end
+
+-- In decimal: a number of Lua's would get an exponent.
+local function decimal(n)
+  return string.format('%.0f', n)
+end
+
+local replication = redis.call('INFO', 'replication')
+if not string.find(replication, 'role:master', 1, true) then
+  return redis.error_reply('TGROLE this server is not a primary')
+end
+
+local function meta_of(key)
+  local found = redis.call('HMGET', key, 'head', 'at', 'floor', 'docs', 'bytes', 'idx', 'log_first', 'log_bytes',
+    'cf_next', 'cf_bytes', 'mark', 'forgotten', 'erasing', 'epoch', 'life', 'lineage')
+  return {
+    exists = found[1] and true,
+    head = tonumber(found[1] or 0),
+    at = tonumber(found[2] or 0),
+    floor = tonumber(found[3] or 0),
+    docs = tonumber(found[4] or 0),
+    bytes = tonumber(found[5] or 0),
+    idx = tonumber(found[6] or 0),
+    log_first = tonumber(found[7] or 1),
+    log_bytes = tonumber(found[8] or 0),
+    cf_next = tonumber(found[9] or 0),
+    cf_bytes = tonumber(found[10] or 0),
+    mark = found[11] and tonumber(found[11]),
+    forgotten = found[12] and tonumber(found[12]),
+    erasing = found[13] or nil,
+    epoch = found[14] or string.rep('\0', 8),
+    life = found[15] or '',
+    lineage = found[16] or '',
+  }
+end
+
+-- The highest seq that index and log know, for a space whose meta is gone.
+local function highest(idx, log)
+  local last = redis.call('ZRANGE', idx, -1, -1, 'WITHSCORES')
+  local head = tonumber(last[2] or 0)
+  local entry = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
+  if entry[1] then
+    head = math.max(head, tonumber(string.match(entry[1][1], '^(%d+)')))
+  end
+  return head
+end
+
+-- What a reader is told of the space.
+local function state_of(meta)
+  return {
+    decimal(meta.head), decimal(meta.at), decimal(meta.floor), decimal(meta.docs), decimal(meta.bytes),
+    decimal(meta.log_first), meta.lineage,
+  }
+end
+
+-- A lineage without the entries whose next one starts below the floor, and the oldest over the most there may be.
+local function without_forgotten(lineage, floor, most)
+  local entries, at = {}, 1
+  while at <= #lineage do
+    entries[#entries + 1] = at
+    at = at + 20 + struct.unpack('>I4', lineage, at + 16)
+  end
+  local from = math.max(#entries - most, 0) + 1
+  while entries[from + 1] and unpack_at(lineage, entries[from + 1] + 8) < floor do
+    from = from + 1
+  end
+  return string.sub(lineage, entries[from] or 1)
+end
+
+local function partial(what)
+  return redis.error_reply('TGPARTIAL ' .. what)
+end
+

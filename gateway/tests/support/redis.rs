@@ -1,0 +1,113 @@
+//! A `redis-server` of a test's own, on a free port, its files in a temporary folder.
+
+use redis::ConnectionLike as _;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A server, and what it was started with.
+pub(crate) struct Server {
+    dir: tempfile::TempDir,
+    port: u16,
+    options: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// An empty one. `options` as on its command line: `--appendonly`, `yes`.
+    pub(crate) fn start(options: &[&str]) -> Self {
+        let mut server = Self {
+            dir: tempfile::tempdir().expect("a folder"),
+            port: 0,
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+            child: None,
+        };
+        server.run();
+        server
+    }
+
+    /// Where it listens.
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// Where its snapshot lies.
+    pub(crate) fn snapshot(&self) -> PathBuf {
+        self.dir.path().join("dump.rdb")
+    }
+
+    /// A connection for commands of the test's.
+    pub(crate) fn connection(&self) -> redis::Connection {
+        let client = redis::Client::open(self.url()).expect("an address");
+        client.get_connection().expect("it listens")
+    }
+
+    /// Runs a command of the test's.
+    pub(crate) fn command(&self, parts: &[&str]) -> redis::Value {
+        let mut cmd = redis::cmd(parts[0]);
+        cmd.arg(&parts[1..]);
+        let mut connection = self.connection();
+        connection.req_command(&cmd).expect("it answers")
+    }
+
+    /// Kills it, as `kill -9` does.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("it runs");
+            child.wait().expect("it ended");
+        }
+    }
+
+    /// Starts it on what it left, on the port that it had if there was one.
+    pub(crate) fn run(&mut self) {
+        // A port that was free a moment ago may have gone to somebody else.
+        for _ in 0..20 {
+            if self.port == 0 {
+                let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+                self.port = free.local_addr().expect("bound").port();
+            }
+            let mut child = Command::new("redis-server")
+                .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+                .arg("--dir")
+                .arg(self.dir.path())
+                .args(&self.options)
+                .stdout(Stdio::null())
+                .spawn()
+                .expect("redis-server is installed: make needs");
+            if self.is_up(&mut child) {
+                self.child = Some(child);
+                return;
+            }
+            self.port = 0;
+        }
+        panic!("redis-server does not start");
+    }
+
+    /// Whether it answers as the process that was started, before it ends.
+    fn is_up(&self, child: &mut Child) -> bool {
+        let started = Instant::now();
+        let client = redis::Client::open(self.url()).expect("an address");
+        let mut cmd = redis::cmd("INFO");
+        cmd.arg("server");
+        while started.elapsed() < Duration::from_secs(20) {
+            if child.try_wait().expect("a child").is_some() {
+                return false;
+            }
+            let info = client.get_connection().and_then(|mut connection| cmd.query::<String>(&mut connection));
+            if info.is_ok_and(|info| info.contains(&format!("process_id:{}\r", child.id()))) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        false
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
