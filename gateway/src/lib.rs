@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod auth;
+pub mod bus;
 pub mod cli;
 pub mod config;
 pub mod engine;

@@ -8,7 +8,7 @@ use crate::engine::EngineStats;
 use crate::store::Store;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 use std::sync::Arc;
 use tidegate_protocol::ServerMessage;
 
@@ -319,6 +319,59 @@ impl Metrics {
             let registered = self.registry.register(Box::new(Read { read, descs }));
             registered.expect("constant names, each once");
         }
+    }
+}
+
+/// Bounds of times, seconds: from a fast call on the same machine to what nobody waits for.
+const TIMES: [f64; 12] = [
+    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0,
+];
+
+/// What the store on Redis and the bus count.
+pub struct RedisMetrics {
+    /// Calls that were not done: [`REDIS_ERRORS`].
+    pub errors: IntCounterVec,
+    /// Times of calls.
+    pub seconds: Histogram,
+    /// Whether the bus is connected.
+    pub bus_connected: IntGauge,
+    /// Connections of the bus that ended.
+    pub bus_breaks: IntCounter,
+    /// Messages of the bus that were not kept.
+    pub bus_cut: IntCounter,
+    /// From a commit's time to its arrival.
+    pub bus_lag: Histogram,
+}
+
+impl RedisMetrics {
+    /// Shows them on a page. Once a page.
+    pub fn new(metrics: &Metrics) -> Arc<Self> {
+        let histogram = |name: &str| {
+            let options = HistogramOpts::new(name, row(name).help).buckets(TIMES.to_vec());
+            Histogram::with_opts(options).expect("a constant name")
+        };
+        let gauge = |name: &str| IntGauge::new(name, row(name).help).expect("a constant name");
+        let counter = |name: &str| IntCounter::new(name, row(name).help).expect("a constant name");
+        let all = Self {
+            errors: by_label(row("tidegate_redis_errors_total")),
+            seconds: histogram("tidegate_redis_seconds"),
+            bus_connected: gauge("tidegate_bus_connected"),
+            bus_breaks: counter("tidegate_bus_breaks_total"),
+            bus_cut: counter("tidegate_bus_cut_total"),
+            bus_lag: histogram("tidegate_bus_lag_seconds"),
+        };
+        let collectors: [Box<dyn Collector>; 6] = [
+            Box::new(all.errors.clone()),
+            Box::new(all.seconds.clone()),
+            Box::new(all.bus_connected.clone()),
+            Box::new(all.bus_breaks.clone()),
+            Box::new(all.bus_cut.clone()),
+            Box::new(all.bus_lag.clone()),
+        ];
+        for collector in collectors {
+            metrics.registry.register(collector).expect("registered once");
+        }
+        Arc::new(all)
     }
 }
 

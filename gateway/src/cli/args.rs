@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Restore(RestoreArgs),
     /// Erase a space, or all data of a user in it, for good
     Erase(EraseArgs),
+    /// Look over a Redis server's settings: what would lose data, and what to do
+    Doctor(DoctorArgs),
 }
 
 /// Options of `serve`, which `config` takes too. A value stays a text here: what is wrong with it is said together with
@@ -79,6 +81,9 @@ pub(crate) struct ServeArgs {
     /// Where the embedded store keeps its files [default: ./tidegate-data]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<OsString>,
+    /// Where Redis is, for several nodes on one store, as in redis://localhost:6379 [default: none, the embedded store]
+    #[arg(long, value_name = "URL")]
+    pub redis: Option<OsString>,
     /// The configuration file [env: TIDEGATE_CONFIG] [default: ./tidegate.toml, if it is there]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -107,6 +112,7 @@ impl ServeArgs {
             ("--dev", &on),
             ("--listen", &self.listen),
             ("--data-dir", &self.data_dir),
+            ("--redis", &self.redis),
             ("--max-space-docs", &self.max_space_docs),
             ("--max-space-bytes", &self.max_space_bytes),
             ("--max-total-bytes", &self.max_total_bytes),
@@ -144,6 +150,14 @@ pub(crate) struct DataArgs {
     /// Where the embedded store keeps its files, as in serve
     #[arg(long, value_name = "DIR", env = "TIDEGATE_DATA_DIR", default_value = DEFAULT_DATA_DIR)]
     pub data_dir: PathBuf,
+}
+
+/// Options of `doctor`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct DoctorArgs {
+    /// Where Redis is, as in redis://localhost:6379
+    #[arg(long, value_name = "URL", env = "TIDEGATE_REDIS_URL", hide_env_values = true)]
+    pub redis: String,
 }
 
 /// Options of `backup`.

@@ -6,6 +6,7 @@ pub(crate) mod args;
 mod assign;
 mod config;
 mod connection;
+mod doctor;
 mod edit;
 mod import;
 mod json;
@@ -65,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Backup(args) => operate::backup(args, &mut io::stdout().lock()),
         Command::Restore(args) => operate::restore(args, &mut io::stdout().lock()),
         Command::Erase(args) => operate::erase(args, &mut io::stdout().lock()),
+        Command::Doctor(args) => doctor::main(args, &mut io::stdout().lock()),
         command => client(&cli.gateway, command),
     };
     match ended {

@@ -15,6 +15,7 @@ mod variables;
 
 use crate::server::ServerConfig;
 use crate::store::Retention;
+use crate::store::redis::RedisConfig;
 use crate::store::embedded::{Durability, RESERVE_BYTES};
 pub use check::NO_AUTHENTICATION;
 pub use manual::{sample, tables};
@@ -47,6 +48,10 @@ pub struct Settings {
     pub log: String,
     /// What an `ack` means.
     pub durability: Durability,
+    /// Where Redis is, if the store is there.
+    pub redis_url: Option<String>,
+    /// How Redis is used.
+    pub redis: RedisConfig,
     /// Bytes of the file system that are kept free.
     pub reserve_bytes: u64,
     /// What the store keeps.
@@ -65,6 +70,8 @@ impl Default for Settings {
             dev: false,
             log: "info".to_owned(),
             durability: Durability::Fsync,
+            redis_url: None,
+            redis: RedisConfig::default(),
             reserve_bytes: RESERVE_BYTES,
             retention: Retention::default(),
             collect_every: Duration::from_secs(60 * 60),

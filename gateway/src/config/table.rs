@@ -3,7 +3,7 @@
 
 use super::Settings;
 use super::value::{DAY, Field, GIB, HOUR, KIB, Kind, MIB, MINUTE, SECOND, Value};
-use Kind::{Address, Bytes, Choice, Count, Directory, Filter, Name, Switch, Time};
+use Kind::{Address, Bytes, Choice, Count, Directory, Filter, Name, Redis, Switch, Time};
 use tidegate_protocol::limits::DEPTH_MAX;
 
 /// A setting.
@@ -92,6 +92,10 @@ pub const SECTIONS: &[(&str, &str)] = &[
     ("fan_out", "How changes reach those who are connected."),
     ("writes", "How writes are taken in, and put together for the store."),
     (
+        "redis",
+        "The store on Redis, where `redis.url` names one: several nodes share it, and the embedded store is not used.",
+    ),
+    (
         "retention",
         "What is kept, and for how long. Live documents are kept until they are deleted.",
     ),
@@ -152,6 +156,15 @@ pub static ROWS: &[Row] = rows! {
     "writes.space_bytes": Bytes(64 * KIB, 4 * GIB) => server.engine.space_bytes, "Their bytes; over it, `unavailable`.";
     "writes.node_bytes": Bytes(64 * KIB, ANY) => server.engine.node_bytes, "Bytes of all unanswered mutations on the node; over it, `unavailable`.";
     "writes.retry": Time(10, HOUR) => server.engine.retry_ms, "After what time a client is told to send a mutation again that was `unavailable`.";
+
+    "redis.url" ["--redis"]: Redis => redis_url, "Where Redis is, with user, password and number of the database if it has such. `none`: the embedded store.";
+    "redis.connections": Count(1, 64) => redis.connections, "Connections for commands; the bus has another.";
+    "redis.in_flight": Count(1, 100_000) => redis.in_flight, "Commands that wait for their answers at a time; the others wait to be sent.";
+    "redis.connect": Time(10, MINUTE) => redis.connect, "How long making a connection may take.";
+    "redis.response": Time(10, MINUTE) => redis.response, "How long an answer may take; then the connection is made anew, and the command sent again.";
+    "redis.patience": Time(10, 10 * MINUTE) => redis.patience, "How long a command is tried again before what asked for it is `unavailable`.";
+    "redis.ping": Time(10, MINUTE) => redis.ping, "How often the bus is seen to answer.";
+    "redis.any_policy": Switch => redis.any_policy, "Serve also where Redis may evict keys when its memory is full, and lose what was acknowledged (`maxmemory-policy` other than `noeviction`).";
 
     "retention.log_commits": Count(1, ANY) => retention.log_commits, "Commits in a space's log. Who is behind the oldest is brought what changed, not every commit.";
     "retention.log_bytes": Bytes(64 * KIB, ANY) => retention.log_bytes, "Their bytes.";

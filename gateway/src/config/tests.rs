@@ -28,6 +28,7 @@ fn values(row: &Row) -> [String; 3] {
         Kind::Choice(words) => [words[1], words[0], words[1]].map(str::to_owned),
         Kind::Address => ["127.0.0.1:1", "127.0.0.1:2", "[::1]:3"].map(str::to_owned),
         Kind::Directory | Kind::Name(_) => ["one", "two", "three"].map(str::to_owned),
+        Kind::Redis => ["redis://one", "redis://two:1/", "redis://three/4"].map(str::to_owned),
         Kind::Filter => ["warn", "debug", "trace,tidegate=info"].map(str::to_owned),
         Kind::Count(least, _) | Kind::Bytes(least, _) | Kind::Time(least, _) => {
             let mut others = (least..).map(Value::Number).filter(|value| *value != default);

@@ -1,6 +1,7 @@
 //! What a setting's value may be, and how one is written: the same in the file, in a variable and in an option.
 
 use crate::store::embedded::Durability;
+use redis::IntoConnectionInfo as _;
 use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -49,6 +50,8 @@ pub enum Kind {
     Name(usize),
     /// What a log shows.
     Filter,
+    /// Where Redis is.
+    Redis,
 }
 
 /// A setting's value.
@@ -106,6 +109,11 @@ impl Kind {
                     "{error}; a filter is a level (error, warn, info, debug, trace), or as in warn,tidegate::session=debug"
                 )),
             },
+            Self::Redis => match text.into_connection_info() {
+                Ok(_) if text.starts_with("redis://") => Ok(Value::Text(text.to_owned())),
+                Ok(_) => Err(format!("another scheme than redis://; {}", self.example(optional))),
+                Err(error) => Err(format!("{error}; {}", self.example(optional))),
+            },
         }
     }
 
@@ -143,6 +151,7 @@ impl Kind {
             Self::Directory => "write the path of a directory".to_owned(),
             Self::Name(_) => "write a name".to_owned(),
             Self::Filter => "write a filter, as in info".to_owned(),
+            Self::Redis => format!("write a URL, as in redis://user:password@redis.example:6379/0{none}"),
         }
     }
 
@@ -162,10 +171,11 @@ impl Kind {
             Self::Directory => "a directory".to_owned(),
             Self::Name(most) => format!("1 to {most} bytes"),
             Self::Filter => "a level, or levels by module".to_owned(),
+            Self::Redis => format!("a URL{none}"),
         }
     }
 
-    /// A value as [`Kind::parse`] reads it.
+    /// A value as [`Kind::parse`] reads it, but for passwords.
     pub fn show(self, value: &Value) -> String {
         match value {
             Value::None => NONE.to_owned(),
@@ -173,6 +183,7 @@ impl Kind {
             Value::Number(n) => self.show_number(*n),
             Value::Address(address) => address.to_string(),
             Value::Path(path) => path.display().to_string(),
+            Value::Text(url) if matches!(self, Self::Redis) => without_password(url),
             Value::Text(text) => text.clone(),
         }
     }
@@ -190,6 +201,16 @@ impl Kind {
             Some((unit, size)) => format!("{}{unit}", n / size),
         }
     }
+}
+
+/// A URL with stars in the place of its password.
+fn without_password(url: &str) -> String {
+    let parts = url.split_once("://").and_then(|(scheme, rest)| {
+        let (user, host) = rest.rsplit_once('@')?;
+        let (name, _) = user.split_once(':')?;
+        Some(format!("{scheme}://{name}:***@{host}"))
+    });
+    parts.unwrap_or_else(|| url.to_owned())
 }
 
 /// `1000` or `1_000`.
@@ -373,6 +394,17 @@ mod tests {
         assert_eq!(parse("[::1]:2"), Ok(Value::Address("[::1]:2".parse().unwrap())));
         assert!(parse("127.0.0.1").unwrap_err().contains("it lacks a port"));
         assert!(parse("here").unwrap_err().contains("no address"));
+    }
+
+    #[test]
+    fn a_url_of_redis_is_shown_without_its_password() {
+        let url = "redis://app:secret@host:6379/1";
+        let value = parse(Kind::Redis, url).unwrap();
+        assert_eq!(value, Value::Text(url.to_owned()));
+        assert_eq!(Kind::Redis.show(&value), "redis://app:***@host:6379/1");
+        for (url, wants) in [("http://host", "redis://"), ("redis+unix:///tmp/x", "another scheme"), ("host", "redis://")] {
+            assert!(parse(Kind::Redis, url).unwrap_err().contains(wants), "{url}");
+        }
     }
 
     #[test]

@@ -17,11 +17,12 @@ mod space;
 #[cfg(test)]
 mod tests;
 
+use crate::bus::Bus;
 use crate::engine::Publish;
 use crate::frame;
 use crate::metrics::{Gauged, Metrics};
 use crate::outbox::{Outbox, Stream};
-use crate::store::{Lineage, LogEntry, LogReply, SpaceState, Store, StoreError, View};
+use crate::store::{Lineage, LineageEntry, LogEntry, LogReply, SpaceState, Store, StoreError, View};
 use async_trait::async_trait;
 use bytes::Bytes;
 use dashmap::DashMap;
@@ -29,10 +30,10 @@ use deliver::Round;
 use parking_lot::{Mutex, MutexGuard};
 use space::{Found, Inner, leads_on};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 use tidegate_protocol::form::Form;
-use tidegate_protocol::{Position, SpaceId};
+use tidegate_protocol::{Epoch, Position, Seq, SpaceId};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -93,6 +94,10 @@ pub trait Subscriber: Send + Sync + 'static {
 /// Everything about the spaces that this node follows.
 pub struct Hub {
     store: Arc<dyn Store>,
+    /// Where there are other nodes.
+    bus: Option<Arc<dyn Bus>>,
+    /// Whether the last head check could compare every space.
+    is_compared: AtomicBool,
     config: HubConfig,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
@@ -220,9 +225,22 @@ pub struct Joining {
 impl Hub {
     /// A hub that follows nothing yet. `run` has to be driven for head checks.
     pub fn new(store: Arc<dyn Store>, config: HubConfig, metrics: Arc<Metrics>, tasks: TaskTracker) -> Arc<Self> {
+        Self::with_bus(store, None, config, metrics, tasks)
+    }
+
+    /// As `new`, with a bus that tells what other nodes commit, and that has to be run.
+    pub fn with_bus(
+        store: Arc<dyn Store>,
+        bus: Option<Arc<dyn Bus>>,
+        config: HubConfig,
+        metrics: Arc<Metrics>,
+        tasks: TaskTracker,
+    ) -> Arc<Self> {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
             store,
+            bus,
+            is_compared: AtomicBool::new(true),
             at_a_time: config.tasks.unwrap_or_else(cores),
             config,
             metrics,
@@ -253,7 +271,10 @@ impl Hub {
         opening
             .opened
             .get_or_try_init(|| async {
-                // It is in the map, so what is committed from here on is kept; only then is the head read.
+                // It is in the map and on the bus, so what is committed from here on is kept; only then is the head read.
+                if let Some(bus) = &self.bus {
+                    bus.follow(space).await?;
+                }
                 let state = single(self.store.positions(std::slice::from_ref(space)).await?)?;
                 let mut inner = opening.inner.lock();
                 let found = inner.open(state, &self.metrics);
@@ -299,10 +320,23 @@ impl Hub {
         }
     }
 
-    /// One head check.
-    pub async fn check_heads(self: &Arc<Self>) {
+    /// Whether what other nodes commit is heard, and every space was compared with the store.
+    pub fn is_ready(&self) -> bool {
+        self.is_compared.load(Ordering::Relaxed) && self.bus.as_ref().is_none_or(|bus| bus.is_connected())
+    }
+
+    /// One head check. Says whether all could be compared.
+    pub async fn check_heads(self: &Arc<Self>) -> bool {
         let linger = self.config.linger;
-        self.spaces.retain(|_, space| !space.leases.lock().is_idle(linger));
+        self.spaces.retain(|name, space| {
+            let keep = !space.leases.lock().is_idle(linger);
+            // Under the map's lock: whoever follows it anew asks the bus after this.
+            if let Some(bus) = self.bus.as_ref().filter(|_| !keep) {
+                bus.leave(name);
+            }
+            keep
+        });
+        let mut all = true;
         let mut followed: Vec<_> = self.spaces.iter().map(|entry| entry.value().clone()).collect();
         // The map's order is another in every process.
         followed.sort_unstable_by_key(|space| space.n);
@@ -313,6 +347,7 @@ impl Hub {
                 Ok(states) => states,
                 Err(error) => {
                     tracing::warn!(%error, "head check failed");
+                    all = false;
                     continue;
                 }
             };
@@ -321,6 +356,45 @@ impl Hub {
                 space.inner.lock().tell_progress(space.n, &self.metrics);
             }
         }
+        self.is_compared.store(all, Ordering::Relaxed);
+        all
+    }
+
+    /// Takes in what other nodes have committed, as the bus brought it: epoch by epoch, in the order of its arrival.
+    /// `is_cut`: something before it is missing, so the store is asked.
+    pub fn heard(self: &Arc<Self>, space: &SpaceId, heard: &[(Epoch, Vec<LogEntry>)], is_cut: bool) {
+        for (epoch, commits) in heard {
+            // Of a lineage that was published only the last name counts.
+            let last = LineageEntry {
+                epoch: *epoch,
+                incarnation: vec![],
+                start: Seq::ZERO,
+            };
+            self.take_in(space, &Lineage(vec![last]), commits);
+        }
+        let space = self.spaces.get(space).map(|entry| entry.value().clone());
+        if let Some(space) = space.filter(|space| is_cut && space.opened.initialized()) {
+            let mut inner = space.inner.lock();
+            inner.doubt = true;
+            self.fill(&space, &mut inner);
+        }
+    }
+
+    fn take_in(self: &Arc<Self>, space: &SpaceId, lineage: &Lineage, commits: &[LogEntry]) {
+        let Some(space) = self.spaces.get(space).map(|entry| entry.value().clone()) else {
+            return;
+        };
+        if commits.is_empty() {
+            space.news.notify_waiters();
+        }
+        let mut inner = space.inner.lock();
+        inner.forget(&self.config);
+        match inner.hear(lineage, commits, &self.metrics) {
+            Found::Repeat => return,
+            Found::Next => {}
+            Found::Gap | Found::Lost => self.fill(&space, &mut inner),
+        }
+        self.fan_out(&space, inner);
     }
 
     /// Judges what a head check found against the hub's position when the check was sent.
@@ -510,20 +584,7 @@ impl Publish for LocalPublish {
     fn publish(&self, space: &SpaceId, lineage: &Lineage, commits: &[LogEntry]) {
         let hub = &self.0;
         hub.metrics.commits.inc_by(commits.len() as u64);
-        let Some(space) = hub.spaces.get(space).map(|entry| entry.value().clone()) else {
-            return;
-        };
-        if commits.is_empty() {
-            space.news.notify_waiters();
-        }
-        let mut inner = space.inner.lock();
-        inner.forget(&hub.config);
-        match inner.hear(lineage, commits, &hub.metrics) {
-            Found::Repeat => return,
-            Found::Next => {}
-            Found::Gap | Found::Lost => hub.fill(&space, &mut inner),
-        }
-        hub.fan_out(&space, inner);
+        hub.take_in(space, lineage, commits);
     }
 }
 

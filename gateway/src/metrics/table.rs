@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 /// A family of the metrics page.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// Its name. One that ends in `_total` is a counter, any other a gauge.
+    /// Its name. One that ends in `_total` is a counter, in `_seconds` a histogram, any other a gauge.
     pub name: &'static str,
     /// What it counts.
     pub help: &'static str,
@@ -19,6 +19,11 @@ impl Row {
     /// Whether it only ever grows.
     pub fn is_counter(&self) -> bool {
         self.name.ends_with("_total")
+    }
+
+    /// Whether it counts times, by how long they were.
+    pub fn is_histogram(&self) -> bool {
+        self.name.ends_with("_seconds")
     }
 }
 
@@ -82,6 +87,7 @@ pub const REFUSED: &[&str] = &[
     "draining",
     "stopping",
     "store",
+    "bus",
 ];
 
 /// How a connection ended on which no request had been answered in full.
@@ -104,6 +110,11 @@ pub const BEHIND: &[&str] = &["slow", "trimmed", "lost"];
 
 /// Whose queue of mutations was full.
 pub const QUEUES: &[&str] = &["space", "node"];
+
+/// What Redis did not do.
+pub const REDIS_ERRORS: &[&str] = &[
+    "connection", "timeout", "role", "readonly", "loading", "oom", "misconf", "busy", "partial", "erasing", "script", "other",
+];
 
 const fn plain(name: &'static str, help: &'static str, advice: &'static str) -> Row {
     Row {
@@ -159,7 +170,7 @@ pub const TABLE: &[Row] = &[
         "`connections`, `handshakes`: the node is full, add another or raise the bound. `peer`, `host`, `origin`: dev mode is \
          asked from elsewhere, which it must not be. `not_found`, `upgrade`: a client is misdirected, or a proxy drops the \
          headers of the upgrade. `draining`, `stopping`: the node stops. `store`: it is not ready since its store does not \
-         answer, see the log.",
+         answer, see the log. `bus`: since it does not hear what other nodes commit, see `tidegate_bus_connected`.",
     ),
     plain(
         "tidegate_untold_total",
@@ -396,6 +407,42 @@ pub const TABLE: &[Row] = &[
         "Spaces of which what is too old cannot be removed, since something of them cannot be read.",
         "Stop the gateway, run `tidegate check`, restore a backup.",
     ),
+    // The store on Redis, and the bus.
+    plain(
+        "tidegate_redis_seconds",
+        "Time from sending a call to Redis to its answer.",
+        "Rising with the load: Redis is near what its core can do. Rising by itself: the network, or its disk.",
+    ),
+    by(
+        "tidegate_redis_errors_total",
+        "kind",
+        REDIS_ERRORS,
+        "Calls to Redis that were not done, each time that they were tried.",
+        "`connection`, `timeout`: Redis is down, or out of reach. `role`, `readonly`: the address leads to a replica. `loading`: it \
+         is starting. `oom`: raise its `maxmemory`. `misconf`: its disk is full or failing. `busy`: a script of somebody else's \
+         runs for long. `partial`: keys of a space are missing, see the log. `erasing`: a space is being erased. `script`: its \
+         cache of scripts was flushed. `other`: see the log.",
+    ),
+    plain(
+        "tidegate_bus_connected",
+        "Whether the bus is connected.",
+        "0: changes of other nodes arrive with the head checks alone, and the node is not ready.",
+    ),
+    plain(
+        "tidegate_bus_breaks_total",
+        "Connections of the bus that ended, or could not be made.",
+        "Now and then: nothing. Steadily: the network, or Redis ends it since the node is too slow (`client-output-buffer-limit pubsub`).",
+    ),
+    plain(
+        "tidegate_bus_cut_total",
+        "Messages of the bus that were not kept, since those before them had not been taken in yet: the log has them.",
+        "Steadily: other nodes commit more than this one can bring. Add nodes.",
+    ),
+    plain(
+        "tidegate_bus_lag_seconds",
+        "From a commit's time to its arrival by the bus, by the clocks of two nodes.",
+        "Rising: the node is slow in taking in. Constant and large: the nodes' clocks differ.",
+    ),
 ];
 
 /// The row of a family.
@@ -409,7 +456,11 @@ pub fn table() -> String {
     let mut text =
         String::from("\n| Metric | Type | Labels | It counts | When it moves |\n| --- | --- | --- | --- | --- |\n");
     for row in TABLE {
-        let kind = if row.is_counter() { "counter" } else { "gauge" };
+        let kind = match row {
+            row if row.is_counter() => "counter",
+            row if row.is_histogram() => "histogram",
+            _ => "gauge",
+        };
         let label = row.label.map_or_else(String::new, |(name, values)| {
             let values: Vec<_> = values.iter().map(|value| format!("`{value}`")).collect();
             format!("`{name}`: {}", values.join(", "))

@@ -399,6 +399,8 @@ mod tests {
             store: store.clone(),
             authoriser: Arc::new(DevAuthoriser),
             env,
+            bus: None,
+            metrics: Arc::default(),
         };
         let engine = Server::new(parts, ServerConfig::default()).engine();
         running.spawn(control.run(store, engine, stalled, stop.clone()));

@@ -65,6 +65,11 @@ async fn ready(State(App { node, .. }): State<App>) -> Response {
         refused.with_label_values(&["stopping"]).inc();
         return refusal(StatusCode::SERVICE_UNAVAILABLE, Code::GoingAway, "the node is stopping");
     }
+    if !node.hub.is_ready() {
+        refused.with_label_values(&["bus"]).inc();
+        let why = "the bus is not connected, or spaces could not be compared with the store";
+        return refusal(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, why);
+    }
     let any = SpaceId::parse("readyz").expect("a constant name");
     match tokio::time::timeout(Duration::from_secs(1), node.store.positions(&[any])).await {
         Ok(Ok(_)) => "ready\n".into_response(),

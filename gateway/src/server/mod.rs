@@ -6,6 +6,7 @@ mod http;
 
 use crate::admission::{Admission, AdmissionConfig, Admitted, Full};
 use crate::auth::Authoriser;
+use crate::bus::Bus;
 use crate::engine::{Engine, EngineConfig};
 use crate::env::Env;
 use crate::hub::{Hub, HubConfig, LocalPublish};
@@ -33,6 +34,10 @@ pub struct Parts {
     pub authoriser: Arc<dyn Authoriser>,
     /// Clock and randomness.
     pub env: Arc<dyn Env>,
+    /// What other nodes commit, if there are any.
+    pub bus: Option<Arc<dyn Bus>>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// How a gateway runs.
@@ -88,6 +93,7 @@ struct Peer {
 /// A gateway that is put together, and serves nobody yet.
 pub struct Server {
     node: Arc<Node>,
+    bus: Option<Arc<dyn Bus>>,
     config: ServerConfig,
     /// What connections depend on.
     work: TaskTracker,
@@ -102,8 +108,9 @@ impl Server {
     /// Puts a gateway together.
     pub fn new(parts: Parts, config: ServerConfig) -> Self {
         let work = TaskTracker::new();
+        let bus = parts.bus.clone();
         let node = assemble(parts, &config, &work);
-        Self { node, config, work }
+        Self { node, bus, config, work }
     }
 
     /// Its engine, for what does not come over connections.
@@ -121,14 +128,14 @@ impl Server {
     ///
     /// Errors only if the listener itself cannot be used.
     pub async fn run(self, listener: TcpListener, stop: CancellationToken) -> io::Result<()> {
-        let Self { node, config, work } = self;
-        serve(listener, node, &config, work, stop).await
+        let Self { node, bus, config, work } = self;
+        serve(listener, (node, bus), &config, work, stop).await
     }
 }
 
 async fn serve(
     listener: TcpListener,
-    node: Arc<Node>,
+    (node, bus): (Arc<Node>, Option<Arc<dyn Bus>>),
     config: &ServerConfig,
     work: TaskTracker,
     stop: CancellationToken,
@@ -143,6 +150,9 @@ async fn serve(
     let background = CancellationToken::new();
     work.spawn(node.hub.clone().run(background.clone()));
     work.spawn(node.clone().sweep(background.clone()));
+    if let Some(bus) = bus {
+        work.spawn(bus.run(node.hub.clone(), background.clone()));
+    }
     let app = http::router(node.clone(), config.loopback_only, connections.clone());
 
     let door = Door {
@@ -185,10 +195,15 @@ async fn serve(
 }
 
 fn assemble(parts: Parts, config: &ServerConfig, work: &TaskTracker) -> Arc<Node> {
-    let Parts { store, authoriser, env } = parts;
+    let Parts {
+        store,
+        authoriser,
+        env,
+        bus,
+        metrics,
+    } = parts;
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let metrics = Arc::new(Metrics::default());
-    let hub = Hub::new(store.clone(), config.hub.clone(), metrics.clone(), work.clone());
+    let hub = Hub::with_bus(store.clone(), bus, config.hub.clone(), metrics.clone(), work.clone());
     let engine = Engine::new(
         store.clone(),
         Arc::new(LocalPublish(hub.clone())),

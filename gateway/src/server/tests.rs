@@ -193,6 +193,8 @@ fn rig() -> Rig {
         store: store.clone(),
         authoriser: Arc::new(DevAuthoriser),
         env: Arc::new(SystemEnv),
+        bus: None,
+        metrics: Arc::default(),
     };
     let work = TaskTracker::new();
     let node = assemble(parts, &ServerConfig::default(), &work);
@@ -378,6 +380,8 @@ async fn welcomed(config: &ServerConfig, count: usize) -> (Arc<Node>, Vec<Arc<Sc
         store: Arc::new(Model::new(Retention::default())),
         authoriser: Arc::new(DevAuthoriser),
         env: Arc::new(SystemEnv),
+        bus: None,
+        metrics: Arc::default(),
     };
     let work = TaskTracker::new();
     let node = assemble(parts, config, &work);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tidegate::env::Env;
+use tidegate::metrics::{Metrics, RedisMetrics};
 use tidegate::store::embedded::{self, Durability, EmbeddedOptions, EmbeddedStore};
 use tidegate::store::model::{Model, Spaces};
 use tidegate::store::redis::{RedisConfig, RedisStore};
@@ -199,9 +200,11 @@ pub(crate) fn redis(retention: Retention) -> BoxFuture<'static, Box<dyn Harness>
 }
 
 async fn open_redis(server: &Server, retention: &Retention) -> Arc<RedisStore> {
-    let config = RedisConfig::new(server.url());
-    let opened = RedisStore::open(config, retention.clone(), Arc::default()).await;
-    opened.expect("it answers")
+    let metrics = RedisMetrics::new(&Metrics::default());
+    let store = RedisStore::new(&server.url(), RedisConfig::default(), retention.clone(), metrics);
+    let store = store.expect("an address");
+    store.count().await.expect("it answers");
+    store
 }
 
 struct RedisHarness {

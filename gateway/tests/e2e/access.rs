@@ -85,6 +85,8 @@ async fn dev_mode_does_not_listen_beyond_this_machine() {
         store: gateway.store.clone(),
         authoriser: std::sync::Arc::new(tidegate::auth::DevAuthoriser),
         env: std::sync::Arc::new(tidegate::env::SystemEnv),
+        bus: None,
+        metrics: std::sync::Arc::default(),
     };
     let config = ServerConfig {
         loopback_only: true,

@@ -97,6 +97,8 @@ impl Gateway {
             store: front,
             authoriser,
             env: Arc::new(SystemEnv),
+            bus: None,
+            metrics: Arc::default(),
         };
         let config = ServerConfig {
             loopback_only: true,

@@ -6,11 +6,16 @@ use super::args::ServeArgs;
 use super::config::{self, Found};
 use super::{Failure, variable};
 use crate::auth::DevAuthoriser;
+use crate::bus::Bus;
+use crate::bus::redis::RedisBus;
 use crate::config::Settings;
 use crate::env::{Env, SystemEnv};
+use crate::metrics::{Metrics, RedisMetrics};
 use crate::server::control::{Control, STALLED};
 use crate::server::{Parts, Server, ServerConfig};
-use crate::store::embedded::{self, EmbeddedOptions, EmbeddedStore};
+use crate::store::embedded::{self, Collected, EmbeddedOptions, EmbeddedStore};
+use crate::store::redis::{Finding, Level, RedisStore};
+use crate::store::{Store, StoreError};
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -41,45 +46,31 @@ async fn run(args: &ServeArgs, settings: &Settings, found: &Found) -> Result<(),
     let file = found.file.as_deref().unwrap_or(Path::new("none"));
     tracing::info!(file = %file.display(), set = %found.set(), "configuration");
     let env: Arc<dyn Env> = Arc::new(SystemEnv);
-    let options = EmbeddedOptions {
-        durability: settings.durability,
-        retention: settings.retention.clone(),
-        reserve_bytes: settings.reserve_bytes,
-        env: env.clone(),
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| format!("{address}: {e}"))?;
+    let metrics = Arc::new(Metrics::default());
+    let opened = match &settings.redis_url {
+        Some(url) => on_redis(url, settings, &env, &metrics).await?,
+        None => embedded(settings, found, &env).await?,
     };
-    let folder = settings.data_dir.clone();
-    let store = tokio::task::spawn_blocking(move || embedded::open(&folder, options));
-    let store = store
-        .await
-        .map_err(|e| format!("cannot open the store: {e}"))?
-        .map_err(|e| e.to_string())?;
-    let store = Arc::new(store);
-    reserve_fits(found)?;
-    // Not every file system has sockets; the gateway serves without.
-    let control = Control::bind(&settings.data_dir)
-        .inspect_err(|error| {
-            let dir = settings.data_dir.display();
-            tracing::warn!(%dir, %error, "no control socket: backup and erase need the gateway stopped");
-        })
-        .ok();
 
     let stop = CancellationToken::new();
     let parts = Parts {
-        store: store.clone(),
+        store: opened.store.store(),
         authoriser: Arc::new(DevAuthoriser),
         env: env.clone(),
+        bus: opened.bus,
+        metrics,
     };
     let config = ServerConfig {
         loopback_only: true,
         ..settings.server.clone()
     };
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| format!("{address}: {e}"))?;
     let mut background = JoinSet::new();
-    background.spawn(collect(store.clone(), env, settings.collect_every));
+    background.spawn(collect(opened.store.clone(), env, settings.collect_every));
     background.spawn(stop_when_told(told()?, stop.clone()));
     let server = Server::new(parts, config);
     let mut operators = JoinSet::new();
-    if let Some(control) = control {
+    if let (Some(control), Opened::Embedded(store)) = (opened.control, &opened.store) {
         operators.spawn(control.run(store.clone(), server.engine(), STALLED, stop.clone()));
     }
 
@@ -92,10 +83,99 @@ async fn run(args: &ServeArgs, settings: &Settings, found: &Found) -> Result<(),
     while operators.join_next().await.is_some() {}
     background.shutdown().await;
     // The last handle: what is in line is made durable, and the folder is free.
-    tokio::task::spawn_blocking(move || drop(store))
+    tokio::task::spawn_blocking(move || drop(opened.store))
         .await
         .map_err(|e| format!("the store did not end well: {e}"))?;
     Ok(ended.map_err(|e| e.to_string())?)
+}
+
+/// A store, whichever it is.
+#[derive(Clone)]
+enum Opened {
+    Embedded(Arc<EmbeddedStore>),
+    Redis(Arc<RedisStore>),
+}
+
+impl Opened {
+    fn store(&self) -> Arc<dyn Store> {
+        match self {
+            Self::Embedded(store) => store.clone(),
+            Self::Redis(store) => store.clone(),
+        }
+    }
+
+    async fn collect(&self, now_ms: u64) -> Result<Collected, StoreError> {
+        match self {
+            Self::Embedded(store) => store.collect(now_ms).await,
+            Self::Redis(store) => store.collect(now_ms).await,
+        }
+    }
+}
+
+/// What a gateway keeps its data in, and what comes with that.
+struct Kept {
+    store: Opened,
+    bus: Option<Arc<dyn Bus>>,
+    control: Option<Control>,
+}
+
+async fn embedded(settings: &Settings, found: &Found, env: &Arc<dyn Env>) -> Result<Kept, Failure> {
+    let options = EmbeddedOptions {
+        durability: settings.durability,
+        retention: settings.retention.clone(),
+        reserve_bytes: settings.reserve_bytes,
+        env: env.clone(),
+    };
+    let folder = settings.data_dir.clone();
+    let store = tokio::task::spawn_blocking(move || embedded::open(&folder, options));
+    let store = store
+        .await
+        .map_err(|e| format!("cannot open the store: {e}"))?
+        .map_err(|e| e.to_string())?;
+    reserve_fits(found)?;
+    // Not every file system has sockets; the gateway serves without.
+    let control = Control::bind(&settings.data_dir)
+        .inspect_err(|error| {
+            let dir = settings.data_dir.display();
+            tracing::warn!(%dir, %error, "no control socket: backup and erase need the gateway stopped");
+        })
+        .ok();
+    Ok(Kept {
+        store: Opened::Embedded(Arc::new(store)),
+        bus: None,
+        control,
+    })
+}
+
+/// The store on Redis. Where that does not answer now, the gateway serves, is not ready, and is by itself once it does.
+async fn on_redis(
+    url: &str,
+    settings: &Settings,
+    env: &Arc<dyn Env>,
+    metrics: &Metrics,
+) -> Result<Kept, Failure> {
+    let metrics = RedisMetrics::new(metrics);
+    let (config, retention) = (settings.redis.clone(), settings.retention.clone());
+    let store = RedisStore::new(url, config.clone(), retention, metrics.clone()).map_err(|e| e.to_string())?;
+    match store.doctor().await {
+        Ok(findings) => {
+            for finding in findings.iter().filter(|finding| finding.level == Level::Warning) {
+                tracing::warn!(redis = %finding.what, "{}", finding.advice);
+            }
+            let is_wrong = |finding: &&Finding| finding.level == Level::Wrong;
+            if let Some(wrong) = findings.iter().find(is_wrong).filter(|_| !config.any_policy) {
+                return Err(format!("Redis: {}\n{}", wrong.what, wrong.advice).into());
+            }
+            store.count().await.map_err(|e| e.to_string())?;
+        }
+        Err(error) => tracing::error!(%error, "Redis does not answer; the node is not ready until it does"),
+    }
+    let bus = RedisBus::new(url, config, env.clone(), metrics).map_err(|e| e.to_string())?;
+    Ok(Kept {
+        store: Opened::Redis(store),
+        bus: Some(bus),
+        control: None,
+    })
 }
 
 /// More than the whole disk cannot be kept free: every write would be refused.
@@ -114,7 +194,7 @@ fn reserve_fits(found: &Found) -> Result<(), String> {
 }
 
 /// Removes what is older than the retention, now and then at every so long.
-async fn collect(store: Arc<EmbeddedStore>, env: Arc<dyn Env>, every: Duration) {
+async fn collect(store: Opened, env: Arc<dyn Env>, every: Duration) {
     loop {
         match store.collect(env.now_ms()).await {
             Ok(collected) => tracing::debug!(?collected, "collected what is older than the retention"),

@@ -2,7 +2,7 @@
 //! into a shell as it stands.
 
 use crate::cli::args::{DEFAULT_URL, ServeArgs};
-use crate::config::{Argument, Settings};
+use crate::config::{Argument, Kind, Settings, Value};
 use crate::store::embedded::Durability;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -55,9 +55,13 @@ pub(crate) fn up(settings: &Settings, file: Option<&Path>, listen: SocketAddr, c
         Durability::Fsync => "an ack means: on disk",
         Durability::Memory => "an ack means: handed to the system, and a power cut may lose it",
     };
+    let data = match &settings.redis_url {
+        Some(redis) => format!("in Redis at {}", Kind::Redis.show(&Value::Text(redis.clone()))),
+        None => format!("in {} ({durability})", settings.data_dir.display()),
+    };
     format!(
         "Tidegate {version} listens on {url}\n\
-         Its data is in {data} ({durability}).\n\
+         Its data is {data}.\n\
          {configuration}\
          Dev mode: anyone on this machine may read and write everything; nobody else can connect.\n\
          \n\
@@ -67,7 +71,6 @@ pub(crate) fn up(settings: &Settings, file: Option<&Path>, listen: SocketAddr, c
          \n\
          Ctrl-C stops it.\n",
         version = env!("CARGO_PKG_VERSION"),
-        data = settings.data_dir.display(),
         configuration = file.map_or_else(String::new, |path| format!(
             "Its configuration is {}.\n",
             path.display()

@@ -226,8 +226,12 @@ impl RedisStore {
         Ok(keys.iter().filter_map(|key| space_of_meta(key)).collect())
     }
 
-    /// Counts what the documents of all spaces take.
-    pub(super) async fn count(&self) -> Result<(), StoreError> {
+    /// Counts what the documents of all spaces take, so that [`Store::usage`] knows of those that this node has not
+    /// heard of.
+    ///
+    /// # Errors
+    /// Where Redis does not answer, or refuses.
+    pub async fn count(&self) -> Result<(), StoreError> {
         let mut cursor = b"0".to_vec();
         loop {
             let spaces = self.walk(&mut cursor).await?;

@@ -76,8 +76,13 @@ impl Keys {
 }
 
 /// The channel on which a space's commits are published; also the prefix of its keys.
-pub(super) fn channel(space: &SpaceId) -> String {
+pub(crate) fn channel(space: &SpaceId) -> String {
     format!("tg:{{{space}}}")
+}
+
+/// The space of a channel.
+pub(crate) fn space_of_channel(channel: &str) -> Option<SpaceId> {
+    SpaceId::parse(channel.strip_prefix("tg:{")?.strip_suffix('}')?).ok()
 }
 
 /// What every space's meta looks like.

@@ -5,7 +5,7 @@
 //! harmless for reads, and for commits by their mids and keys.
 
 use super::scripts::{ALL, Script};
-use crate::metrics::Metrics;
+use crate::metrics::RedisMetrics;
 use crate::store::StoreError;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
@@ -20,8 +20,6 @@ use tokio::time::{Instant, timeout};
 /// How to reach Redis, and how long to wait for it.
 #[derive(Clone, Debug)]
 pub struct RedisConfig {
-    /// `redis://[user:password@]host[:port][/db]`.
-    pub url: String,
     /// Connections for commands.
     pub connections: usize,
     /// Commands under way at a time; the others wait.
@@ -30,22 +28,33 @@ pub struct RedisConfig {
     pub connect: Duration,
     /// For the answer to a command, after which its connection is given up.
     pub response: Duration,
+    /// How often the bus is seen to answer.
+    pub ping: Duration,
     /// How long a command is tried again before it is `unavailable`.
     pub patience: Duration,
+    /// Serve where keys may be evicted, too.
+    pub any_policy: bool,
 }
 
-impl RedisConfig {
-    /// The defaults, with a server's address.
-    pub fn new(url: impl Into<String>) -> Self {
+impl Default for RedisConfig {
+    fn default() -> Self {
         Self {
-            url: url.into(),
             connections: 2,
             in_flight: 1_024,
             connect: Duration::from_secs(2),
             response: Duration::from_secs(5),
+            ping: Duration::from_secs(1),
             patience: Duration::from_secs(5),
+            any_policy: false,
         }
     }
+}
+
+/// What connects to the server, with the settings of ours.
+pub(crate) fn client(url: &str) -> Result<Client, RedisError> {
+    let info = url.into_connection_info()?;
+    // Small requests must not wait for the acknowledgement of the ones before.
+    Client::open(info.set_tcp_settings(TcpSettings::default().set_nodelay(true)))
 }
 
 /// Between attempts to connect, doubled after each that fails.
@@ -56,7 +65,7 @@ const LAST_AGAIN: Duration = Duration::from_millis(500);
 pub(super) struct Link {
     client: Client,
     config: RedisConfig,
-    metrics: Arc<Metrics>,
+    metrics: Arc<RedisMetrics>,
     slots: Vec<Slot>,
     next: AtomicUsize,
     permits: Semaphore,
@@ -76,11 +85,9 @@ enum Failed {
 }
 
 impl Link {
-    pub(super) fn new(config: RedisConfig, metrics: Arc<Metrics>) -> Result<Self, RedisError> {
-        let info = config.url.as_str().into_connection_info()?;
-        let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
+    pub(super) fn new(url: &str, config: RedisConfig, metrics: Arc<RedisMetrics>) -> Result<Self, RedisError> {
         Ok(Self {
-            client: Client::open(info)?,
+            client: client(url)?,
             slots: (0..config.connections.max(1)).map(|_| Slot::default()).collect(),
             permits: Semaphore::new(config.in_flight),
             next: AtomicUsize::new(0),
@@ -135,25 +142,46 @@ impl Link {
         };
         // Of many that wait for a connection one makes it.
         let made = cell.get_or_try_init(|| self.connect()).await;
-        let mut connection = made.map_err(broken)?.clone();
-        match timeout(self.config.response, connection.send_packed_command(cmd)).await {
-            Err(_) => Err(broken(format!("nothing in {:?}", self.config.response))),
+        let mut connection = match made {
+            Ok(connection) => connection.clone(),
+            Err(why) => {
+                self.count("connection");
+                return Err(broken(why));
+            }
+        };
+        let sent = Instant::now();
+        let answer = timeout(self.config.response, connection.send_packed_command(cmd)).await;
+        self.metrics.seconds.observe(sent.elapsed().as_secs_f64());
+        match answer {
+            Err(_) => {
+                self.count("timeout");
+                Err(broken(format!("nothing in {:?}", self.config.response)))
+            }
             Ok(Ok(Value::ServerError(error))) => Err(self.sorted(error.into(), &connection).await),
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) if error.code().is_some() => Err(self.sorted(error, &connection).await),
-            Ok(Err(error)) => Err(broken(error.to_string())),
+            Ok(Err(error)) => {
+                self.count("connection");
+                Err(broken(error.to_string()))
+            }
         }
     }
 
     async fn sorted(&self, error: RedisError, connection: &MultiplexedConnection) -> Failed {
         match error.code() {
-            Some("NOSCRIPT") => match timeout(self.config.response, load(connection.clone())).await {
+            Some("NOSCRIPT") => {
+                self.count("script");
+                match timeout(self.config.response, load(connection.clone())).await {
                 Ok(Ok(())) => Failed::NoScript,
                 Ok(Err(why)) => Failed::Unknown(why),
                 Err(_) => Failed::Unknown("nothing while scripts are loaded".to_owned()),
-            },
+            } }
             _ => Failed::Refused(error),
         }
+    }
+
+    fn count(&self, kind: &str) {
+        self.metrics.errors.with_label_values(&[kind]).inc();
     }
 
     async fn connect(&self) -> Result<MultiplexedConnection, String> {
@@ -173,8 +201,19 @@ impl Link {
     /// A refusal, counted by its kind. All but damage are temporary: what the server wants may come true.
     fn refused(&self, error: &RedisError) -> StoreError {
         let code = error.code().unwrap_or("ERR");
+        self.count(match code {
+            "TGROLE" => "role",
+            "READONLY" => "readonly",
+            "LOADING" | "MASTERDOWN" => "loading",
+            "OOM" => "oom",
+            "MISCONF" => "misconf",
+            "BUSY" => "busy",
+            "TGPARTIAL" => "partial",
+            "TGERASING" => "erasing",
+            _ => "other",
+        });
         match code {
-            "WRONGTYPE" | "TGDAMAGED" => StoreError::Damaged(error.to_string()),
+            "WRONGTYPE" => StoreError::Damaged(error.to_string()),
             _ => StoreError::Unavailable(format!("Redis refuses: {error}")),
         }
     }

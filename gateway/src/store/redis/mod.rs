@@ -10,6 +10,7 @@
 mod changes;
 mod collect;
 mod commit;
+mod doctor;
 mod erase;
 mod keys;
 mod link;
@@ -20,13 +21,16 @@ use super::{
     Begun, ChangesReply, ChangesRequest, CommitGroup, Committed, ConflictRecord, DocState, Erase, Erased, LogEntry,
     LogReply, ReadCut, ResetReason, Retention, SpaceState, Store, StoreError, Usage,
 };
-use crate::metrics::Metrics;
+use crate::metrics::RedisMetrics;
 use crate::store::Cell;
 use crate::store::embedded::records::Record;
 use async_trait::async_trait;
 use bytes::Bytes;
+pub use doctor::{Finding, Level};
 use keys::Keys;
+pub(crate) use keys::{channel, space_of_channel};
 pub use link::RedisConfig;
+pub(crate) use link::client;
 use link::{Call, Link};
 use parking_lot::Mutex;
 use reply::{Parts, unexpected};
@@ -53,23 +57,22 @@ struct Totals {
 }
 
 impl RedisStore {
-    /// Connects, and sees what is there.
+    /// A store at `redis://[user:password@]host[:port][/db]`. It connects when it is first asked something.
     ///
     /// # Errors
-    /// Where the address cannot be read, or the server does not answer.
-    pub async fn open(
+    /// Where the address cannot be read.
+    pub fn new(
+        url: &str,
         config: RedisConfig,
         retention: Retention,
-        metrics: Arc<Metrics>,
+        metrics: Arc<RedisMetrics>,
     ) -> Result<Arc<Self>, StoreError> {
-        let link = Link::new(config, metrics).map_err(|error| StoreError::Unavailable(error.to_string()))?;
-        let store = Self {
+        let link = Link::new(url, config, metrics).map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        Ok(Arc::new(Self {
             link,
             retention,
             usage: Mutex::default(),
-        };
-        store.count().await?;
-        Ok(Arc::new(store))
+        }))
     }
 
     /// Remembers what a space's documents take now.
