@@ -256,6 +256,49 @@ impl Peer {
         }
     }
 
+    /// A WebSocket on which `hello` was said, if there is a gateway that answers.
+    pub async fn try_welcomed(addr: SocketAddr, user: &str) -> Option<Self> {
+        let mut request = format!("ws://{addr}/v1/ws").into_client_request().unwrap();
+        let form = Form::Msgpack;
+        let protocol = form.subprotocol().parse().unwrap();
+        request.headers_mut().insert("Sec-WebSocket-Protocol", protocol);
+        let connecting = async {
+            let stream = TcpStream::connect(addr).await.ok()?;
+            stream.set_nodelay(true).ok()?;
+            let (socket, _) = tokio_tungstenite::client_async(request, stream).await.ok()?;
+            let mut peer = Self {
+                socket,
+                form,
+                now: 0,
+                compressed: 0,
+                next_sub: 1,
+                judge: None,
+            };
+            let hello = Hello {
+                token: Some(user.to_owned()),
+                ..Hello::default()
+            };
+            let hello = ClientMessage::Hello(hello);
+            peer.try_send(&hello).await.then_some(())?;
+            match peer.maybe_next().await? {
+                ServerMessage::Welcome(welcome) => peer.now = welcome.now,
+                _ => return None,
+            }
+            Some(peer)
+        };
+        tokio::time::timeout(Duration::from_secs(3), connecting).await.ok()?
+    }
+
+    /// Sends, and says whether the connection took it.
+    pub async fn try_send(&mut self, message: &ClientMessage) -> bool {
+        if let Some((judge, connection)) = &self.judge {
+            let connection = *connection;
+            judge.observe(Event::Sent { connection, message });
+        }
+        let frame = Message::binary(self.form.encode_client(message));
+        self.socket.send(frame).await.is_ok()
+    }
+
     pub async fn send(&mut self, message: &ClientMessage) {
         if let Some((judge, connection)) = &self.judge {
             let connection = *connection;
@@ -299,6 +342,20 @@ impl Peer {
             }
             return Some(message);
         }
+    }
+
+    /// Subscribes to a space from where a replica stands, and says whether the connection took it.
+    pub async fn try_sub(&mut self, space: &str, replica: &Replica) -> bool {
+        let id = self.next_sub;
+        self.next_sub += 1;
+        let sub = Sub {
+            id,
+            space: space.parse().unwrap(),
+            client: None,
+            from: replica.from(),
+            filter: None,
+        };
+        self.try_send(&ClientMessage::Sub(sub)).await
     }
 
     pub async fn sub(

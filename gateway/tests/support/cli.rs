@@ -134,12 +134,18 @@ impl Gateway {
 }
 
 fn serve(data: &Path, args: &[&str]) -> (Process, String) {
-    let log = File::create(data.with_extension("log")).expect("a log");
-    let mut command = tidegate(&["serve", "--dev", "--data-dir", data.to_str().expect("a plain path")]);
+    let on = ["--data-dir", data.to_str().expect("a plain path")];
+    start(&data.with_extension("log"), &[&on, args].concat())
+}
+
+/// Starts a gateway in dev mode; returns what it says once it listens. Its log goes to a file.
+pub(crate) fn start(log: &Path, args: &[&str]) -> (Process, String) {
+    let file = File::options().create(true).append(true).open(log).expect("a log");
+    let mut command = tidegate(&["serve", "--dev"]);
     let mut child = command
         .args(args)
         .stdout(Stdio::piped())
-        .stderr(log)
+        .stderr(file)
         .spawn()
         .expect("it starts");
     let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
@@ -148,7 +154,7 @@ fn serve(data: &Path, args: &[&str]) -> (Process, String) {
         let Some(line) = lines.next() else {
             panic!(
                 "the gateway did not start: {}",
-                fs::read_to_string(data.with_extension("log")).unwrap_or_default()
+                fs::read_to_string(log).unwrap_or_default()
             );
         };
         greeting.push_str(&line.expect("text"));

@@ -32,6 +32,11 @@ impl Server {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
+    /// Where it listens.
+    pub(crate) fn addr(&self) -> std::net::SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
     /// Where its snapshot lies.
     pub(crate) fn snapshot(&self) -> PathBuf {
         self.dir.path().join("dump.rdb")

@@ -1,0 +1,14 @@
+//! Many nodes on one Redis: real processes, and histories that are judged.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+
+#[path = "../support/cli.rs"]
+mod cli;
+mod fleet;
+mod order;
+mod proxy;
+#[path = "../support/redis.rs"]
+mod redis_server;
+#[path = "../e2e/support.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod support;
