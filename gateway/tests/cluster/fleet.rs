@@ -26,7 +26,11 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn start(url: &str, settings: &[&str]) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let name = format!("tidegate-cluster-{}-{}.log", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "tidegate-cluster-{}-{}.log",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
         let mut node = Self {
             addr: ([127, 0, 0, 1], 0).into(),
             process: None,
@@ -76,7 +80,9 @@ impl Node {
 
     /// Whether it says that it is ready.
     pub(crate) async fn is_ready(&self) -> bool {
-        self.http("/readyz").await.is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
+        self.http("/readyz")
+            .await
+            .is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
     }
 
     pub(crate) async fn ready(&self) {
@@ -99,7 +105,9 @@ impl Node {
     /// A number of its metrics page.
     pub(crate) async fn metric(&self, series: &str) -> u64 {
         let page = self.http("/metrics").await.expect("a page");
-        let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        let line = page
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.expect(series).parse().unwrap()
     }
 }
@@ -110,7 +118,11 @@ impl Drop for Node {
         if std::thread::panicking() {
             let log = std::fs::read_to_string(&self.log).unwrap_or_default();
             let tail: Vec<_> = log.lines().rev().take(30).collect();
-            println!("{}: {}", self.addr, tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+            println!(
+                "{}: {}",
+                self.addr,
+                tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+            );
         }
         let _ = std::fs::remove_file(&self.log);
     }
@@ -204,7 +216,10 @@ impl Fleet {
             fleet.subscribers.spawn(follow.run());
         }
         // So that somebody sees every commit of a space.
-        until("all follow", async || following.load(Ordering::Relaxed) == plan.subscribers).await;
+        until("all follow", async || {
+            following.load(Ordering::Relaxed) == plan.subscribers
+        })
+        .await;
         for w in 0..plan.writers {
             for (k, space) in spaces(w).enumerate() {
                 let number = 1_000 + w * plan.wide + k as u64;
@@ -243,7 +258,11 @@ impl Fleet {
         };
         let in_time = tokio::time::timeout(within, all).await;
         let left = self.subscribers.len();
-        assert!(in_time.is_ok(), "{left} of {} have not arrived within {within:?}", self.plan.subscribers);
+        assert!(
+            in_time.is_ok(),
+            "{left} of {} have not arrived within {within:?}",
+            self.plan.subscribers
+        );
         let took = began.elapsed();
         for (space, ends) in &ends {
             let end = |(number, replica): &(u64, Replica)| {

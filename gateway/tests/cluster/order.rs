@@ -41,7 +41,10 @@ async fn with_faults(faults: impl AsyncFnOnce(&Proxy)) {
     faults(&proxy).await;
     fleet.written().await;
     let (took, counts) = fleet.converge(HEAD_CHECK + SLACK).await;
-    println!("converged {took:?} after the last write; {} commits seen one by one", counts.commits);
+    println!(
+        "converged {took:?} after the last write; {} commits seen one by one",
+        counts.commits
+    );
     assert_eq!(counts.foreign_commits, 0);
     assert_eq!((counts.at_rest, counts.unverified), (PLAN.subscribers, 0));
     for node in &nodes {

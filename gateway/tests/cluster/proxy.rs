@@ -54,7 +54,9 @@ impl Proxy {
         task.spawn(async move {
             let mut open = JoinSet::new();
             loop {
-                let Ok((near, _)) = listener.accept().await else { continue };
+                let Ok((near, _)) = listener.accept().await else {
+                    continue;
+                };
                 while open.try_join_next().is_some() {}
                 let (faults, counts) = (faults.clone(), counted.clone());
                 open.spawn(async move {

@@ -99,7 +99,9 @@ impl Server {
             if child.try_wait().expect("a child").is_some() {
                 return false;
             }
-            let info = client.get_connection().and_then(|mut connection| cmd.query::<String>(&mut connection));
+            let info = client
+                .get_connection()
+                .and_then(|mut connection| cmd.query::<String>(&mut connection));
             if info.is_ok_and(|info| info.contains(&format!("process_id:{}\r", child.id()))) {
                 return true;
             }

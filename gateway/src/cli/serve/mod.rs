@@ -148,12 +148,7 @@ async fn embedded(settings: &Settings, found: &Found, env: &Arc<dyn Env>) -> Res
 }
 
 /// The store on Redis. Where that does not answer now, the gateway serves, is not ready, and is by itself once it does.
-async fn on_redis(
-    url: &str,
-    settings: &Settings,
-    env: &Arc<dyn Env>,
-    metrics: &Metrics,
-) -> Result<Kept, Failure> {
+async fn on_redis(url: &str, settings: &Settings, env: &Arc<dyn Env>, metrics: &Metrics) -> Result<Kept, Failure> {
     let metrics = RedisMetrics::new(metrics);
     let (config, retention) = (settings.redis.clone(), settings.retention.clone());
     let store = RedisStore::new(url, config.clone(), retention, metrics.clone()).map_err(|e| e.to_string())?;

@@ -33,7 +33,11 @@ impl RedisStore {
         let mut call = Call::on([Keys::of(space).meta()]);
         call.number(to.get()).number(MAX_ENTRIES as u64);
         let floor = text(self.link.run(&scripts::RAISE, &call).await?)?;
-        let floor = floor.parse().ok().and_then(Seq::new).ok_or_else(|| unexpected("a seq"))?;
+        let floor = floor
+            .parse()
+            .ok()
+            .and_then(Seq::new)
+            .ok_or_else(|| unexpected("a seq"))?;
         self.sweep(space, floor).await?;
         Ok(floor)
     }

@@ -172,10 +172,11 @@ impl Link {
             Some("NOSCRIPT") => {
                 self.count("script");
                 match timeout(self.config.response, load(connection.clone())).await {
-                Ok(Ok(())) => Failed::NoScript,
-                Ok(Err(why)) => Failed::Unknown(why),
-                Err(_) => Failed::Unknown("nothing while scripts are loaded".to_owned()),
-            } }
+                    Ok(Ok(())) => Failed::NoScript,
+                    Ok(Err(why)) => Failed::Unknown(why),
+                    Err(_) => Failed::Unknown("nothing while scripts are loaded".to_owned()),
+                }
+            }
             _ => Failed::Refused(error),
         }
     }
@@ -201,21 +202,25 @@ impl Link {
     /// A refusal, counted by its kind. All but damage are temporary: what the server wants may come true.
     fn refused(&self, error: &RedisError) -> StoreError {
         let code = error.code().unwrap_or("ERR");
-        self.count(match code {
-            "TGROLE" => "role",
-            "READONLY" => "readonly",
-            "LOADING" | "MASTERDOWN" => "loading",
-            "OOM" => "oom",
-            "MISCONF" => "misconf",
-            "BUSY" => "busy",
-            "TGPARTIAL" => "partial",
-            "TGERASING" => "erasing",
-            _ => "other",
-        });
+        self.count(kind(code));
         match code {
             "WRONGTYPE" => StoreError::Damaged(error.to_string()),
             _ => StoreError::Unavailable(format!("Redis refuses: {error}")),
         }
+    }
+}
+
+/// The kind of a refusal, one of `REDIS_ERRORS`.
+fn kind(code: &str) -> &'static str {
+    match code {
+        "TGROLE" | "READONLY" => "role",
+        "LOADING" | "MASTERDOWN" => "loading",
+        "OOM" => "oom",
+        "MISCONF" => "misconf",
+        "BUSY" => "busy",
+        "TGPARTIAL" => "partial",
+        "TGERASING" => "erasing",
+        _ => "other",
     }
 }
 
@@ -266,7 +271,32 @@ impl Call {
 
     /// Adds a number, or nothing in its place.
     pub(super) fn optional(&mut self, n: Option<u64>) -> &mut Self {
-        self.args.push(n.map(|n| n.to_string().into_bytes()).unwrap_or_default());
+        self.args
+            .push(n.map(|n| n.to_string().into_bytes()).unwrap_or_default());
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::kind;
+    use crate::metrics::REDIS_ERRORS;
+
+    #[test]
+    fn each_refusal_has_its_kind() {
+        for (code, wants) in [
+            ("READONLY", "role"),
+            ("LOADING", "loading"),
+            ("MASTERDOWN", "loading"),
+            ("OOM", "oom"),
+            ("MISCONF", "misconf"),
+            ("BUSY", "busy"),
+            ("TGPARTIAL", "partial"),
+            ("TGERASING", "erasing"),
+            ("ERR", "other"),
+        ] {
+            assert_eq!(kind(code), wants);
+            assert!(REDIS_ERRORS.contains(&wants));
+        }
     }
 }

@@ -102,7 +102,10 @@ impl Store for RedisStore {
         }
         let mut parts = Parts::of(self.link.run(&scripts::READ, &call).await?)?;
         let (state, _) = parts.state()?;
-        let docs = docs.iter().map(|_| document(parts.parts()?)).collect::<Result<_, _>>()?;
+        let docs = docs
+            .iter()
+            .map(|_| document(parts.parts()?))
+            .collect::<Result<_, _>>()?;
         self.note(space, state.usage);
         Ok(ReadCut { state, docs })
     }
@@ -161,7 +164,9 @@ impl Store for RedisStore {
             let keys = some.iter().map(Keys::of);
             let call = Call::on(keys.flat_map(|keys| [keys.meta(), keys.log(), keys.idx()]));
             let mut parts = Parts::of(self.link.run(&scripts::POSITIONS, &call).await?)?;
-            some.iter().map(|_| Ok(parts.state()?.0)).collect::<Result<Vec<_>, StoreError>>()
+            some.iter()
+                .map(|_| Ok(parts.state()?.0))
+                .collect::<Result<Vec<_>, StoreError>>()
         });
         // All are on their way before the first has answered.
         let states: Vec<Vec<SpaceState>> = futures_util::future::try_join_all(calls).await?;
@@ -205,7 +210,9 @@ fn document(mut parts: Parts) -> Result<DocState, StoreError> {
             found.header = Some(parts.record()?);
             continue;
         }
-        let field = std::str::from_utf8(&field).ok().and_then(|field| FieldPath::parse(field).ok());
+        let field = std::str::from_utf8(&field)
+            .ok()
+            .and_then(|field| FieldPath::parse(field).ok());
         let cell = Cell::decode(&parts.bytes()?).ok_or_else(|| unexpected("a cell"))?;
         found.cells.insert(field.ok_or_else(|| unexpected("a field"))?, cell);
     }
