@@ -53,7 +53,7 @@ impl RedisStore {
             for collection in request.view.collections.iter().flatten() {
                 call.arg(collection.as_str());
             }
-            let found = Found::of(self.link.run(&CHANGES, &call).await?)?;
+            let found = Found::of(self.on(space, &CHANGES, &call).await?)?;
             if let Some(reply) = found.reply(request)? {
                 return Ok(reply);
             }

@@ -182,6 +182,7 @@ impl RedisStore {
     }
 
     async fn collect_space(&self, space: &SpaceId, ages: &Ages, done: &mut Collected) -> Result<(), StoreError> {
+        self.resume_erasure(space).await?;
         let state = self.positions(std::slice::from_ref(space)).await?.pop();
         let state = state.ok_or_else(|| unexpected("a state"))?;
         self.note(space, state.usage);

@@ -12,6 +12,7 @@ use crate::store::embedded::records::Record;
 use crate::store::{Begun, ConflictRecord, Erase, Erased, KEPT_RESULTS, Lineage, NOBODY, Store, StoreError, UserTag};
 use redis::Value;
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 use tidegate_protocol::{Epoch, SpaceId, Writer};
 
 /// Documents, or entries of the conflict log, looked at in a step.
@@ -63,6 +64,37 @@ impl RedisStore {
                 return Ok(erased);
             }
         }
+    }
+
+    /// Goes on with erasures whose node may have ended: those of spaces that have been found closed for a while.
+    ///
+    /// # Errors
+    /// Where Redis does not answer, or refuses.
+    pub async fn resume_erasures(&self, after: Duration) -> Result<(), StoreError> {
+        let is_due = |since: &Instant| since.elapsed() >= after;
+        let due: Vec<_> = {
+            let mut closed = self.closed.lock();
+            let due = closed.iter().filter(|(_, since)| is_due(since));
+            let due: Vec<_> = due.map(|(space, _)| space.clone()).collect();
+            closed.retain(|_, since| !is_due(since));
+            due
+        };
+        for space in due {
+            self.resume_erasure(&space).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings the erasure of a space to its end, if one is under way.
+    pub(super) async fn resume_erasure(&self, space: &SpaceId) -> Result<(), StoreError> {
+        let mut cmd = redis::cmd("HGET");
+        cmd.arg(Keys::of(space).meta()).arg("erasing");
+        if let Value::BulkString(record) = self.link.ask(&cmd).await? {
+            let erasing = Erasing::of(space, &record).ok_or_else(|| unexpected("an erasure"))?;
+            tracing::info!(%space, "going on with an erasure");
+            self.finish(&erasing).await?;
+        }
+        Ok(())
     }
 
     /// Does all steps of an erasure.

@@ -652,7 +652,10 @@ pub async fn disk(seen: &Seen) {
     };
     // The writer may have taken some of them out of the line.
     let all = futures_util::future::join_all((1..=4).map(|writer| store.commit(group(writer)))).await;
-    assert!(all.iter().any(Result::is_err), "each is more than half of what the line holds");
+    assert!(
+        all.iter().any(Result::is_err),
+        "each is more than half of what the line holds"
+    );
     drop(peer);
     seen.rests(&gateway).await;
 }
