@@ -12,3 +12,4 @@ mod redis_server;
 #[path = "../e2e/support.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
+mod tour;
