@@ -1,11 +1,11 @@
 //! What a space remembers beside its documents: the log, clients with their results, conflicts.
 
 use super::super::disk::Table;
-use super::super::keys;
-use super::super::records::{Client, KeptResult, SpaceMeta};
+use super::super::keys::{self, ResultKey};
+use super::super::records::{Client, KeptResult, Slot, SpaceMeta};
 use super::{Check, Rule, Space};
 use crate::store::{ConflictRecord, KEPT_RESULTS, StoreError};
-use tidegate_protocol::{Writer, msgpack};
+use tidegate_protocol::{Mid, Writer, msgpack};
 
 impl Check<'_> {
     /// Recent commits.
@@ -117,24 +117,37 @@ impl Check<'_> {
     fn results(&mut self, space: &Space<'_>, writer: Writer, client: &Client, key: &[u8]) -> Result<(), StoreError> {
         const TABLE: Table = Table::Results;
         let last = client.last.get();
-        let mut expected = last.saturating_sub(KEPT_RESULTS) + 1;
+        let kept = last.saturating_sub(KEPT_RESULTS) + 1..=last;
+        // Of those that are kept, each has a slot of its own.
+        let mut found = [false; 1 << u8::BITS];
         let mut newest = None;
         while let Some((key, value)) = self.next(TABLE, key)? {
-            let Some(mid) = keys::result_mid(space.name, &key) else {
+            let Some(end) = keys::result_key(space.name, &key) else {
                 let place = space.rest(&key).escape_ascii();
-                self.broken(Rule::Key, TABLE, space.name, place, "it is no writer and mid");
+                self.broken(Rule::Key, TABLE, space.name, place, "it is no writer, and slot or mid");
                 continue;
             };
-            let place = format!("{} mid {mid}", name(writer));
-            if mid.get() != expected || mid > client.last {
-                let found = format!("{expected} should come here, the last is {last}");
+            let place = match end {
+                ResultKey::Slot(slot) => format!("{} slot {slot}", name(writer)),
+                ResultKey::Mid(mid) => format!("{} mid {mid}", name(writer)),
+            };
+            let result = match end {
+                ResultKey::Slot(_) => self
+                    .decode::<Slot>(TABLE, space.name, &place, &value)
+                    .map(|Slot { mid, result }| (mid, Some(result))),
+                ResultKey::Mid(mid) => Some((mid, self.decode(TABLE, space.name, &place, &value))),
+            };
+            let Some((mid, result)) = result else { continue };
+            if !kept.contains(&mid.get()) || *key != *client.result_key(space.name, writer, mid) {
+                let found = format!("mid {mid} is not kept there, the last is {last}");
                 self.broken(Rule::Results, TABLE, space.name, &place, found);
+            } else {
+                found[usize::from(keys::slot(mid))] = true;
             }
-            expected = mid.get() + 1;
-            let Some(result) = self.decode::<KeptResult>(TABLE, space.name, &place, &value) else {
+            let Some(KeptResult { key, kept }) = result else {
                 continue;
             };
-            let position = result.kept.position;
+            let position = kept.position;
             if !space.has_seen(position) {
                 let found = format!(
                     "seq {} of epoch {}, head {}",
@@ -143,12 +156,15 @@ impl Check<'_> {
                 self.broken(Rule::ResultSeq, TABLE, space.name, &place, found);
             }
             if mid == client.last {
-                newest = Some(result.key);
+                newest = Some(key);
             }
         }
         // The marker of an erased client has no last mid, and no results.
-        if expected != last + 1 {
-            let found = format!("they end before {expected}, the last is {last}");
+        let missing = kept
+            .filter_map(Mid::new)
+            .find(|mid| !found[usize::from(keys::slot(*mid))]);
+        if let Some(missing) = missing {
+            let found = format!("that of mid {missing} is missing, the last is {last}");
             self.broken(Rule::Results, TABLE, space.name, name(writer), found);
         }
         if newest.is_some_and(|newest| newest != client.key) {
