@@ -198,3 +198,88 @@ pub(super) fn cell<'a>(doc: &[u8], key: &'a [u8], record: &'a [u8]) -> Option<St
         value,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidegate_protocol::{Seq, Writer};
+
+    fn stamp(n: u64) -> Stamp {
+        Stamp {
+            seq: Seq::new(n).expect("small"),
+            writer: Writer(n << 40),
+        }
+    }
+
+    fn header(deleted: Option<u64>, alive: bool) -> Header {
+        Header {
+            last: stamp(9),
+            born: stamp(2),
+            deleted: deleted.map(stamp),
+            alive,
+            size: 77,
+        }
+    }
+
+    #[test]
+    fn what_is_stored_is_read_and_what_is_not_whole_is_told() {
+        let cells = [
+            StoredCell {
+                field: "a",
+                stamp: stamp(3),
+                value: Some(&[1]),
+            },
+            StoredCell {
+                field: "b.c",
+                stamp: stamp(4),
+                value: None,
+            },
+        ];
+        for header in [header(None, true), header(Some(5), true), header(Some(9), false)] {
+            let ends = |parts: usize| HEADER_BYTES - if header.deleted.is_some() { 0 } else { 16 } + parts;
+            for cells in [&cells[..], &cells[..1], &[]] {
+                let record = packed(&header, cells).expect("it is small");
+                for end in 0..=record.len() {
+                    let found = parse(&record[..end]);
+                    let read = found.and_then(|found| match found.form {
+                        Form::Packed(cells) => cells.all(),
+                        Form::Spread { .. } => panic!("it is packed"),
+                    });
+                    // Cut between two cells it is a whole one that has fewer.
+                    let whole = (0..=cells.len()).find(|n| end == ends(cells[..*n].iter().map(StoredCell::size).sum()));
+                    assert_eq!(read.as_deref(), whole.map(|n| &cells[..n]), "{end}");
+                    assert!(found.is_none_or(|found| found.header == header));
+                }
+            }
+            for is_large in [false, true] {
+                let record = spread(&header, is_large);
+                let found = parse(&record).expect("whole");
+                assert_eq!(found.header, header);
+                assert!(matches!(found.form, Form::Spread { is_large: is } if is == is_large));
+                assert!(parse(&[&record[..], &[0]].concat()).is_none());
+                assert!(parse(&record[..record.len() - 1]).is_none());
+            }
+        }
+        let mut other = spread(&header(None, true), false);
+        for kind in (0..=u8::MAX).filter(|kind| ![0, 1, 2, 3, 8, 9].contains(kind)) {
+            *other.last_mut().expect("the kind") = kind;
+            assert!(parse(&other).is_none(), "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_record_is_packed_up_to_its_bound() {
+        let room = PACKED_BYTES - HEADER_BYTES - 21;
+        let value = vec![0xc0; room + 1];
+        let cell = |bytes: usize| {
+            let cell = StoredCell {
+                field: "a",
+                stamp: stamp(3),
+                value: Some(&value[..bytes]),
+            };
+            packed(&header(Some(5), true), &[cell])
+        };
+        assert_eq!(cell(room).map(|record| record.len()), Some(PACKED_BYTES));
+        assert_eq!(cell(room + 1), None);
+    }
+}
