@@ -7,13 +7,15 @@ use super::document;
 use super::erase::Stage;
 use super::keys;
 use super::overlay::Overlay;
-use super::records::{Client, KeptResult, Record, Slot, SpaceMeta};
+use super::records::{Client, KeptResult, Record, SpaceMeta};
+use super::results;
 use super::rewrite::Rewrite;
 use super::totals::{Taken, Totals};
 use crate::store::{
     Action, CommitGroup, Committed, ConflictEntry, ConflictRecord, DocEffect, Effects, Header, KEPT_RESULTS, Kept,
     Lineage, Outcome, Prepared, Retention, Stamp, StoreError, Usage, UserTag, Version,
 };
+use fjall::Slice;
 use tidegate_protocol::{DocPath, Mid, MutationKey, Position, Seq, SpaceId, Writer, msgpack};
 
 /// Marks of time are this far apart at least: collection is that coarse, ms.
@@ -179,7 +181,7 @@ impl Apply<'_, '_> {
         // Who a writer is stays known after its record has gone.
         let enrol = client.as_ref().is_none_or(|client| client.user.is_none());
         let replaces = stored.filter(|_| client.is_none());
-        let slots = client.as_ref().and_then(|client| client.slots).unwrap_or(item.mid);
+        let runs = client.as_ref().and_then(|client| client.runs).unwrap_or(item.mid);
         if let Some(answer) = self.check_mid(&item, client.as_ref())? {
             if let (Outcome::Duplicate(_), Some(mut client)) = (&answer, client) {
                 // A client that only repeats itself is alive: its record's time starts anew.
@@ -200,8 +202,9 @@ impl Apply<'_, '_> {
             key: item.key,
             user: item.user,
             enrol,
-            slots,
+            runs,
         };
+        let run = self.run(&item, replaces.as_ref())?;
         match item.action {
             Action::Apply(effects) => {
                 let at = self.now_ms.max(self.space.meta.last_ms);
@@ -218,7 +221,7 @@ impl Apply<'_, '_> {
                     .map(|effect| Rewrite::plan(self.overlay, self.name, stamp, effect))
                     .collect::<Result<Vec<_>, _>>()?;
                 self.forget_replaced(item.writer, replaces.as_ref());
-                Ok(self.apply(named, stamp, effects, docs))
+                Ok(self.apply(named, run.as_deref(), stamp, effects, docs))
             }
             Action::Refuse {
                 code,
@@ -229,6 +232,7 @@ impl Apply<'_, '_> {
                 let position = self.space.head();
                 self.keep(
                     named,
+                    run.as_deref(),
                     Kept {
                         refused: Some(code),
                         position,
@@ -272,18 +276,39 @@ impl Apply<'_, '_> {
     /// The kept result of a mutation.
     fn kept(&self, client: &Client, writer: Writer, mid: Mid) -> Result<Option<KeptResult>, StoreError> {
         let key = client.result_key(self.name, writer, mid);
-        if client.slots.is_none_or(|from| mid < from) {
+        if client.runs.is_none_or(|from| mid < from) {
             return self.overlay.record(Table::Results, &key);
         }
-        let slot: Option<Slot> = self.overlay.record(Table::Results, &key)?;
-        // It may be that of a later one.
-        Ok(slot.filter(|slot| slot.mid == mid).map(|slot| slot.result))
+        let is_kept = mid.get() + KEPT_RESULTS > client.last.get();
+        let Some(run) = self.overlay.get(Table::Results, &key)?.filter(|_| is_kept) else {
+            return Ok(None);
+        };
+        let (first, mut results) = results::parse(&run).ok_or_else(|| damaged(Table::Results, &key))?;
+        let at = mid
+            .get()
+            .checked_sub(first.get())
+            .and_then(|at| usize::try_from(at).ok());
+        Ok(at.filter(|at| *at < results.len()).map(|at| results.swap_remove(at)))
+    }
+
+    /// The run that the result of an item comes to, as it is; none where the results of a replaced record go.
+    fn run(&self, item: &Prepared, replaced: Option<&Client>) -> Result<Option<Slice>, StoreError> {
+        if replaced.is_some() {
+            return Ok(None);
+        }
+        let key = keys::result(self.name, item.writer, item.mid);
+        let run = self.overlay.get(Table::Results, &key)?;
+        // So that keeping it cannot fail.
+        match run.as_deref().is_none_or(results::is_run) {
+            true => Ok(run),
+            false => Err(damaged(Table::Results, &key)),
+        }
     }
 
     fn header(&self, doc: &DocPath) -> Result<Option<Header>, StoreError> {
         let key = keys::doc(self.name, doc);
         let stored = self.overlay.get(Table::Cells, &key)?;
-        let header = |bytes: fjall::Slice| document::header(&bytes).ok_or_else(|| damaged(Table::Cells, &key));
+        let header = |bytes: Slice| document::header(&bytes).ok_or_else(|| damaged(Table::Cells, &key));
         stored.map(header).transpose()
     }
 
@@ -306,7 +331,14 @@ impl Apply<'_, '_> {
     }
 
     /// Takes the next seq and writes. Nothing here can fail.
-    fn apply(&mut self, named: Named, stamp: Stamp, effects: Effects, docs: Vec<Rewrite>) -> Outcome {
+    fn apply(
+        &mut self,
+        named: Named,
+        run: Option<&[u8]>,
+        stamp: Stamp,
+        effects: Effects,
+        docs: Vec<Rewrite>,
+    ) -> Outcome {
         let meta = &mut self.space.meta;
         let seq = stamp.seq;
         let at = self.now_ms.max(meta.last_ms);
@@ -327,6 +359,7 @@ impl Apply<'_, '_> {
         let position = self.space.head();
         self.keep(
             named,
+            run,
             Kept {
                 refused: None,
                 position,
@@ -359,21 +392,21 @@ impl Apply<'_, '_> {
     /// Of the expired record that one takes the place of nothing may be left: what it answered would pass for the other's.
     fn forget_replaced(&mut self, writer: Writer, replaced: Option<&Client>) {
         let Some(client) = replaced else { return };
-        for old in kept_up_to(client.last) {
+        for old in results::in_slots(client.last) {
             self.overlay
                 .remove(Table::Results, client.result_key(self.name, writer, old));
         }
     }
 
     /// Consumes the mid.
-    fn keep(&mut self, named: Named, kept: Kept) {
+    fn keep(&mut self, named: Named, run: Option<&[u8]>, kept: Kept) {
         let Named {
             writer,
             mid,
             key,
             user,
             enrol,
-            slots,
+            runs,
         } = named;
         if enrol {
             self.overlay.put(Table::Users, keys::user(self.name, user, writer), []);
@@ -383,24 +416,21 @@ impl Apply<'_, '_> {
             key,
             when: self.now_ms,
             user: Some(user),
-            slots: Some(slots),
+            runs: Some(runs),
         };
         self.overlay
             .put_record(Table::Clients, keys::client(self.name, writer), &client);
-        self.overlay.put_record(
+        self.overlay.put(
             Table::Results,
             keys::result(self.name, writer, mid),
-            &Slot {
-                mid,
-                result: KeptResult { key, kept },
-            },
+            results::with(run, mid, &KeptResult { key, kept }),
         );
-        // In slots it takes the place of the oldest; what format 2 kept goes one by one.
+        // A new run takes the place of the oldest; what format 2 kept goes one by one.
         if let Some(old) = mid
             .get()
             .checked_sub(KEPT_RESULTS)
             .and_then(Mid::new)
-            .filter(|old| *old > Mid::ZERO && *old < slots)
+            .filter(|old| *old > Mid::ZERO && *old < runs)
         {
             self.overlay
                 .remove(Table::Results, keys::result_2(self.name, writer, old));
@@ -454,12 +484,6 @@ impl Apply<'_, '_> {
     }
 }
 
-/// The mids whose results a client has whose last one this is.
-fn kept_up_to(last: Mid) -> impl Iterator<Item = Mid> {
-    let last = last.get();
-    (last.saturating_sub(KEPT_RESULTS) + 1..=last).filter_map(Mid::new)
-}
-
 /// What names a mutation.
 #[derive(Clone, Copy)]
 struct Named {
@@ -469,6 +493,6 @@ struct Named {
     user: UserTag,
     /// Whether it is still to be noted that this is the user's writer.
     enrol: bool,
-    /// From which of the writer's mutations on results are in slots.
-    slots: Mid,
+    /// From which of the writer's mutations on results are in runs.
+    runs: Mid,
 }

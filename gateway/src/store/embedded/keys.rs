@@ -4,7 +4,8 @@
 //! can lie among another's, whatever their names, and byte order is (seq, path) order. A field path
 //! may hold any character; it is always last.
 
-use crate::store::{KEPT_RESULTS, UserTag};
+use super::results;
+use crate::store::UserTag;
 use tidegate_protocol::{Collection, DocPath, FieldPath, Mid, Seq, SpaceId, Writer};
 
 /// Ends a name.
@@ -123,18 +124,11 @@ pub(super) fn client_writer(key: &[u8]) -> Option<Writer> {
     Some(Writer(u64::from_be_bytes(*writer)))
 }
 
-/// A kept result: in one of as many slots as results are kept, so that it takes the place of one that is kept no longer.
+/// The run of a client's results that a mutation's is in.
 pub(super) fn result(space: &SpaceId, writer: Writer, mid: Mid) -> Vec<u8> {
     let mut key = numbered_with(space, writer.0, 1);
-    key.push(slot(mid));
+    key.push(results::slot(mid));
     key
-}
-
-/// The slot of a mutation's result.
-pub(super) fn slot(mid: Mid) -> u8 {
-    const { assert!(KEPT_RESULTS == 1 << u8::BITS) };
-    let [.., slot] = mid.get().to_be_bytes();
-    slot
 }
 
 /// A kept result of format 2, under its mid.

@@ -21,6 +21,7 @@ mod read;
 mod recent;
 mod records;
 mod restore;
+mod results;
 mod rewrite;
 mod shared;
 mod sweep;

@@ -22,7 +22,7 @@ const BYTES: usize = 8 << 20;
 /// Bytes of a key at most.
 const KEY_BYTES: usize = 512;
 /// The tables of which the writer looks up the same records again and again.
-const TABLES: [Table; 3] = [Table::Cells, Table::Fields, Table::Clients];
+const TABLES: [Table; 4] = [Table::Cells, Table::Fields, Table::Clients, Table::Results];
 
 /// What is known of a table.
 #[derive(Default)]

@@ -79,7 +79,7 @@ impl<'a> Take<'a> {
         usize::try_from(u32::from_be_bytes(*first)).ok()
     }
 
-    fn bytes(&mut self) -> Option<&'a [u8]> {
+    pub(super) fn bytes(&mut self) -> Option<&'a [u8]> {
         let len = self.len()?;
         self.split(len)
     }
@@ -93,7 +93,7 @@ impl<'a> Take<'a> {
     }
 }
 
-fn put_u64(out: &mut Vec<u8>, n: u64) {
+pub(super) fn put_u64(out: &mut Vec<u8>, n: u64) {
     out.extend_from_slice(&n.to_be_bytes());
 }
 
@@ -102,7 +102,7 @@ fn put_len(out: &mut Vec<u8>, len: usize) {
     out.extend_from_slice(&len.to_be_bytes());
 }
 
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put_len(out, bytes.len());
     out.extend_from_slice(bytes);
 }
@@ -356,9 +356,9 @@ pub(super) struct Client {
     pub(super) when: u64,
     /// Whose it is; `None` if it last wrote in format 1, and of a marker.
     pub(super) user: Option<UserTag>,
-    /// From which mutation on its results are in slots; those before are where format 2 had them. `None` if it last
+    /// From which mutation on its results are in runs; those before are where format 2 had them. `None` if it last
     /// wrote then, and of a marker.
-    pub(super) slots: Option<Mid>,
+    pub(super) runs: Option<Mid>,
 }
 
 impl Client {
@@ -369,13 +369,13 @@ impl Client {
             key: MutationKey(0),
             when,
             user: None,
-            slots: None,
+            runs: None,
         }
     }
 
-    /// Where the result of one of its mutations is kept.
+    /// Where the result of one of its mutations is kept: in a run, or by itself.
     pub(super) fn result_key(&self, space: &SpaceId, writer: Writer, mid: Mid) -> Vec<u8> {
-        match self.slots {
+        match self.runs {
             Some(from) if mid >= from => keys::result(space, writer, mid),
             _ => keys::result_2(space, writer, mid),
         }
@@ -397,7 +397,7 @@ impl Record for Client {
         put_u64(out, self.last.get());
         put_u64(out, self.key.0);
         put_u64(out, self.when);
-        let last = [self.user.map(|user| user.0), self.slots.map(Mid::get)];
+        let last = [self.user.map(|user| user.0), self.runs.map(Mid::get)];
         last.into_iter().flatten().for_each(|n| put_u64(out, n));
     }
 
@@ -411,7 +411,7 @@ impl Record for Client {
             } else {
                 Some(UserTag(from.u64()?))
             },
-            slots: if from.0.is_empty() {
+            runs: if from.0.is_empty() {
                 None
             } else {
                 Some(Mid::new(from.u64()?)?)
@@ -453,27 +453,6 @@ impl Record for KeptResult {
                 position,
                 detail: Bytes::copy_from_slice(from.rest()),
             },
-        })
-    }
-}
-
-/// A slot, and whose result it holds.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Slot {
-    pub(super) mid: Mid,
-    pub(super) result: KeptResult,
-}
-
-impl Record for Slot {
-    fn put(&self, out: &mut Vec<u8>) {
-        put_u64(out, self.mid.get());
-        self.result.put(out);
-    }
-
-    fn take(from: &mut Take<'_>) -> Option<Self> {
-        Some(Self {
-            mid: Mid::new(from.u64()?)?,
-            result: KeptResult::take(from)?,
         })
     }
 }

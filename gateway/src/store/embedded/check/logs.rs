@@ -2,7 +2,8 @@
 
 use super::super::disk::Table;
 use super::super::keys::{self, ResultKey};
-use super::super::records::{Client, KeptResult, Slot, SpaceMeta};
+use super::super::records::{Client, KeptResult, Record as _, SpaceMeta};
+use super::super::results::{self, RUN, SLOTS};
 use super::{Check, Rule, Space};
 use crate::store::{ConflictRecord, KEPT_RESULTS, StoreError};
 use tidegate_protocol::{Mid, Writer, msgpack};
@@ -118,7 +119,8 @@ impl Check<'_> {
         const TABLE: Table = Table::Results;
         let last = client.last.get();
         let kept = last.saturating_sub(KEPT_RESULTS) + 1..=last;
-        // Of those that are kept, each has a slot of its own.
+        // Of a run that is kept the first ones may be older.
+        let oldest = (last / RUN + 1).saturating_sub(SLOTS) * RUN;
         let mut found = [false; 1 << u8::BITS];
         let mut newest = None;
         while let Some((key, value)) = self.next(TABLE, key)? {
@@ -127,42 +129,45 @@ impl Check<'_> {
                 self.broken(Rule::Key, TABLE, space.name, place, "it is no writer, and slot or mid");
                 continue;
             };
-            let place = match end {
-                ResultKey::Slot(slot) => format!("{} slot {slot}", name(writer)),
-                ResultKey::Mid(mid) => format!("{} mid {mid}", name(writer)),
+            let (place, results) = match end {
+                ResultKey::Slot(slot) => (format!("{} slot {slot}", name(writer)), results::parse(&value)),
+                ResultKey::Mid(mid) => (
+                    format!("{} mid {mid}", name(writer)),
+                    KeptResult::decode(&value).map(|result| (mid, vec![result])),
+                ),
             };
-            let result = match end {
-                ResultKey::Slot(_) => self
-                    .decode::<Slot>(TABLE, space.name, &place, &value)
-                    .map(|Slot { mid, result }| (mid, Some(result))),
-                ResultKey::Mid(mid) => Some((mid, self.decode(TABLE, space.name, &place, &value))),
-            };
-            let Some((mid, result)) = result else { continue };
-            if !kept.contains(&mid.get()) || *key != *client.result_key(space.name, writer, mid) {
-                let found = format!("mid {mid} is not kept there, the last is {last}");
-                self.broken(Rule::Results, TABLE, space.name, &place, found);
-            } else {
-                found[usize::from(keys::slot(mid))] = true;
-            }
-            let Some(KeptResult { key, kept }) = result else {
+            let Some((first, results)) = results else {
+                let found = format!("{} bytes", value.len());
+                self.broken(Rule::Record, TABLE, space.name, &place, found);
                 continue;
             };
-            let position = kept.position;
-            if !space.has_seen(position) {
-                let found = format!(
-                    "seq {} of epoch {}, head {}",
-                    position.seq, position.epoch.0, space.meta.head
-                );
-                self.broken(Rule::ResultSeq, TABLE, space.name, &place, found);
-            }
-            if mid == client.last {
-                newest = Some(key);
+            for (mid, result) in (first.get()..).map_while(Mid::new).zip(results) {
+                let is_there = *key == *client.result_key(space.name, writer, mid);
+                let least = match end {
+                    ResultKey::Slot(_) => oldest,
+                    ResultKey::Mid(_) => *kept.start(),
+                };
+                if !is_there || mid > client.last || mid.get() < least || mid.get() / RUN != first.get() / RUN {
+                    let found = format!("mid {mid} is not kept there, the last is {last}");
+                    self.broken(Rule::Results, TABLE, space.name, &place, found);
+                } else if kept.contains(&mid.get()) {
+                    found[place_among(mid)] = true;
+                }
+                let position = result.kept.position;
+                if !space.has_seen(position) {
+                    let found = format!(
+                        "seq {} of epoch {}, head {}",
+                        position.seq, position.epoch.0, space.meta.head
+                    );
+                    self.broken(Rule::ResultSeq, TABLE, space.name, &place, found);
+                }
+                if mid == client.last {
+                    newest = Some(result.key);
+                }
             }
         }
         // The marker of an erased client has no last mid, and no results.
-        let missing = kept
-            .filter_map(Mid::new)
-            .find(|mid| !found[usize::from(keys::slot(*mid))]);
+        let missing = kept.filter_map(Mid::new).find(|mid| !found[place_among(*mid)]);
         if let Some(missing) = missing {
             let found = format!("that of mid {missing} is missing, the last is {last}");
             self.broken(Rule::Results, TABLE, space.name, name(writer), found);
@@ -239,4 +244,11 @@ impl Check<'_> {
 
 fn name(writer: Writer) -> String {
     format!("writer {:016x}", writer.0)
+}
+
+/// The place of a mutation among those whose results are kept.
+fn place_among(mid: Mid) -> usize {
+    const { assert!(KEPT_RESULTS == 1 << u8::BITS) };
+    let [.., last] = mid.get().to_be_bytes();
+    usize::from(last)
 }

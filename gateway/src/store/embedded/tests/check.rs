@@ -5,7 +5,7 @@ use super::*;
 use crate::store::{Cell, ConflictDone, ConflictEntry, ConflictRecord, Header, Kept, Lineage, LineageEntry, Stamp};
 use disk::{Look as _, Table};
 use document::{Form, StoredCell};
-use records::{Client, KeptResult, Record, Slot, SpaceMeta};
+use records::{Client, KeptResult, Record, SpaceMeta};
 use std::collections::HashSet;
 
 /// As [`item`], of effects whose sizes and body are what they are in a real commit.
@@ -547,11 +547,15 @@ fn of_format_3(store: &EmbeddedStore) -> Vec<Case> {
     };
     let whole = read(Table::Cells, &keys::doc(&s, &a));
     let first = Mid::ZERO.next();
-    let slot = |mid: Mid, holds: Mid| {
-        let record = read(Table::Results, &keys::result(&s, Writer(1), mid));
-        let record = Slot::decode(&record).expect("a record");
-        let record = Slot { mid: holds, ..record };
-        (Table::Results, keys::result(&s, Writer(1), mid), Some(record.encode()))
+    // The three results of the writer, by mid.
+    let key = keys::result(&s, Writer(1), first);
+    let (_, results) = results::parse(&read(Table::Results, &key)).expect("a run");
+    let run = |mids: &[u64]| {
+        let mids = mids.iter().map(|mid| Mid::new(*mid).expect("small"));
+        let run = mids.zip(&results).fold(None, |run: Option<Vec<u8>>, (mid, result)| {
+            Some(results::with(run.as_deref(), mid, result))
+        });
+        (Table::Results, key.clone(), run)
     };
     let cell = |path: &str| {
         let key = keys::cell(&s, &a, &field(path));
@@ -642,40 +646,38 @@ fn of_format_3(store: &EmbeddedStore) -> Vec<Case> {
             Rule::Index,
             "not there under 4",
         ),
+        (vec![run(&[])], Rule::Results, "that of mid 1 is missing"),
+        (vec![run(&[1, 2])], Rule::Results, "that of mid 3 is missing"),
+        (vec![run(&[2, 3])], Rule::Results, "that of mid 1 is missing"),
         (
-            vec![(Table::Results, keys::result(&s, Writer(1), first), None)],
+            vec![run(&[2, 3, 4])],
             Rule::Results,
-            "that of mid 1 is missing",
+            "slot 0: a client's results have a gap, or reach too far: mid 4",
         ),
+        (vec![run(&[272, 273])], Rule::Results, "mid 272 is not kept there"),
         (
-            vec![slot(first, first.next())],
+            vec![(
+                Table::Results,
+                keys::result(&s, Writer(1), Mid::new(16).expect("small")),
+                run(&[1]).2,
+            )],
             Rule::Results,
-            "slot 1: a client's results have a gap, or reach too far: mid 2",
+            "slot 1: a client's results have a gap, or reach too far: mid 1",
         ),
-        (
-            vec![slot(first, Mid::new(257).expect("small"))],
-            Rule::Results,
-            "mid 257 is not kept there",
-        ),
-        // Of a mutation since slots are used.
+        // Of a mutation since there are runs.
         (
             vec![(
                 Table::Results,
                 keys::result_2(&s, Writer(1), first),
-                Some(
-                    Slot::decode(&read(Table::Results, &keys::result(&s, Writer(1), first)))
-                        .expect("a record")
-                        .result
-                        .encode(),
-                ),
+                Some(results[0].encode()),
             )],
             Rule::Results,
             "mid 1 is not kept there",
         ),
         (
-            vec![(Table::Results, keys::result(&s, Writer(1), first), Some(b"?".to_vec()))],
+            vec![(Table::Results, key.clone(), Some(b"?".to_vec()))],
             Rule::Record,
-            "slot 1: ",
+            "slot 0: ",
         ),
     ]
 }
@@ -696,8 +698,14 @@ async fn results_of_an_epoch_end_with_it() {
         key: super::key(1, 1),
         kept,
     };
-    let record = Slot { mid, result };
-    exchange(&store, vec![(Table::Results, key, Some(record.encode()))]);
+    let run = database(&store).cut().get(Table::Results, &key).expect("reads");
+    let (_, results) = results::parse(&run.expect("is there")).expect("a run");
+    let run = (2..)
+        .zip(&results[1..])
+        .fold(results::with(None, mid, &result), |run, (mid, result)| {
+            results::with(Some(&run), Mid::new(mid).expect("small"), result)
+        });
+    exchange(&store, vec![(Table::Results, key, Some(run))]);
     let (_, found) = violations(&store);
     assert_eq!(
         found.iter().map(|violation| violation.rule).collect::<Vec<_>>(),

@@ -86,9 +86,9 @@ impl Place {
 /// Puts what there is into the form of format 2: documents spread, results under their mids. The store is not to have
 /// written since it was opened: what its writer has, it knows.
 fn as_format_2(store: &EmbeddedStore) {
-    use disk::Table;
+    use disk::{Look as _, Table};
     use document::Form;
-    use records::{Client, Record as _, Slot};
+    use records::{Client, Record as _};
     let disk = database(store);
     let cut = disk.cut();
     let mut batch = disk.batch(fjall::PersistMode::Buffer);
@@ -113,21 +113,22 @@ fn as_format_2(store: &EmbeddedStore) {
     }
     for (key, record) in rows(Table::Clients) {
         let client = Client::decode(&record).expect("a client");
-        let old = Client { slots: None, ..client };
+        let old = Client { runs: None, ..client };
         batch.insert(disk.table(Table::Clients), key, old.encode());
     }
     for (key, record) in rows(Table::Results) {
-        let Some(Slot { mid, result }) = Slot::decode(&record) else {
-            continue;
-        };
+        let (first, results) = results::parse(&record).expect("a run");
         let space = keys::space_of(&key).expect("a space");
         let writer = keys::client_writer(&key[..key.len() - 1]).expect("a writer");
+        let client = cut.record::<Client>(Table::Clients, &keys::client(&space, writer));
+        let last = client.expect("reads").expect("is there").last;
+        for (mid, result) in (first.get()..).map_while(Mid::new).zip(results) {
+            if mid.get() + crate::store::KEPT_RESULTS > last.get() {
+                let key = keys::result_2(&space, writer, mid);
+                batch.insert(disk.table(Table::Results), key, result.encode());
+            }
+        }
         batch.remove(disk.table(Table::Results), key);
-        batch.insert(
-            disk.table(Table::Results),
-            keys::result_2(&space, writer, mid),
-            result.encode(),
-        );
     }
     batch.commit().expect("writes");
 }

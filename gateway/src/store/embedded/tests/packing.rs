@@ -1,4 +1,4 @@
-//! Documents in one record and in many, results in slots, and what format 2 had in their places.
+//! Documents in one record and in many, results in runs, and what format 2 had in their places.
 
 use super::super::check::walk;
 use super::*;
@@ -249,7 +249,7 @@ async fn documents_of_format_2_are_read_as_they_are_and_packed_as_they_are_writt
     assert_eq!(delta(&store, one).await.1.len(), 199);
 }
 
-/// A client's results, by where they are: in slots, and under their mids.
+/// How many runs there are of a client's results, and how many results under their mids.
 fn results(store: &EmbeddedStore) -> (usize, usize) {
     let rows = database(store).cut().iter(Table::Results);
     let slots = rows.map(|entry| keys::result_key(&space("s"), &entry.key().expect("reads")).expect("a key"));
@@ -264,7 +264,7 @@ async fn results_that_format_2_kept_are_answered_and_go_when_their_time_has_come
     for mid in 1..=300 {
         applied(&store, "s", item(1, mid, vec![])).await;
     }
-    assert_eq!(results(&store), (256, 0));
+    assert_eq!(results(&store), (17, 0));
     store.close();
     let store = place.open();
     as_format_2(&store);
@@ -290,8 +290,9 @@ async fn results_that_format_2_kept_are_answered_and_go_when_their_time_has_come
             for mid in [last - 257, last - 256, last - 255, 300, 301, last] {
                 kept(mid, last).await;
             }
-            let slots = usize::try_from((last - 300).min(KEPT_RESULTS)).expect("small");
-            assert_eq!(results(&store), (slots, 256 - slots), "{last}");
+            let since = usize::try_from((last - 300).min(KEPT_RESULTS)).expect("small");
+            let runs = usize::try_from(last / 16 - 301 / 16 + 1).expect("small").min(17);
+            assert_eq!(results(&store), (runs, 256 - since), "{last}");
             sound(&store);
         }
     }
@@ -310,7 +311,7 @@ async fn of_a_record_of_both_formats_that_is_replaced_no_result_is_left() {
     for mid in 101..=110 {
         applied(&store, "s", item(1, mid, vec![])).await;
     }
-    assert_eq!(results(&store), (10, 100));
+    assert_eq!(results(&store), (1, 100));
     let anew = Prepared {
         first: Some(9_000),
         ..item(1, 1, vec![])
@@ -321,7 +322,7 @@ async fn of_a_record_of_both_formats_that_is_replaced_no_result_is_left() {
 }
 
 #[tokio::test]
-async fn a_commit_to_one_field_writes_five_records_and_what_its_group_shares() {
+async fn a_commit_to_one_field_writes_four_records_and_what_its_group_shares() {
     let store = Place::new().open();
     let commits = |first: u64, mid: u64| {
         let one = |n: u64| {
@@ -343,7 +344,7 @@ async fn a_commit_to_one_field_writes_five_records_and_what_its_group_shares() {
         assert_eq!(after.commits - before.commits, 64);
         records.push(after.records - before.records);
     }
-    // Of each its payload, its document, its new place in the index and the one that goes, and its result; of the group
-    // four clients and the space.
-    assert_eq!(*records.last().expect("twenty"), 64 * 5 + 4 + 1, "{records:?}");
+    // Of each its payload, its document, its new place in the index and the one that goes; of the group four clients with
+    // the results of 16 mutations each, and the space.
+    assert_eq!(*records.last().expect("twenty"), 64 * 4 + 4 + 2 * 4 + 1, "{records:?}");
 }
