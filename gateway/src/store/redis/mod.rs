@@ -12,6 +12,7 @@ mod collect;
 mod commit;
 mod doctor;
 mod erase;
+mod header;
 mod keys;
 mod link;
 mod reply;
