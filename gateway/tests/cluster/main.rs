@@ -5,6 +5,7 @@
 #[path = "../support/cli.rs"]
 mod cli;
 mod fleet;
+mod migrate;
 mod order;
 mod proxy;
 #[path = "../support/redis.rs"]

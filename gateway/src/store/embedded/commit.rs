@@ -275,20 +275,7 @@ impl Apply<'_, '_> {
 
     /// The kept result of a mutation.
     fn kept(&self, client: &Client, writer: Writer, mid: Mid) -> Result<Option<KeptResult>, StoreError> {
-        let key = client.result_key(self.name, writer, mid);
-        if client.runs.is_none_or(|from| mid < from) {
-            return self.overlay.record(Table::Results, &key);
-        }
-        let is_kept = mid.get() + KEPT_RESULTS > client.last.get();
-        let Some(run) = self.overlay.get(Table::Results, &key)?.filter(|_| is_kept) else {
-            return Ok(None);
-        };
-        let (first, mut results) = results::parse(&run).ok_or_else(|| damaged(Table::Results, &key))?;
-        let at = mid
-            .get()
-            .checked_sub(first.get())
-            .and_then(|at| usize::try_from(at).ok());
-        Ok(at.filter(|at| *at < results.len()).map(|at| results.swap_remove(at)))
+        results::look(&*self.overlay, self.name, (writer, client), mid)
     }
 
     /// The run that the result of an item comes to, as it is; none where the results of a replaced record go.

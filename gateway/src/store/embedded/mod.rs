@@ -12,6 +12,7 @@ mod commit;
 mod disk;
 mod document;
 mod erase;
+pub(crate) mod export;
 mod journal;
 mod keys;
 mod migrate;

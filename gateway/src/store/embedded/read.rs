@@ -45,7 +45,7 @@ pub(super) fn read(cut: &Cut<'_>, space: &SpaceId, docs: &[DocPath]) -> Result<R
     Ok(ReadCut { state, docs })
 }
 
-fn document(cut: &Cut<'_>, space: &SpaceId, doc: &DocPath) -> Result<DocState, StoreError> {
+pub(super) fn document(cut: &Cut<'_>, space: &SpaceId, doc: &DocPath) -> Result<DocState, StoreError> {
     let key = keys::doc(space, doc);
     let stored = cut.get(Table::Cells, &key)?;
     let document = stored

@@ -4,9 +4,10 @@
 //! group share a write. Runs are in slots, and take turns: there is one slot more than the results that are kept fill, since
 //! a new run takes the place of a whole one. Format 2 had a record for each mutation, under its mid.
 
-use super::records::{KeptResult, Record as _, Take, put_bytes, put_u64};
-use crate::store::KEPT_RESULTS;
-use tidegate_protocol::Mid;
+use super::disk::{Look, Table, damaged};
+use super::records::{Client, KeptResult, Record as _, Take, put_bytes, put_u64};
+use crate::store::{KEPT_RESULTS, StoreError};
+use tidegate_protocol::{Mid, SpaceId, Writer};
 
 /// Mutations whose results are in one record.
 pub(super) const RUN: u64 = 16;
@@ -35,6 +36,29 @@ pub(super) fn parse(run: &[u8]) -> Option<(Mid, Vec<KeptResult>)> {
         results.push(KeptResult::decode(from.bytes()?)?);
     }
     Some((first, results))
+}
+
+/// The kept result of a client's mutation.
+pub(super) fn look(
+    look: &impl Look,
+    space: &SpaceId,
+    (writer, client): (Writer, &Client),
+    mid: Mid,
+) -> Result<Option<KeptResult>, StoreError> {
+    let key = client.result_key(space, writer, mid);
+    if client.runs.is_none_or(|from| mid < from) {
+        return look.record(Table::Results, &key);
+    }
+    let is_kept = mid.get() + KEPT_RESULTS > client.last.get();
+    let Some(run) = look.get(Table::Results, &key)?.filter(|_| is_kept) else {
+        return Ok(None);
+    };
+    let (first, mut results) = parse(&run).ok_or_else(|| damaged(Table::Results, &key))?;
+    let at = mid.get().checked_sub(first.get());
+    let at = at
+        .and_then(|at| usize::try_from(at).ok())
+        .filter(|at| *at < results.len());
+    Ok(at.map(|at| results.swap_remove(at)))
 }
 
 /// Whether it begins as one.
