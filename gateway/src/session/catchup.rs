@@ -4,7 +4,7 @@
 //! ring when the subscription joins. Modes: `log` (exact commits) where few are missing and the log
 //! reaches back, `delta` (what changed) where the position holds, `reset` (the whole) where it does not.
 
-use super::conn::Conn;
+use super::conn::{Conn, Reading};
 use super::cursor;
 use super::machine::Subscribe;
 use super::node::Node;
@@ -33,6 +33,7 @@ const BUDGET_GROWTH: usize = 2;
 pub(super) struct CatchUp {
     pub(super) node: Arc<Node>,
     pub(super) conn: Arc<Conn>,
+    pub(super) reading: Reading,
     pub(super) what: Subscribe,
     /// The number of the stream that it begins.
     pub(super) stream: Stream,
@@ -176,7 +177,7 @@ impl CatchUp {
         let mut begun = false;
         loop {
             let page = self.node.config.limits.page_bytes;
-            let turn = self.conn.turn(&self.node).await;
+            let turn = self.conn.turn(&self.node, &self.reading).await;
             let reply = self
                 .node
                 .store
@@ -263,7 +264,7 @@ impl CatchUp {
                 writer: self.what.writer,
                 budget,
             };
-            let turn = self.conn.turn(&self.node).await;
+            let turn = self.conn.turn(&self.node, &self.reading).await;
             let reply = self.node.store.changes(&self.what.space, request).await?;
             let (docs, next, head, done) = match reply {
                 ChangesReply::Page { docs, cursor, head } => (docs, Some(cursor), head, None),
