@@ -261,5 +261,7 @@ async fn a_socket_that_would_block_is_not_asked_again_and_again() {
     for _ in 0..10 {
         assert!(futures_util::FutureExt::now_or_never(outbox.run_writer()).is_none());
     }
-    assert_eq!(outbox.budget.sends.get(), sends);
+    // The system may make some room meanwhile; who is always told that there is some, asks until its task's budget is spent.
+    let asked = outbox.budget.sends.get() - sends;
+    assert!(asked < 100, "{asked}");
 }
