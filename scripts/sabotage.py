@@ -856,7 +856,7 @@ RULES = {
         "records::cell_parts(&record).filter(|_| !is_packed);",
         "records::cell_parts(&record).filter(|_| !is_packed || true);",
         LIB,
-        "store::embedded::tests::damage::damaged_records_are_told_by_table_and_key",
+        "store::embedded::tests::damage::a_cell_beside_a_packed_document_is_told_by_a_walk",
     ),
     "check looks at the order in a record": (
         "gateway/src/store/embedded/check/docs.rs",
