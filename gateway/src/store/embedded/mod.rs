@@ -10,6 +10,7 @@ mod check;
 mod collect;
 mod commit;
 mod disk;
+mod document;
 mod erase;
 mod journal;
 mod keys;
@@ -20,6 +21,8 @@ mod read;
 mod recent;
 mod records;
 mod restore;
+mod results;
+mod rewrite;
 mod shared;
 mod sweep;
 #[cfg(test)]
