@@ -2,7 +2,8 @@
 //!
 //! A connection over the bound is told when to come back. Of those that have not been welcomed, the oldest makes
 //! room for a new one once it has had a second: a client takes milliseconds, whatever takes longer while
-//! others wait is slow on purpose or lost.
+//! others wait is slow on purpose or lost. Until then nobody is accepted: who comes waits where the kernel keeps it,
+//! and with `n` waiting before it has its turn within `1 + n / handshakes` graces, whatever these do.
 
 use crate::metrics::{Gauged, Metrics};
 use parking_lot::Mutex;
@@ -10,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -54,25 +56,8 @@ pub struct Admission {
     last: AtomicU64,
     /// Those that have not been welcomed, oldest first.
     guests: Mutex<BTreeMap<u64, (Instant, CancellationToken)>>,
-}
-
-/// Why a connection is not let in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Full {
-    /// There are as many connections as there may be.
-    Connections,
-    /// As many are being made as may be.
-    Handshakes,
-}
-
-impl Full {
-    /// Its name in metrics and to the client.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Connections => "connections",
-            Self::Handshakes => "handshakes",
-        }
-    }
+    /// Told when one of them has been welcomed, or has ended.
+    fewer: Notify,
 }
 
 /// A connection's place, for as long as it lives.
@@ -107,37 +92,54 @@ impl Admission {
             connections: AtomicUsize::new(0),
             last: AtomicU64::new(0),
             guests: Mutex::default(),
+            fewer: Notify::new(),
         })
     }
 
-    /// Lets a connection in, or says why not.
-    pub fn admit(self: &Arc<Self>) -> Result<Admitted, Full> {
+    /// Waits until whoever comes next can be dealt with at once: let in, or told that there is no room. Without this the
+    /// oldest guest would not have its time. For the one who accepts.
+    pub async fn room(&self) {
+        while let Some(until) = self.full_until() {
+            tokio::select! {
+                () = self.fewer.notified() => {}
+                () = tokio::time::sleep_until(until) => {}
+            }
+        }
+    }
+
+    /// When the oldest guest has had its time, while they are as many as there may be, and all young.
+    fn full_until(&self) -> Option<Instant> {
+        if self.connections.load(Ordering::Relaxed) >= self.most {
+            return None;
+        }
+        let guests = self.guests.lock();
+        let (_, (since, _)) = guests.first_key_value()?;
+        let until = *since + self.config.grace;
+        (guests.len() >= self.config.handshakes && until > Instant::now()).then_some(until)
+    }
+
+    /// Lets a connection in, after `room`. `None`: there are as many as there may be.
+    pub fn admit(self: &Arc<Self>) -> Option<Admitted> {
         let count = self.connections.fetch_add(1, Ordering::Relaxed);
         // Given back if it is not let in.
         let place = Place {
             admission: self.clone(),
         };
         if count >= self.most {
-            return Err(Full::Connections);
+            return None;
         }
-        let now = Instant::now();
         let mut guests = self.guests.lock();
-        if guests.len() >= self.config.handshakes {
-            let Some(oldest) = guests.first_entry() else {
-                return Err(Full::Handshakes);
-            };
-            if now.duration_since(oldest.get().0) < self.config.grace {
-                return Err(Full::Handshakes);
-            }
-            let (_, (_, evicted)) = oldest.remove_entry();
+        if guests.len() >= self.config.handshakes
+            && let Some((_, (_, evicted))) = guests.pop_first()
+        {
             evicted.cancel();
             self.metrics.evicted.inc();
         }
         let id = self.last.fetch_add(1, Ordering::Relaxed);
         let evicted = CancellationToken::new();
-        guests.insert(id, (now, evicted.clone()));
+        guests.insert(id, (Instant::now(), evicted.clone()));
         drop(guests);
-        Ok(Admitted {
+        Some(Admitted {
             place: Some(Arc::new(place)),
             guest: Some(Arc::new(Guest {
                 admission: self.clone(),
@@ -165,12 +167,14 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         self.admission.guests.lock().remove(&self.id);
+        self.admission.fewer.notify_one();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
 
     fn door(connections: usize, handshakes: usize) -> Arc<Admission> {
         let config = AdmissionConfig {
@@ -181,40 +185,53 @@ mod tests {
         Admission::new(config, Arc::default())
     }
 
-    #[test]
-    fn a_place_is_free_again_when_its_connection_has_ended() {
+    /// Whether who comes now would be dealt with at once.
+    fn has_room(door: &Admission) -> bool {
+        door.room().now_or_never().is_some()
+    }
+
+    #[tokio::test]
+    async fn a_place_is_free_again_when_its_connection_has_ended() {
         let door = door(2, 10);
         let (first, second) = (door.admit().unwrap(), door.admit().unwrap());
         for _ in 0..3 {
-            assert_eq!(door.admit().err(), Some(Full::Connections));
+            assert!(has_room(&door), "who comes is told at once");
+            assert!(door.admit().is_none());
         }
         drop(first);
         let third = door.admit().unwrap();
-        assert_eq!(door.admit().err(), Some(Full::Connections));
+        assert!(door.admit().is_none());
         drop((second, third));
         assert_eq!(door.connections.load(Ordering::Relaxed), 0);
         assert!(door.guests.lock().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_guest_makes_room_once_it_has_had_its_time() {
+    async fn the_oldest_guest_makes_room_once_it_has_had_its_time_and_nobody_is_let_in_before() {
         let door = door(100, 2);
+        let began = Instant::now();
         let oldest = door.admit().unwrap();
         tokio::time::advance(Duration::from_millis(600)).await;
         let newer = door.admit().unwrap();
-        assert_eq!(door.admit().err(), Some(Full::Handshakes), "each has its second");
-        tokio::time::advance(Duration::from_millis(600)).await;
+        assert!(!has_room(&door), "each has its second");
+        door.room().await;
+        let waited = began.elapsed();
+        assert!((1_000..1_100).contains(&waited.as_millis()), "{waited:?}");
+        assert_eq!(door.metrics.evicted.get(), 0, "nobody needs its place yet");
         let newest = door.admit().unwrap();
         oldest.guest.as_ref().unwrap().evicted().await;
         assert_eq!(door.metrics.evicted.get(), 1);
-        assert_eq!(door.admit().err(), Some(Full::Handshakes));
-        // One that is welcomed keeps its place, and makes room among the guests.
+        assert!(!has_room(&door));
+        // One that is welcomed keeps its place, and makes room among the guests: who waits for that is told.
         let welcomed = Admitted {
             guest: None,
             ..newer.clone()
         };
-        drop(newer);
+        let before = Instant::now();
+        let ((), ()) = tokio::join!(door.room(), async { drop(newer) });
+        assert_eq!(before.elapsed(), Duration::ZERO);
         let another = door.admit().unwrap();
+        assert_eq!(door.metrics.evicted.get(), 1, "there was room");
         assert_eq!(
             door.metrics.handshakes.get(),
             3,
@@ -223,5 +240,13 @@ mod tests {
         drop((oldest, newest, welcomed, another));
         assert_eq!(door.metrics.handshakes.get(), 0);
         assert_eq!(door.connections.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_there_are_as_many_connections_as_may_be_who_comes_does_not_wait_for_guests() {
+        let door = door(2, 2);
+        let both = (door.admit().unwrap(), door.admit().unwrap());
+        assert!(has_room(&door) && door.admit().is_none());
+        drop(both);
     }
 }

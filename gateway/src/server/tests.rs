@@ -460,11 +460,12 @@ async fn what_accepting_fails_of_is_counted_and_who_comes_from_elsewhere_to_dev_
     let (node, ..) = welcomed(&config, 0).await;
     let connections = TaskTracker::new();
     let door = Door {
-        config: &config,
+        loopback_only: true,
+        hello: config.hello,
         admission: Admission::new(config.admission.clone(), node.metrics.clone()),
-        node: &node,
+        node: node.clone(),
         app: http::router(node.clone(), true, connections.clone()),
-        connections: &connections,
+        connections: connections.clone(),
         stop: CancellationToken::new(),
         refusals: Arc::new(Semaphore::new(REFUSALS)),
     };
