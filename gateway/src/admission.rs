@@ -4,6 +4,9 @@
 //! room for a new one once it has had a second: a client takes milliseconds, whatever takes longer while
 //! others wait is slow on purpose or lost. Until then nobody is accepted: who comes waits where the kernel keeps it,
 //! and with `n` waiting before it has its turn within `1 + n / handshakes` graces, whatever these do.
+//!
+//! Those who come are let in at a pace, and those who go let out at one, so that a crowd leaves most of the cores' time
+//! to those who stay.
 
 use crate::metrics::{Gauged, Metrics};
 use parking_lot::Mutex;
@@ -58,6 +61,41 @@ pub struct Admission {
     guests: Mutex<BTreeMap<u64, (Instant, CancellationToken)>>,
     /// Told when one of them has been welcomed, or has ended.
     fewer: Notify,
+    /// Of those who come, and of those who go.
+    coming: Pace,
+    going: Pace,
+}
+
+/// Lets those who wait pass one after another, no more often than so.
+struct Pace {
+    every: Duration,
+    /// When the next would pass if all were spaced evenly.
+    next: tokio::sync::Mutex<Instant>,
+}
+
+/// What one core takes of those who come, and of those who go: a connection costs it some 100 µs until it has
+/// subscribed, and some 40 at its end, so that most of its time is left to those who stay.
+const EVERY: Duration = Duration::from_micros(500);
+/// So much of the pace may pass at once; a timer is no finer than a millisecond.
+const BURST: Duration = Duration::from_millis(4);
+
+impl Pace {
+    fn new() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            every: EVERY / u32::try_from(cores).unwrap_or(u32::MAX),
+            next: tokio::sync::Mutex::new(Instant::now()),
+        }
+    }
+
+    async fn pass(&self) {
+        // Whoever holds it sleeps for all who are behind.
+        let mut next = self.next.lock().await;
+        if *next > Instant::now() + BURST {
+            tokio::time::sleep_until(*next - BURST).await;
+        }
+        *next = Instant::now().max(*next) + self.every;
+    }
 }
 
 /// A connection's place, for as long as it lives.
@@ -93,12 +131,16 @@ impl Admission {
             last: AtomicU64::new(0),
             guests: Mutex::default(),
             fewer: Notify::new(),
+            coming: Pace::new(),
+            going: Pace::new(),
         })
     }
 
     /// Waits until whoever comes next can be dealt with at once: let in, or told that there is no room. Without this the
-    /// oldest guest would not have its time. For the one who accepts.
+    /// oldest guest would not have its time. For the one who accepts. However many come, no more than 2,000 a second and
+    /// core are let in.
     pub async fn room(&self) {
+        self.coming.pass().await;
         while let Some(until) = self.full_until() {
             tokio::select! {
                 () = self.fewer.notified() => {}
@@ -148,6 +190,13 @@ impl Admission {
                 _gauge: Gauged::new(&self.metrics.handshakes),
             })),
         })
+    }
+}
+
+impl Place {
+    /// Waits until it may go: when many do at once, one after another.
+    pub async fn leave(&self) {
+        self.admission.going.pass().await;
     }
 }
 
@@ -240,6 +289,30 @@ mod tests {
         drop((oldest, newest, welcomed, another));
         assert_eq!(door.metrics.handshakes.get(), 0);
         assert_eq!(door.connections.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_crowd_comes_and_goes_at_a_pace_and_a_few_do_not_wait() {
+        let door = door(10_000, 10_000);
+        let began = Instant::now();
+        let mut crowd = Vec::new();
+        for _ in 0..8 {
+            door.room().await;
+            crowd.push(door.admit().unwrap());
+        }
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        for _ in 8..5_000 {
+            door.room().await;
+            crowd.push(door.admit().unwrap());
+        }
+        let pace = EVERY * 5_000 / u32::try_from(std::thread::available_parallelism().unwrap().get()).unwrap();
+        let came = began.elapsed();
+        assert!(came <= pace && pace <= came + 2 * BURST, "{came:?}, at a pace {pace:?}");
+        let began = Instant::now();
+        let leaving = crowd.iter().map(|admitted| admitted.place.as_ref().unwrap().leave());
+        futures_util::future::join_all(leaving).await;
+        let left = began.elapsed();
+        assert!(left <= pace && pace <= left + 2 * BURST, "{left:?}, at a pace {pace:?}");
     }
 
     #[tokio::test(start_paused = true)]

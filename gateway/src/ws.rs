@@ -84,6 +84,8 @@ pub struct Ws {
     rest: Vec<u8>,
     /// What was behind a message after which reading stopped, from there.
     paused: Option<Box<Filled>>,
+    /// The last read brought as much as one may.
+    was_full: bool,
 }
 
 /// What was read.
@@ -109,7 +111,13 @@ impl Ws {
                     from: 0,
                 })
             }),
+            was_full: false,
         }
+    }
+
+    /// Whether more has come, or probably has, than was taken.
+    pub fn has_more(&self) -> bool {
+        self.paused.is_some() || self.was_full
     }
 
     /// Reads what is there. `Err`: the socket has failed; nothing read: it is at its end. What comes back has to go to
@@ -134,6 +142,7 @@ impl Ws {
         match polled {
             Poll::Ready(Ok(())) => {
                 self.rest = Vec::new();
+                self.was_full = read == SCRATCH;
                 if read == 0 {
                     buffer.clear();
                 }

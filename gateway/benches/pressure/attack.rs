@@ -129,13 +129,14 @@ fn run(place: &Place, scale: &Scale, attacker: Attacker, count: usize, value: us
     }
     let mib = |bytes: u64| bytes >> 20;
     let note = format!(
-        "p99 {} µs, quiet {} µs; at most {} MiB of memory, {} before; {behind} fell behind, {} connections ended, {} were refused",
+        "p99 {} µs, quiet {} µs; at most {} MiB of memory, {} before; {behind} fell behind, {} connections ended, {} were refused, {} made room",
         p99[1],
         p99[0],
         mib(most),
         mib(before),
         side.server.metric("tidegate_closes_total"),
         side.server.metric("tidegate_refused_total"),
+        side.server.metric("tidegate_evicted_total"),
     );
     Ok((median(ratios), note))
 }

@@ -9,6 +9,8 @@ use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+/// Begun before what others were sent is read: one thread is all of them, and none waits for it.
+const TOGETHER: usize = 50;
 /// What who has lost its connection waits, give or take a half.
 const BACKOFF: Duration = Duration::from_secs(1);
 
@@ -93,9 +95,8 @@ impl Storm {
     /// Begins to connect whoever is to come now.
     fn begin(&mut self) -> Result<()> {
         let now = Instant::now();
-        let (due, away): (Vec<_>, Vec<_>) = self.away.iter().partition(|&&i| self.all[i].due <= now);
-        self.away = away;
-        for i in due {
+        let due = self.away.extract_if(.., |i| self.all[*i].due <= now);
+        for i in due.take(TOGETHER).collect::<Vec<_>>() {
             let socket = Socket::new(Domain::for_address(self.addr), Type::STREAM, None)?;
             socket.set_nonblocking(true)?;
             match socket.connect(&self.addr.into()) {
@@ -160,7 +161,11 @@ impl Storm {
             comer.stage = Stage::Subscribing;
             return Ok(());
         }
-        conn.take(bytes, |_| {})?;
+        // One that has had to make room is told so before it is closed.
+        if conn.take(bytes, |_| {}).is_err() {
+            self.lose(i, None);
+            return Ok(());
+        }
         if comer.stage == Stage::Subscribing && conn.currents == 1 {
             comer.stage = Stage::Current;
             self.current += 1;

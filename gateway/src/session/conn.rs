@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tidegate_protocol::form::Form;
 use tidegate_protocol::msgpack::DecodeError;
 use tidegate_protocol::{ClientMessage, Code, DocPath, Position, ResumeFrom, ServerMessage, SpaceId, deflate};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
@@ -66,16 +66,25 @@ pub struct Conn {
     reading: tokio::sync::Mutex<()>,
 }
 
+/// A connection's turn to read from the store.
+pub(super) struct Turn<'a> {
+    _own: tokio::sync::MutexGuard<'a, ()>,
+    _one: Option<SemaphorePermit<'a>>,
+}
+
 impl Conn {
     /// Waits for the connection's turn to read from the store for a catch-up or a `get`. It is held until
     /// what was read is in the outbox: one read at a time for a connection, begun when the client has
     /// taken most of what it was sent, so that no number of them fills the outbox; then, for no longer
     /// than the store takes, one of so many on the node, so that a client that takes nothing keeps nobody.
-    pub(super) async fn turn<'a>(&'a self, node: &'a Node) -> impl Send + use<'a> {
-        let own = self.reading.lock().await;
+    pub(super) async fn turn<'a>(&'a self, node: &'a Node) -> Turn<'a> {
+        let _own = self.reading.lock().await;
         self.outbox.below(self.outbox.soft()).await;
-        // It is never closed.
-        (own, node.catch_ups.acquire().await)
+        Turn {
+            _own,
+            // It is never closed.
+            _one: node.catch_ups.acquire().await.ok(),
+        }
     }
 
     /// From how many bytes on messages are compressed, if that was agreed on; so from `welcome` on.
@@ -147,6 +156,9 @@ async fn evicted(guest: Option<&Guest>) {
 /// For each of these that a mutation has, it counts once more as in flight.
 const IN_FLIGHT_BYTES: usize = 4 << 10;
 
+/// Messages that are handled, and subscriptions that are ended, before other connections have their turn.
+const AT_ONCE: usize = 32;
+
 type Job = BoxFuture<'static, (u64, u64, Result<Lease, Aborted>)>;
 
 struct Shell {
@@ -163,6 +175,8 @@ struct Shell {
     generation: u64,
     /// Bytes of the message that is being handled.
     read: usize,
+    /// How many have been.
+    handled: usize,
     in_flight: Arc<Semaphore>,
     /// Until it has been welcomed.
     guest: Option<Arc<Guest>>,
@@ -260,6 +274,7 @@ pub fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) -> impl Futur
         jobs: None,
         generation: 0,
         read: 0,
+        handled: 0,
         guest,
         leaving: None,
         closing: None,
@@ -271,9 +286,15 @@ pub fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) -> impl Futur
         let (shell, ws) = (&mut all.0, &mut all.1);
         let reason = shell.converse(ws).await;
         shell.held.2.ended(reason);
-        // Nothing that was under way holds up others while this one says goodbye.
+        // Nothing that was under way holds up others while this one waits, and says goodbye.
         shell.jobs = None;
-        shell.subs.clear();
+        // Many may be gone at once, as when a network fails: what that takes is spread.
+        if shell.closing.is_none()
+            && let Some(place) = &shell.held.0
+        {
+            Box::pin(place.leave()).await;
+        }
+        shell.leave().await;
         Box::pin(shell.farewell(ws)).await;
         let (session, peer, form) = (shell.session.name(), &shell.peer, shell.conn.form.subprotocol());
         let user = shell.session.user().unwrap_or("-");
@@ -328,6 +349,8 @@ impl Shell {
                 filled = poll_fn(|cx| ws.poll_fill(cx, conn.outbox.transport())), if may_read => {
                     let Ok(filled) = filled else { return "lost" };
                     match ws.take(filled, &conn.outbox, |incoming| self.frame(incoming)) {
+                        // There is more than has been looked at: who sends much waits for all others.
+                        Ok(()) if ws.has_more() => tokio::task::yield_now().await,
                         // What came in one read takes no time of the runtime's budget by itself.
                         Ok(()) => tokio::task::consume_budget().await,
                         Err(Ended::Closed) => return "client",
@@ -376,13 +399,26 @@ impl Shell {
     }
 
     /// Says whether to go on reading: not while what a message began has not had its turn, so that a flood of them piles
-    /// nothing up.
+    /// nothing up; and not beyond so many of them, so that it delays nobody.
     fn frame(&mut self, incoming: Incoming<'_>) -> Flow {
         let jobs = self.jobs();
         self.read = incoming.len();
         self.incoming(incoming);
-        let stop = self.closing.is_some() || self.jobs() > jobs || self.in_flight.available_permits() == 0;
+        self.handled += 1;
+        let stop = self.closing.is_some()
+            || self.jobs() > jobs
+            || self.in_flight.available_permits() == 0
+            || self.handled.is_multiple_of(AT_ONCE);
         if stop { Flow::Break(()) } else { Flow::Continue(()) }
+    }
+
+    /// Ends all subscriptions, some at a time.
+    async fn leave(&mut self) {
+        while self.subs.len() > AT_ONCE {
+            self.subs.truncate(self.subs.len() - AT_ONCE);
+            tokio::task::yield_now().await;
+        }
+        self.subs.clear();
     }
 
     fn incoming(&mut self, incoming: Incoming<'_>) {
