@@ -558,6 +558,28 @@ async fn what_accepting_fails_of_is_counted_and_who_comes_from_elsewhere_to_dev_
 }
 
 #[tokio::test]
+async fn of_those_for_whom_there_is_no_room_so_many_are_told_at_a_time_and_the_others_counted() {
+    let mut config = ServerConfig::default();
+    config.admission.connections = Some(0);
+    let (node, ..) = welcomed(&config, 0).await;
+    let door = Door {
+        refusals: Arc::new(Semaphore::new(2)),
+        ..door(&node, &config)
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut crowd = Vec::new();
+    for n in 1..=4_u64 {
+        let (came, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let (socket, addr) = accepted.unwrap();
+        door.enter(socket, addr);
+        crowd.push(came.unwrap());
+        let metrics = &node.metrics;
+        assert_eq!(metrics.untold.get(), n.saturating_sub(2));
+        assert_eq!(metrics.refused.with_label_values(&["connections"]).get(), n);
+    }
+}
+
+#[tokio::test]
 async fn of_a_crowd_one_is_let_in_at_a_time_so_that_who_is_in_has_its_turn() {
     let config = ServerConfig::default();
     let (node, ..) = welcomed(&config, 0).await;
