@@ -85,6 +85,8 @@ pub struct Ws {
     rest: Box<[u8]>,
     /// What was behind a message after which reading stopped, from there.
     paused: Option<Box<Filled>>,
+    /// The last read brought as much as one may.
+    was_full: bool,
 }
 
 /// What was read.
@@ -112,7 +114,13 @@ impl Ws {
                     end: leftover.len(),
                 })
             }),
+            was_full: false,
         }
+    }
+
+    /// Whether more has come, or probably has, than was taken.
+    pub fn has_more(&self) -> bool {
+        self.paused.is_some() || self.was_full
     }
 
     /// Reads what is there. `Err`: the socket has failed; nothing read: it is at its end. What comes back has to go to
@@ -137,6 +145,7 @@ impl Ws {
         match polled {
             Poll::Ready(Ok(())) => {
                 self.rest = Box::default();
+                self.was_full = read == SCRATCH;
                 let end = if read == 0 { 0 } else { from + read };
                 Poll::Ready(Ok(Filled { buffer, from: 0, end }))
             }

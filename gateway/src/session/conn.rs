@@ -25,7 +25,7 @@ use std::task::{Context, Poll, ready};
 use tidegate_protocol::form::Form;
 use tidegate_protocol::msgpack::DecodeError;
 use tidegate_protocol::{ClientMessage, Code, DocPath, Position, ResumeFrom, ServerMessage, SpaceId, deflate};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::coop;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Error as WsError;
@@ -70,16 +70,25 @@ pub struct Conn {
 /// Held by whose turn it is to read from the store for a connection; see `Conn::turn`.
 pub(super) type Reading = Arc<tokio::sync::Mutex<()>>;
 
+/// A connection's turn to read from the store.
+pub(super) struct Turn<'a> {
+    _own: tokio::sync::MutexGuard<'a, ()>,
+    _one: Option<SemaphorePermit<'a>>,
+}
+
 impl Conn {
     /// Waits for the connection's turn to read from the store for a catch-up or a `get`. It is held until
     /// what was read is in the outbox: one read at a time for a connection, begun when the client has
     /// taken most of what it was sent, so that no number of them fills the outbox; then, for no longer
     /// than the store takes, one of so many on the node, so that a client that takes nothing keeps nobody.
-    pub(super) async fn turn<'a>(&'a self, node: &'a Node, reading: &'a Reading) -> impl Send + use<'a> {
-        let own = reading.lock().await;
+    pub(super) async fn turn<'a>(&'a self, node: &'a Node, reading: &'a Reading) -> Turn<'a> {
+        let _own = reading.lock().await;
         self.outbox.below(self.outbox.soft()).await;
-        // It is never closed.
-        (own, node.catch_ups.acquire().await)
+        Turn {
+            _own,
+            // It is never closed.
+            _one: node.catch_ups.acquire().await.ok(),
+        }
     }
 
     /// Has it look at its deadlines, at what is behind and at what was cut.
@@ -142,6 +151,9 @@ struct Sub {
 /// For each of these that a mutation has, it counts once more as in flight.
 const IN_FLIGHT_BYTES: u32 = 4 << 10;
 
+/// Messages that are handled, and subscriptions that are ended, before other connections have their turn.
+const AT_ONCE: usize = 32;
+
 type Job = BoxFuture<'static, (u64, u64, Result<Lease, Aborted>)>;
 
 /// What a connection has under way beside its messages.
@@ -165,6 +177,8 @@ struct Shell {
     generation: u64,
     /// Bytes of the message that is being handled.
     read: u32,
+    /// How many have been.
+    handled: usize,
     /// A permit for each that may be in flight; from the first on.
     in_flight: Option<Arc<Semaphore>>,
     /// Until it has been welcomed: its place is needed.
@@ -260,6 +274,7 @@ pub fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) -> impl Futur
         jobs: None,
         generation: 0,
         read: 0,
+        handled: 0,
         evicted: guest.map(|guest| async move { guest.evicted().await }.boxed()),
         leaving: false,
         answered: None,
@@ -272,9 +287,15 @@ pub fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) -> impl Futur
         let (shell, ws) = (&mut all.0, &mut all.1);
         let reason = poll_fn(|cx| shell.poll_converse(cx, ws)).await;
         shell.held.2.ended(reason);
-        // Nothing that was under way holds up others while this one says goodbye.
+        // Nothing that was under way holds up others while this one waits, and says goodbye.
         shell.jobs = None;
-        shell.subs.clear();
+        // Many may be gone at once, as when a network fails: what that takes is spread.
+        if shell.closing.is_none()
+            && let Some(place) = &shell.held.0
+        {
+            Box::pin(place.leave()).await;
+        }
+        shell.leave().await;
         Box::pin(shell.farewell(ws)).await;
         let (session, peer, form) = (shell.session.name(), &shell.peer, shell.conn.form.subprotocol());
         let user = shell.session.user().unwrap_or("-");
@@ -353,6 +374,11 @@ impl Shell {
         budget.made_progress();
         let conn = self.conn.clone();
         Poll::Ready(match ws.take(filled, &conn.outbox, |incoming| self.frame(incoming)) {
+            Ok(()) if ws.has_more() && self.closing.is_none() => {
+                // There is more than has been looked at: who sends much waits for all others.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             Ok(()) => None,
             Err(Ended::Closed) => Some("client"),
             Err(Ended::Lost) => Some("lost"),
@@ -425,13 +451,26 @@ impl Shell {
     }
 
     /// Says whether to go on reading: not while what a message began has not had its turn, so that a flood of them piles
-    /// nothing up.
+    /// nothing up; and not beyond so many of them, so that it delays nobody.
     fn frame(&mut self, incoming: Incoming<'_>) -> Flow {
         let jobs = self.jobs();
         self.read = u32::try_from(incoming.len()).unwrap_or(u32::MAX);
         self.incoming(incoming);
-        let stop = self.closing.is_some() || self.jobs() > jobs || !self.has_room();
+        self.handled = self.handled.wrapping_add(1);
+        let stop = self.closing.is_some()
+            || self.jobs() > jobs
+            || !self.has_room()
+            || self.handled.is_multiple_of(AT_ONCE);
         if stop { Flow::Break(()) } else { Flow::Continue(()) }
+    }
+
+    /// Ends all subscriptions, some at a time.
+    async fn leave(&mut self) {
+        while self.subs.len() > AT_ONCE {
+            self.subs.truncate(self.subs.len() - AT_ONCE);
+            tokio::task::yield_now().await;
+        }
+        self.subs.clear();
     }
 
     fn incoming(&mut self, incoming: Incoming<'_>) {
