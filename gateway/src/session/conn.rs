@@ -457,10 +457,8 @@ impl Shell {
         self.read = u32::try_from(incoming.len()).unwrap_or(u32::MAX);
         self.incoming(incoming);
         self.handled = self.handled.wrapping_add(1);
-        let stop = self.closing.is_some()
-            || self.jobs() > jobs
-            || !self.has_room()
-            || self.handled.is_multiple_of(AT_ONCE);
+        let stop =
+            self.closing.is_some() || self.jobs() > jobs || !self.has_room() || self.handled.is_multiple_of(AT_ONCE);
         if stop { Flow::Break(()) } else { Flow::Continue(()) }
     }
 
