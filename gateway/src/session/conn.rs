@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
@@ -375,9 +376,9 @@ impl Shell {
         let conn = self.conn.clone();
         Poll::Ready(match ws.take(filled, &conn.outbox, |incoming| self.frame(incoming)) {
             Ok(()) if ws.has_more() && self.closing.is_none() => {
-                // There is more than has been looked at: who sends much waits for all others.
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+                // There is more than has been looked at: who sends much waits for all others. This has it woken after
+                // everybody's turn; a wake of its own would come before.
+                return pin!(tokio::task::yield_now()).poll(cx).map(|()| None);
             }
             Ok(()) => None,
             Err(Ended::Closed) => Some("client"),
