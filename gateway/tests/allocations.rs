@@ -297,7 +297,7 @@ async fn an_idle_connection_takes_little() {
     println!("an idle connection: {held} bytes in {blocks} pieces, of them its future {future}");
     assert_eq!(node.metrics.subscriptions.get(), 2 * COUNT as i64);
     // Without what the runtime keeps of a socket; with what this test keeps of its client.
-    assert!(held <= 1_800 && future <= 400, "{held} {future}");
+    assert!(held <= 1_900 && future <= 440, "{held} {future}");
     sessions.abort_all();
 }
 
