@@ -43,6 +43,7 @@ OPERATE = ["-p", "tidegate", "--test", "operate"]
 FAULTS = ["-p", "tidegate", "--test", "faults"]
 STREAM = "client/src/sync/space/stream.rs"
 OUTBOX = "gateway/src/outbox.rs"
+QUEUE = "gateway/src/outbox/queue.rs"
 SCENARIOS = ["-p", "tidegate-client", "--test", "scenarios"]
 
 DEFLATE = "protocol/src/deflate.rs"
@@ -150,14 +151,14 @@ RULES = {
         "the_machine_does_what_every_scenario_says",
     ),
     "the stream that has most waiting is cut": (
-        OUTBOX,
+        QUEUE,
         "max_by_key(|(stream, size)| (*size, *stream == own))?",
         "max_by_key(|(stream, _)| *stream == own)?",
         LIB,
         "outbox::tests::the_stream_of_which_most_waits_is_cut_and_the_others_are_not",
     ),
     "what is on its way is not cut": (
-        OUTBOX,
+        QUEUE,
         "let mut untouched = usize::from(self.torn);",
         "let mut untouched = 0_usize;",
         LIB,
@@ -191,10 +192,31 @@ RULES = {
         E2E,
         "metrics::every_metric_moves",
     ),
-    "frames that are dropped are counted by why": (
+    "an outbox in which nothing waits holds no queue": (
+        QUEUE,
+        "self.queue.take_if(|queue| queue.is_idle())",
+        "self.queue.take_if(|_| false)",
+        LIB,
+        "outbox::tests::what_waits_takes_memory_and_what_does_not_takes_none",
+    ),
+    "the runtime is told that a socket would block": (
         OUTBOX,
-        "dropped.count(why, frames - self.queue.len(), bytes - self.bytes);",
-        "let _ = why; dropped.count(Drops::Cut, frames - self.queue.len(), bytes - self.bytes);",
+        "Err(Errno::AGAIN) => Self::try_write_vectored(self, bufs),",
+        "Err(Errno::AGAIN) => Err(Errno::AGAIN.into()),",
+        LIB,
+        "outbox::tests::a_socket_that_would_block_is_not_asked_again_and_again",
+    ),
+    "what an idle connection takes is bounded": (
+        "gateway/src/session/conn.rs",
+        "                sub.what.from = None;\n",
+        "                sub.what.from = None;\n                std::mem::forget(vec![0_u8; 512]);\n",
+        ["-p", "tidegate", "--test", "allocations"],
+        "a_delivery_and_an_idle_ping_allocate_nothing",
+    ),
+    "frames that are dropped are counted by why": (
+        QUEUE,
+        "dropped.count(why, frames - self.frames.len(), bytes - self.bytes);",
+        "let _ = why; dropped.count(Drops::Cut, frames - self.frames.len(), bytes - self.bytes);",
         LIB,
         "outbox::tests::the_smallest_frames_fill_the_bound_by_what_they_take_in_memory",
     ),
@@ -282,6 +304,83 @@ RULES = {
         E2E,
         "admission::who_takes_its_time_before_hello_makes_room_for_who_does_not",
     ),
+    "who comes waits while all guests are young": (
+        "gateway/src/server/mod.rs",
+        "            self.admission.room().await;\n",
+        "",
+        E2E,
+        "admission::a_crowd_is_let_in_as_places_come_free_and_nobody_is_refused_or_cut_off",
+    ),
+    "who waits is told when a guest is welcomed": (
+        "gateway/src/admission.rs",
+        "        self.admission.fewer.notify_one();\n",
+        "",
+        LIB,
+        "admission::tests::the_oldest_guest_makes_room_once_it_has_had_its_time_and_nobody_is_let_in_before",
+    ),
+    "where there is no room at all nobody waits": (
+        "gateway/src/admission.rs",
+        "        if self.connections.load(Ordering::Relaxed) >= self.most {\n            return None;\n        }\n",
+        "",
+        LIB,
+        "admission::tests::where_there_are_as_many_connections_as_may_be_who_comes_does_not_wait_for_guests",
+    ),
+    "a crowd comes at a pace": (
+        "gateway/src/admission.rs",
+        "        self.coming.pass().await;\n",
+        "",
+        LIB,
+        "admission::tests::a_crowd_comes_and_goes_at_a_pace_and_a_few_do_not_wait",
+    ),
+    "after who is let in others have their turn": (
+        "gateway/src/server/mod.rs",
+        "                    self.enter(socket, addr);\n                    tokio::task::yield_now().await;\n",
+        "                    self.enter(socket, addr);\n",
+        LIB,
+        "server::tests::of_a_crowd_one_is_let_in_at_a_time_so_that_who_is_in_has_its_turn",
+    ),
+    "a flood of messages is handled some at a time": (
+        "gateway/src/session/conn.rs",
+        "            || self.handled.is_multiple_of(AT_ONCE);\n",
+        "            || false;\n",
+        LIB,
+        "server::tests::what_one_connection_sends_at_once_is_handled_some_at_a_time_so_that_others_have_their_turn",
+    ),
+    "between messages of a flood others have their turn": (
+        "gateway/src/session/conn.rs",
+        "Ok(()) if ws.has_more() && self.closing.is_none() => {",
+        "Ok(()) if ws.has_more() && self.closing.is_some() => {",
+        LIB,
+        "server::tests::what_one_connection_sends_at_once_is_handled_some_at_a_time_so_that_others_have_their_turn",
+    ),
+    "a connection ends its subscriptions some at a time": (
+        "gateway/src/session/conn.rs",
+        "        while self.subs.len() > AT_ONCE {\n",
+        "        while self.subs.len() > usize::MAX - AT_ONCE {\n",
+        LIB,
+        "server::tests::what_one_connection_sends_at_once_is_handled_some_at_a_time_so_that_others_have_their_turn",
+    ),
+    "a connection follows spaces one after another": (
+        "gateway/src/session/catchup.rs",
+        "        let turn = self.conn.turn(&self.node, &self.reading).await;\n        let lease = self.node.hub.lease(&self.what.space).await?;\n",
+        "        let lease = self.node.hub.lease(&self.what.space).await?;\n        let turn = self.conn.turn(&self.node, &self.reading).await;\n",
+        LIB,
+        "server::tests::of_many_spaces_that_one_connection_subscribes_to_one_is_read_at_a_time",
+    ),
+    "a client comes back no earlier than it was told to": (
+        "client/src/sync/connection/session.rs",
+        "                self.wait_backoff(now, at_least, failure.message);\n",
+        "                self.wait_backoff(now, at_least.min(0), failure.message);\n",
+        SCENARIOS,
+        "the_machine_does_what_every_scenario_says",
+    ),
+    "a client reads when it is to come back": (
+        "client/src/link.rs",
+        "                        retry_ms: retry_after(answer.headers()),\n",
+        "",
+        ["-p", "tidegate-client", "--test", "app"],
+        "who_is_refused_comes_back_no_earlier_than_it_was_told_to",
+    ),
     "the node's bound on what waits": (
         OUTBOX,
         "if self.budget.is_spent() { 0 } else { self.bounds.soft }",
@@ -326,9 +425,8 @@ RULES = {
     ),
     "a delivery allocates nothing": (
         "gateway/src/hub/deliver.rs",
-        "let handed = to.hand_at_once(member.stream, &self.slices[..self.count], frames)?;",
-        "let frames: Vec<_> = frames.collect();\n        "
-        "let handed = to.hand_at_once(member.stream, &self.slices[..self.count], frames.into_iter())?;",
+        "        let to = &member.outbox;\n",
+        "        drop(frames().collect::<Vec<_>>());\n        let to = &member.outbox;\n",
         ["-p", "tidegate", "--test", "allocations"],
         "a_delivery_and_an_idle_ping_allocate_nothing",
     ),
@@ -657,8 +755,8 @@ RULES = {
     ),
     "one subscription's news for another": (
         "gateway/src/session/conn.rs",
-        "        self.conn.behind.lock().remove(&id);\n",
-        "",
+        "            behind.remove(&id);\n",
+        "            let _ = behind;\n",
         LIB,
         "server::tests::what_the_hub_said_of_a_subscription_is_not_taken_for_the_one_that_replaces_it",
     ),
@@ -856,7 +954,7 @@ RULES = {
         "records::cell_parts(&record).filter(|_| !is_packed);",
         "records::cell_parts(&record).filter(|_| !is_packed || true);",
         LIB,
-        "store::embedded::tests::damage::damaged_records_are_told_by_table_and_key",
+        "store::embedded::tests::damage::a_cell_beside_a_packed_document_is_told_by_a_walk",
     ),
     "check looks at the order in a record": (
         "gateway/src/store/embedded/check/docs.rs",

@@ -13,7 +13,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::http::header::RETRY_AFTER;
+use tokio_tungstenite::tungstenite::http::{HeaderMap, HeaderValue, Response};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
@@ -64,6 +65,7 @@ impl Link {
             Err(_) => Err(ConnectFailure {
                 code: None,
                 message: format!("{url}: no connection within 10 s"),
+                retry_ms: 0,
             }),
         }
     }
@@ -72,6 +74,7 @@ impl Link {
         let failure = |code, why: String| ConnectFailure {
             code,
             message: format!("{url}: {why}"),
+            retry_ms: 0,
         };
         let stream = connector.connect(url).await.map_err(|e| {
             let code = (e.kind() == std::io::ErrorKind::Unsupported).then_some(Code::Unsupported);
@@ -90,7 +93,16 @@ impl Link {
             .max_frame_size(Some(MESSAGE_BYTES_MAX));
         let (socket, _) = tokio_tungstenite::client_async_with_config(request, stream, Some(config))
             .await
-            .map_err(|e| refused(e).map_or_else(|e| failure(None, e), |(code, why)| failure(Some(code), why)))?;
+            .map_err(|error| match error {
+                Error::Http(answer) => {
+                    let (code, why) = refused(&answer);
+                    ConnectFailure {
+                        retry_ms: retry_after(answer.headers()),
+                        ..failure(code, why)
+                    }
+                }
+                error => failure(None, error.to_string()),
+            })?;
         let (sink, reader) = socket.split();
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let mut writer = JoinSet::new();
@@ -176,33 +188,33 @@ fn decode(message: &[u8]) -> Result<ServerMessage, Invalid> {
     msgpack::decode_server(&deflate::expand(message, MESSAGE_BYTES_MAX)?)
 }
 
-/// The gateway's refusal, or the network's words.
-fn refused(error: Error) -> Result<(Code, String), String> {
-    let Error::Http(response) = error else {
-        return Err(error.to_string());
-    };
-    let status = response.status();
-    let body = response
+/// The gateway's refusal, or the network's: then without a code.
+fn refused(answer: &Response<Option<Vec<u8>>>) -> (Option<Code>, String) {
+    let status = answer.status();
+    let body = answer
         .body()
         .as_deref()
         .map(String::from_utf8_lossy)
         .unwrap_or_default();
     let body: String = body.chars().take(200).collect();
-    match response
-        .headers()
-        .get(ERROR_HEADER)
-        .and_then(|name| Code::from_name(name.to_str().ok()?))
-    {
-        Some(code) => Ok((
-            code,
-            if body.is_empty() {
-                code.row().meaning.to_owned()
-            } else {
-                body
-            },
-        )),
-        None => Err(format!("HTTP {status} from something that is not a Tidegate gateway")),
+    let name = answer.headers().get(ERROR_HEADER).and_then(|name| name.to_str().ok());
+    match name.and_then(Code::from_name) {
+        Some(code) if body.is_empty() => (Some(code), code.row().meaning.to_owned()),
+        Some(code) => (Some(code), body),
+        None => (
+            None,
+            format!("HTTP {status} from something that is not a Tidegate gateway"),
+        ),
     }
+}
+
+/// What `Retry-After` asks to wait, ms: its seconds (RFC 9110 §10.2.3). A date goes by a clock that may be another than
+/// this machine's; it counts as none.
+fn retry_after(headers: &HeaderMap) -> u64 {
+    let seconds = headers
+        .get(RETRY_AFTER)
+        .and_then(|value| value.to_str().ok()?.trim().parse::<u64>().ok());
+    seconds.unwrap_or_default().saturating_mul(1_000)
 }
 
 /// Writes messages, as many as wait in one go. Ends with the first error or when nobody hands over more.

@@ -616,6 +616,33 @@ async fn the_last_handle_takes_the_connection_with_it() {
     .await;
 }
 
+#[tokio::test]
+async fn who_is_refused_comes_back_no_earlier_than_it_was_told_to() {
+    // A gateway that is full, a proxy before one, a date, and something that does not say.
+    let answers = [
+        ("Tidegate-Error: overloaded\r\nRetry-After: 7\r\n", 7_000..=10_500),
+        ("Retry-After: 30\r\n", 30_000..=45_000),
+        ("Retry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\n", 500..=1_500),
+        ("", 500..=1_500),
+    ];
+    for (headers, wanted) in answers {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let options = Options::new(&format!("ws://{}", listener.local_addr().unwrap())).unwrap();
+        let client = Client::connect(options);
+        let (mut socket, _) = soon(listener.accept()).await.unwrap();
+        assert!(socket.read(&mut [0; 4096]).await.unwrap() > 0);
+        let answer = format!("HTTP/1.1 503 Service Unavailable\r\n{headers}Content-Length: 0\r\n\r\n");
+        socket.write_all(answer.as_bytes()).await.unwrap();
+        let mut state = client.state();
+        let refused = |state: &ConnectionState| matches!(state, ConnectionState::Offline { why: Some(_), .. });
+        let state = soon(state.wait_for(refused)).await.unwrap().clone();
+        let ConnectionState::Offline { retry_ms, .. } = state else {
+            panic!("{state:?}")
+        };
+        assert!(wanted.contains(&retry_ms), "{headers:?}: {retry_ms}");
+    }
+}
+
 #[test]
 fn tls_is_refused_in_words_until_it_comes() {
     let error = Options::new("https://gateway.example").err().unwrap().to_string();

@@ -209,6 +209,7 @@ fn a_client_that_was_closed_or_has_stopped_stays_so_whatever_its_socket_reports(
         let failure = ConnectFailure {
             code: None,
             message: "lost".into(),
+            retry_ms: 0,
         };
         machine.connect_failed(at(0), failure);
         assert!(machine.stopped().is_some(), "close: {close}");

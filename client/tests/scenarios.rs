@@ -83,7 +83,15 @@ impl Run {
     fn step(&mut self, step: &Map<String, Json>) {
         // The other keys of a step are details.
         let details = [
-            "filter", "ops", "as", "policy", "upsert", "coalesce", "refused", "works",
+            "filter",
+            "ops",
+            "as",
+            "policy",
+            "upsert",
+            "coalesce",
+            "refused",
+            "works",
+            "retry_after",
         ];
         let (what, with) = step.iter().find(|(key, _)| !details.contains(&key.as_str())).unwrap();
         let now = self.now();
@@ -124,6 +132,9 @@ impl Run {
                             .as_str()
                             .map(|name| tidegate_client::protocol::Code::from_name(name).unwrap()),
                         message: "refused".to_owned(),
+                        retry_ms: step
+                            .get("retry_after")
+                            .map_or(0, |seconds| seconds.as_u64().unwrap() * 1_000),
                     },
                 );
             }

@@ -183,14 +183,14 @@ impl Transport for Sink {
 
 struct Peer {
     id: u64,
-    outbox: Box<Outbox>,
+    outbox: Arc<Outbox>,
 }
 
 impl Subscriber for Peer {
     fn id(&self) -> u64 {
         self.id
     }
-    fn outbox(&self) -> &Outbox {
+    fn outbox(&self) -> &Arc<Outbox> {
         &self.outbox
     }
     fn behind(&self, _: u64, _: Position) {
@@ -216,7 +216,7 @@ fn followed(runtime: &Runtime, count: u64) -> (Arc<Hub>, Vec<Lease>, Vec<Arc<Pee
     let mut leases = Vec::new();
     let peers: Vec<_> = (0..count)
         .map(|id| {
-            let outbox = Box::new(Outbox::new(
+            let outbox = Arc::new(Outbox::new(
                 Sink(Mutex::new([0; 1024])),
                 Bounds {
                     soft: 1 << 20,

@@ -3,22 +3,30 @@
 //!
 //! The fan-out pushes prebuilt frames and writes them itself in one vectored call; no task is woken
 //! for a socket that takes the bytes, and nothing is allocated. Only when the socket would block, or what
-//! is said can wait (`later`), does the connection's own task (`run_writer`) carry the rest on, in as few calls as it
+//! is said can wait (`later`), does the connection's own task (`poll_writer`) carry the rest on, in as few calls as it
 //! takes. Frames leave in the order in which they were pushed, whole.
 //!
 //! A frame may belong to a *stream*: what a live subscription is brought. Where a socket takes too little,
 //! the stream that has most waiting is cut: its frames are dropped, and its subscription catches up from
 //! before the first of them once the rest has gone out. So a slow reader gets less, and converges.
 
+mod queue;
+
+#[cfg(test)]
+mod tests;
+
 use crate::metrics::{Dropped, Drops};
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
 use prometheus::{IntCounter, IntGauge};
-use std::cell::Cell;
-use std::collections::{BTreeMap, VecDeque};
+use queue::{Queued, State};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tidegate_protocol::Position;
 use tokio::io::ReadBuf;
@@ -41,7 +49,7 @@ pub trait Transport: Send + Sync + 'static {
 impl Transport for TcpStream {
     fn poll_read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
-            std::task::ready!(self.poll_read_ready(cx))?;
+            ready!(self.poll_read_ready(cx))?;
             match self.try_read(buf.initialize_unfilled()) {
                 Ok(n) => {
                     buf.advance(n);
@@ -54,7 +62,15 @@ impl Transport for TcpStream {
     }
 
     fn try_write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        Self::try_write_vectored(self, bufs)
+        let written = match bufs {
+            [one] => rustix::net::send(self, one, SendFlags::empty()),
+            _ => rustix::io::writev(self, bufs),
+        };
+        match written {
+            // The runtime has to know, or it would not say when that changes; so by its own way again.
+            Err(Errno::AGAIN) => Self::try_write_vectored(self, bufs),
+            written => Ok(written?),
+        }
     }
 
     fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -73,19 +89,7 @@ pub const SLICES: usize = 64;
 /// Most often there are no more, and a shorter list is sooner made.
 const FEW: usize = 4;
 
-/// What a queued frame takes beside its bytes: its place in the queue and its allocation. Without it a
-/// peer that reads nothing could have pongs of 2 bytes fill the memory before they fill the bound.
-const FRAME: usize = 96;
-
-/// A thread keeps no queue longer than this.
-const KEPT: usize = 1_024;
-
-thread_local! {
-    /// The queue of whoever is writing: an outbox in which nothing waits has none of its own.
-    static QUEUE: Cell<VecDeque<Queued>> = const { Cell::new(VecDeque::new()) };
-}
-
-/// Bytes that may wait, [`FRAME`] more for each frame.
+/// Bytes that may wait, and what each frame takes beside them.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Over it, where the socket would block, streams are cut: the largest first, until it is kept.
@@ -98,7 +102,7 @@ pub struct Bounds {
 pub struct Budget {
     /// Bytes that may wait on the node, over which no live stream has any waiting where the socket would block.
     pub limit: usize,
-    /// Bytes that wait, [`FRAME`] more for each frame.
+    /// Bytes that wait, and what each frame takes beside them.
     pub queued: IntGauge,
     /// Calls that wrote to a socket.
     pub sends: IntCounter,
@@ -137,45 +141,15 @@ pub type Stream = u64;
 /// Of a frame that is of none, and so is never cut.
 pub const NONE: Stream = 0;
 
-/// The queue.
+/// The way out. What a delivery touches stands together: the state, and the socket behind it.
+#[repr(C)]
 pub struct Outbox<T: Transport + ?Sized = dyn Transport> {
     bounds: Bounds,
     budget: Arc<Budget>,
+    /// The connection's own task: the socket would block, or the state changed to one it must act on.
+    task: AtomicWaker,
     state: Mutex<State>,
-    /// Wakes the writer: the socket would block, or the state changed to one it must act on.
-    writer: Notify,
-    /// Wakes those who wait for room.
-    room: Notify,
     transport: T,
-}
-
-struct Queued {
-    frame: Bytes,
-    stream: Stream,
-    /// Where the stream's client stands without it.
-    before: Position,
-}
-
-#[derive(Default)]
-struct State {
-    queue: VecDeque<Queued>,
-    /// Bytes in `queue`.
-    bytes: usize,
-    /// Streams that were cut and have not been closed since, each with where its client will stand.
-    cuts: Vec<(Stream, Position)>,
-    /// While the socket would block: when it last took something.
-    moved: Option<Instant>,
-    /// The first frame of `queue` has partly been written.
-    torn: bool,
-    /// The socket would block: only the writer writes now.
-    blocked: bool,
-    /// Something waits that the writer is to write when it gets there.
-    due: bool,
-    /// How many wait for room.
-    waiting: usize,
-    /// What of the budget is taken up.
-    charged: usize,
-    end: Option<End>,
 }
 
 /// Why nothing more can be pushed.
@@ -195,9 +169,8 @@ impl<T: Transport> Outbox<T> {
         Self {
             bounds,
             budget,
+            task: AtomicWaker::new(),
             state: Mutex::default(),
-            writer: Notify::new(),
-            room: Notify::new(),
             transport,
         }
     }
@@ -215,9 +188,9 @@ impl<T: Transport + ?Sized> Outbox<T> {
         if state.end.is_some() {
             return frames.into_iter().for_each(|frame| self.too_late(frame.len()));
         }
-        state.borrow_queue();
+        let queue = state.queue();
         for frame in frames {
-            state.put(frame, NONE, Position::START);
+            queue.put(frame, NONE, Position::START);
         }
         self.go(&mut state);
         self.settle(&mut state);
@@ -229,20 +202,18 @@ impl<T: Transport + ?Sized> Outbox<T> {
         if state.end.is_some() {
             return self.too_late(frame.len());
         }
-        let mut rest = frame;
-        if state.queue.is_empty() {
+        let mut written = 0;
+        if state.is_empty() {
             self.budget.sends.inc();
-            match self.transport.try_write_vectored(&[IoSlice::new(frame)]) {
-                Ok(written) if written == frame.len() => return,
-                Ok(written) => {
-                    rest = &frame[written..];
-                    state.torn = written > 0;
-                }
-                // The next call meets it, too.
-                Err(_) => {}
+            // What fails here fails again with the next call.
+            written = self.transport.try_write_vectored(&[IoSlice::new(frame)]).unwrap_or(0);
+            if written == frame.len() {
+                return;
             }
         }
-        state.put(Bytes::copy_from_slice(rest), NONE, Position::START);
+        let queue = state.queue();
+        queue.torn |= written > 0;
+        queue.put(Bytes::copy_from_slice(&frame[written..]), NONE, Position::START);
         self.go(&mut state);
         self.settle(&mut state);
     }
@@ -253,7 +224,7 @@ impl<T: Transport + ?Sized> Outbox<T> {
         if state.end.is_some() {
             return self.too_late(frame.len());
         }
-        state.put(frame, NONE, Position::START);
+        state.queue().put(frame, NONE, Position::START);
         self.defer(&mut state);
         self.settle(&mut state);
     }
@@ -266,9 +237,9 @@ impl<T: Transport + ?Sized> Outbox<T> {
     /// Begins to hand a stream what comes next, in one write; see [`Handing`].
     pub fn hand(&self, stream: Stream) -> Handing<'_, T> {
         let mut state = self.state.lock();
-        let cut = state.cuts.iter().position(|(cut, _)| *cut == stream);
-        let cut = cut.map(|index| state.cuts.swap_remove(index).1);
-        state.borrow_queue();
+        let cuts = &mut state.queue().cuts;
+        let cut = cuts.iter().position(|(cut, _)| *cut == stream);
+        let cut = cut.map(|index| cuts.swap_remove(index).1);
         Handing {
             outbox: self,
             state,
@@ -278,40 +249,51 @@ impl<T: Transport + ?Sized> Outbox<T> {
     }
 
     /// Hands a stream frames that all follow each other, straight from where they are, if nothing waits before them; each
-    /// with where its client stands without it. `slices` are the same frames. `None`: by `hand`.
-    pub fn hand_at_once<'f>(
+    /// with where its client stands without it. `slices` are the same frames, `bytes` in all. `None`: by `hand`. The call is
+    /// counted by who makes it.
+    #[inline]
+    pub fn hand_at_once<'f, Frames: Iterator<Item = (Position, &'f Bytes)>>(
         &self,
         stream: Stream,
         slices: &[IoSlice<'_>],
-        frames: impl Iterator<Item = (Position, &'f Bytes)>,
+        bytes: usize,
+        frames: impl FnOnce() -> Frames,
     ) -> Option<Handed> {
-        let mut state = self.state.lock();
-        if state.end.is_some() || !state.queue.is_empty() || !state.cuts.is_empty() {
+        let state = self.state.lock();
+        if state.end.is_some() || state.queue.is_some() {
             return None;
         }
-        self.budget.sends.inc();
         // What fails here fails again there.
-        let mut left = self
+        let sent = self
             .transport
             .try_write_vectored(slices)
             .ok()
             .filter(|sent| *sent > 0)?;
+        if sent == bytes {
+            return Some(Handed::default());
+        }
+        Some(self.keep_rest(state, stream, sent, frames()))
+    }
+
+    /// The socket has taken so many bytes of what a stream was handed.
+    #[cold]
+    fn keep_rest<'f>(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        stream: Stream,
+        sent: usize,
+        frames: impl Iterator<Item = (Position, &'f Bytes)>,
+    ) -> Handed {
+        let queue = state.queue();
+        let mut left = sent;
         for (before, frame) in frames {
             if left >= frame.len() {
                 left -= frame.len();
                 continue;
             }
-            if state.queue.is_empty() {
-                state.torn = left > 0;
-            }
-            state.put(frame.slice(left..), stream, before);
+            queue.torn |= left > 0;
+            queue.put(frame.slice(left..), stream, before);
             left = 0;
-        }
-        if state.queue.is_empty() {
-            return Some(Handed {
-                behind: None,
-                others: false,
-            });
         }
         let rest = Handing {
             outbox: self,
@@ -319,32 +301,32 @@ impl<T: Transport + ?Sized> Outbox<T> {
             stream,
             cut: None,
         };
-        Some(rest.done())
+        rest.done()
     }
 
     /// Streams that were cut for another's sake. They take nothing more; `close` them.
     pub fn cuts(&self) -> Vec<(Stream, Position)> {
-        self.state.lock().cuts.clone()
+        let state = self.state.lock();
+        state.queue.as_ref().map_or_else(Vec::new, |queue| queue.cuts.clone())
     }
 
     /// The stream is at its end: what waits of it goes out, and is cut no more.
     pub fn close(&self, stream: Stream) {
         let mut state = self.state.lock();
-        state.cuts.retain(|(cut, _)| *cut != stream);
-        for queued in state.queue.iter_mut().filter(|queued| queued.stream == stream) {
-            queued.stream = NONE;
-        }
+        let Some(queue) = &mut state.queue else { return };
+        queue.close(stream);
+        self.settle(&mut state);
     }
 
     /// For how long the socket has taken nothing of what waits for it.
     pub fn stalled(&self) -> Duration {
-        let moved = self.state.lock().moved;
+        let moved = self.state.lock().queue.as_ref().and_then(|queue| queue.moved);
         moved.map_or(Duration::ZERO, |moved| moved.elapsed())
     }
 
     /// Writes what has been queued, and ends if too much is left.
     fn go(&self, state: &mut State) {
-        if !state.blocked {
+        if !state.is_blocked() {
             self.write(state);
         }
         self.bound(state);
@@ -352,22 +334,25 @@ impl<T: Transport + ?Sized> Outbox<T> {
 
     /// Leaves what has been queued to the writer, and ends if it is too much.
     fn defer(&self, state: &mut State) {
-        if !state.blocked && !std::mem::replace(&mut state.due, true) {
-            self.writer.notify_waiters();
+        let queue = state.queue();
+        if !queue.blocked && !std::mem::replace(&mut queue.due, true) {
+            self.task.wake();
         }
         self.bound(state);
     }
 
     /// What is left waits: it is charged, and where nothing is, no queue is kept.
     fn settle(&self, state: &mut State) {
+        let Some(queue) = &mut state.queue else { return };
+        let takes = queue.takes();
+        self.budget.charge(std::mem::replace(&mut queue.charged, takes), takes);
         state.return_queue();
-        let takes = state.takes();
-        self.budget.charge(std::mem::replace(&mut state.charged, takes), takes);
     }
 
     fn bound(&self, state: &mut State) {
-        if state.takes() > self.bounds.hard {
-            state.drop_unsent(Drops::Overflow, &self.budget.dropped);
+        let Some(queue) = &mut state.queue else { return };
+        if queue.takes() > self.bounds.hard {
+            queue.drop_unsent(Drops::Overflow, &self.budget.dropped);
             self.end(state, End::Overflow);
         }
     }
@@ -378,13 +363,14 @@ impl<T: Transport + ?Sized> Outbox<T> {
         if matches!(state.end, Some(End::Broken | End::Finished)) {
             return;
         }
+        let queue = state.queue();
         if !keep_queued {
-            state.drop_unsent(Drops::Stalled, &self.budget.dropped);
+            queue.drop_unsent(Drops::Stalled, &self.budget.dropped);
         }
         for frame in last {
-            state.put(frame, NONE, Position::START);
+            queue.put(frame, NONE, Position::START);
         }
-        if !state.blocked {
+        if !queue.blocked {
             self.write(&mut state);
         }
         if state.end != Some(End::Broken) {
@@ -395,7 +381,7 @@ impl<T: Transport + ?Sized> Outbox<T> {
 
     /// Bytes waiting.
     pub fn queued(&self) -> usize {
-        self.state.lock().bytes
+        self.state.lock().bytes()
     }
 
     /// How much may wait: nothing while too much does on the node.
@@ -410,14 +396,14 @@ impl<T: Transport + ?Sized> Outbox<T> {
 
     /// Waits until at most `bytes` are queued, or the outbox has ended.
     pub async fn below(&self, bytes: usize) {
-        let enough = |state: &State| state.bytes <= bytes || state.end.is_some();
+        let enough = |state: &State| state.bytes() <= bytes || state.end.is_some();
         if enough(&self.state.lock()) {
             return;
         }
         // Only who waits is told: from before the look, so that a change between look and wait is not missed.
-        let _waiting = Waiting::new(self);
+        let waiting = Waiting::new(self);
         loop {
-            let woken = self.room.notified();
+            let woken = waiting.room.notified();
             tokio::pin!(woken);
             woken.as_mut().enable();
             if enough(&self.state.lock()) {
@@ -427,38 +413,37 @@ impl<T: Transport + ?Sized> Outbox<T> {
         }
     }
 
-    /// Carries on where the socket blocked. Returns when the outbox has ended: at once on overflow
-    /// or a broken socket, after the last byte when finished. Cancel-safe.
+    /// As `poll_writer`. Cancel-safe.
     pub async fn run_writer(&self) -> End {
+        std::future::poll_fn(|cx| self.poll_writer(cx)).await
+    }
+
+    /// Carries on where the socket blocked. Ready when the outbox has ended: at once on overflow or a broken socket, after
+    /// the last byte when finished. The task that polls it is the connection's own, and is woken by `wake`, too.
+    pub fn poll_writer(&self, cx: &mut Context<'_>) -> Poll<End> {
+        self.task.register(cx.waker());
         loop {
-            let woken = self.writer.notified();
-            tokio::pin!(woken);
-            woken.as_mut().enable();
             let blocked = {
                 let mut state = self.state.lock();
                 match state.end {
-                    Some(End::Finished) if !state.queue.is_empty() => {}
-                    Some(end) => return end,
+                    Some(End::Finished) if !state.is_empty() => {}
+                    Some(end) => return Poll::Ready(end),
                     None => {}
                 }
-                if state.due && !state.blocked {
+                let Some(queue) = &state.queue else {
+                    return Poll::Pending;
+                };
+                if queue.due && !queue.blocked {
                     self.write(&mut state);
                     self.settle(&mut state);
                     continue;
                 }
-                state.blocked
+                queue.blocked
             };
             if !blocked {
-                woken.await;
-                continue;
+                return Poll::Pending;
             }
-            let ready = std::future::poll_fn(|cx| self.transport.poll_write_ready(cx));
-            let result = tokio::select! {
-                biased;
-                result = ready => result,
-                // The state may have ended meanwhile.
-                () = woken => continue,
-            };
+            let result = ready!(self.transport.poll_write_ready(cx));
             let mut state = self.state.lock();
             match result {
                 Ok(()) => self.write(&mut state),
@@ -468,19 +453,25 @@ impl<T: Transport + ?Sized> Outbox<T> {
         }
     }
 
-    fn end(&self, state: &mut State, end: End) {
-        if end == End::Broken {
-            state.lose(Drops::Broken, &self.budget.dropped);
-        }
-        state.end = Some(end);
-        self.writer.notify_waiters();
-        self.tell_room(state);
+    /// The task that is to be woken; see `wake`. Before it looks at what it may be woken for.
+    pub fn register(&self, cx: &Context<'_>) {
+        self.task.register(cx.waker());
     }
 
-    fn tell_room(&self, state: &State) {
-        if state.waiting > 0 {
-            self.room.notify_waiters();
+    /// Wakes the connection's own task.
+    pub fn wake(&self) {
+        self.task.wake();
+    }
+
+    fn end(&self, state: &mut State, end: End) {
+        if let Some(queue) = &mut state.queue {
+            if end == End::Broken {
+                queue.lose(Drops::Broken, &self.budget.dropped);
+            }
+            queue.tell_room();
         }
+        state.end = Some(end);
+        self.task.wake();
     }
 
     fn write_some<const MOST: usize>(&self, queue: &VecDeque<Queued>) -> io::Result<usize> {
@@ -495,43 +486,42 @@ impl<T: Transport + ?Sized> Outbox<T> {
 
     /// Writes until the queue is empty or the socket would block.
     fn write(&self, state: &mut State) {
-        while !state.queue.is_empty() {
+        while let Some(queue) = state.queue.as_mut().filter(|queue| !queue.frames.is_empty()) {
             self.budget.sends.inc();
-            let result = match state.queue.len() {
-                1..=FEW => self.write_some::<FEW>(&state.queue),
-                _ => self.write_some::<SLICES>(&state.queue),
+            let result = match queue.frames.len() {
+                1..=FEW => self.write_some::<FEW>(&queue.frames),
+                _ => self.write_some::<SLICES>(&queue.frames),
             };
             match result {
                 Ok(0) => return self.end(state, End::Broken),
                 Ok(written) => {
-                    state.advance(written);
-                    if state.blocked {
-                        state.moved = Some(Instant::now());
+                    queue.advance(written);
+                    if queue.blocked {
+                        queue.moved = Some(Instant::now());
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    if !state.blocked {
-                        state.blocked = true;
+                    if !queue.blocked {
+                        queue.blocked = true;
                         // The thread's may be a long one.
-                        state.queue.shrink_to_fit();
-                        state.moved = Some(Instant::now());
-                        self.writer.notify_waiters();
+                        queue.frames.shrink_to_fit();
+                        queue.moved = Some(Instant::now());
+                        self.task.wake();
                     }
-                    self.tell_room(state);
-                    return;
+                    return queue.tell_room();
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return self.end(state, End::Broken),
             }
         }
-        state.due = false;
-        if state.blocked {
-            state.blocked = false;
-            state.moved = None;
+        if let Some(queue) = &mut state.queue {
+            queue.due = false;
+            queue.blocked = false;
+            queue.moved = None;
+            queue.tell_room();
         }
-        self.tell_room(state);
         if state.end == Some(End::Finished) {
-            self.writer.notify_waiters();
+            self.task.wake();
         }
     }
 }
@@ -546,7 +536,7 @@ pub struct Handing<'a, T: Transport + ?Sized = dyn Transport> {
 }
 
 /// What became of what was handed over.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Handed {
     /// The stream was cut: its client will stand there, and nothing more of it may be handed over.
     pub behind: Option<Position>,
@@ -560,7 +550,7 @@ impl<T: Transport + ?Sized> Handing<'_, T> {
         if self.state.end.is_some() {
             self.outbox.too_late(frame.len());
         } else if self.cut.is_none() {
-            self.state.put(frame, self.stream, before);
+            self.state.queue().put(frame, self.stream, before);
         } else {
             self.outbox.budget.dropped.count(Drops::Cut, 1, frame.len());
         }
@@ -571,7 +561,7 @@ impl<T: Transport + ?Sized> Handing<'_, T> {
         if self.state.end.is_some() {
             return self.outbox.too_late(frame.len());
         }
-        self.state.put(frame, NONE, Position::START);
+        self.state.queue().put(frame, NONE, Position::START);
     }
 
     /// Writes what the socket takes, and cuts streams while too much is left; not for the sake of what is of none.
@@ -595,18 +585,21 @@ impl<T: Transport + ?Sized> Handing<'_, T> {
         }
         go(self.outbox, state);
         // Nothing is left where the socket takes all.
-        let may_cut = self.stream != NONE && state.end.is_none() && state.blocked;
-        while may_cut && state.takes() > self.outbox.soft() {
-            let Some((stream, at)) = state.cut_largest(self.stream, &self.outbox.budget.dropped) else {
+        let may_cut = self.stream != NONE && state.end.is_none();
+        let Some(queue) = state.queue.as_mut().filter(|queue| may_cut && queue.blocked) else {
+            return handed;
+        };
+        while queue.takes() > self.outbox.soft() {
+            let Some((stream, at)) = queue.cut_largest(self.stream, &self.outbox.budget.dropped) else {
                 break;
             };
             if stream == self.stream {
                 handed.behind = Some(at);
             } else {
-                state.cuts.push((stream, at));
+                queue.cuts.push((stream, at));
                 handed.others = true;
             }
-            self.outbox.tell_room(state);
+            queue.tell_room();
         }
         handed
     }
@@ -620,116 +613,38 @@ impl<T: Transport + ?Sized> Drop for Handing<'_, T> {
 
 impl<T: Transport + ?Sized> Drop for Outbox<T> {
     fn drop(&mut self) {
-        let state = self.state.get_mut();
-        state.lose(Drops::Unflushed, &self.budget.dropped);
-        self.budget.charge(state.charged, 0);
+        if let Some(queue) = &mut self.state.get_mut().queue {
+            queue.lose(Drops::Unflushed, &self.budget.dropped);
+            self.budget.charge(queue.charged, 0);
+        }
     }
 }
 
 /// Counts who waits for room.
-struct Waiting<'a, T: Transport + ?Sized>(&'a Outbox<T>);
+struct Waiting<'a, T: Transport + ?Sized> {
+    outbox: &'a Outbox<T>,
+    room: Arc<Notify>,
+}
 
 impl<'a, T: Transport + ?Sized> Waiting<'a, T> {
     fn new(outbox: &'a Outbox<T>) -> Self {
-        outbox.state.lock().waiting += 1;
-        Self(outbox)
+        let mut state = outbox.state.lock();
+        let queue = state.queue();
+        queue.waiting += 1;
+        let room = queue.room.get_or_insert_default().clone();
+        Self { outbox, room }
     }
 }
 
 impl<T: Transport + ?Sized> Drop for Waiting<'_, T> {
     fn drop(&mut self) {
-        self.0.state.lock().waiting -= 1;
+        let mut state = self.outbox.state.lock();
+        // It is kept as long as somebody waits.
+        let queue = state.queue();
+        queue.waiting -= 1;
+        if queue.waiting == 0 {
+            queue.room = None;
+        }
+        self.outbox.settle(&mut state);
     }
 }
-
-impl State {
-    /// Takes the thread's queue, if it has none.
-    fn borrow_queue(&mut self) {
-        if self.queue.capacity() == 0 && !self.blocked {
-            self.queue = QUEUE.take();
-        }
-    }
-
-    /// Leaves a queue in which nothing waits to the thread.
-    fn return_queue(&mut self) {
-        if self.queue.is_empty() && self.queue.capacity() > 0 {
-            let queue = std::mem::take(&mut self.queue);
-            let kept = QUEUE.take();
-            let larger = (kept.capacity()..=KEPT).contains(&queue.capacity());
-            QUEUE.set(if larger { queue } else { kept });
-        }
-    }
-
-    fn put(&mut self, frame: Bytes, stream: Stream, before: Position) {
-        self.bytes += frame.len();
-        self.queue.push_back(Queued { frame, stream, before });
-    }
-
-    /// Bytes of memory, about.
-    fn takes(&self) -> usize {
-        self.bytes + FRAME * self.queue.len()
-    }
-
-    /// Frames of which nothing has been written.
-    fn whole(&self) -> impl Iterator<Item = &Queued> {
-        self.queue.iter().skip(usize::from(self.torn))
-    }
-
-    /// Drops the frames of the stream that has most waiting, `own` among equals; returns which, and where its client
-    /// stands then. `None`: no frame is of a stream.
-    fn cut_largest(&mut self, own: Stream, dropped: &Dropped) -> Option<(Stream, Position)> {
-        let mut sizes: BTreeMap<Stream, usize> = BTreeMap::new();
-        for queued in self.whole().filter(|queued| queued.stream != NONE) {
-            *sizes.entry(queued.stream).or_default() += queued.frame.len() + FRAME;
-        }
-        let (stream, _) = sizes.into_iter().max_by_key(|(stream, size)| (*size, *stream == own))?;
-        let before = self.whole().find(|queued| queued.stream == stream)?.before;
-        let mut untouched = usize::from(self.torn);
-        let before_cut = (self.queue.len(), self.bytes);
-        self.queue.retain(|queued| {
-            let keep = untouched > 0 || queued.stream != stream;
-            untouched = untouched.saturating_sub(1);
-            keep
-        });
-        self.queue.shrink_to_fit();
-        self.fewer(before_cut, Drops::Cut, dropped);
-        Some((stream, before))
-    }
-
-    fn advance(&mut self, mut written: usize) {
-        self.bytes -= written;
-        while let Some(first) = self.queue.front_mut().map(|first| &mut first.frame) {
-            if written < first.len() {
-                first.advance(written);
-                self.torn |= written > 0;
-                return;
-            }
-            written -= first.len();
-            self.queue.pop_front();
-            self.torn = false;
-        }
-    }
-
-    /// Drops what is queued, but never half a frame.
-    fn drop_unsent(&mut self, why: Drops, dropped: &Dropped) {
-        let before = (self.queue.len(), self.bytes);
-        self.queue.truncate(usize::from(self.torn));
-        self.fewer(before, why, dropped);
-    }
-
-    /// Drops what is queued.
-    fn lose(&mut self, why: Drops, dropped: &Dropped) {
-        let before = (self.queue.len(), self.bytes);
-        self.queue = VecDeque::new();
-        self.fewer(before, why, dropped);
-    }
-
-    /// Some of what was queued has been dropped: `frames` and `bytes` there were before.
-    fn fewer(&mut self, (frames, bytes): (usize, usize), why: Drops, dropped: &Dropped) {
-        self.bytes = self.queue.iter().map(|queued| queued.frame.len()).sum();
-        dropped.count(why, frames - self.queue.len(), bytes - self.bytes);
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -27,6 +27,7 @@ const FED: usize = 4 << 10;
 const CONTROL: usize = 125;
 
 thread_local! {
+    /// At its full length, so that it is not zeroed for every read.
     static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
@@ -81,17 +82,20 @@ pub struct Ws {
     /// Fragments of a message have come, and more will.
     is_open: bool,
     /// The begin of a header.
-    rest: Vec<u8>,
+    rest: Box<[u8]>,
     /// What was behind a message after which reading stopped, from there.
     paused: Option<Box<Filled>>,
+    /// The last read brought as much as one may.
+    was_full: bool,
 }
 
 /// What was read.
 #[must_use]
 pub struct Filled {
     buffer: Vec<u8>,
-    /// Where to go on.
+    /// Where to go on, and where what was read ends.
     from: usize,
+    end: usize,
 }
 
 impl Ws {
@@ -102,14 +106,21 @@ impl Ws {
             context: None,
             left: 0,
             is_open: false,
-            rest: Vec::new(),
+            rest: Box::default(),
             paused: (!leftover.is_empty()).then(|| {
                 Box::new(Filled {
                     buffer: leftover.to_vec(),
                     from: 0,
+                    end: leftover.len(),
                 })
             }),
+            was_full: false,
         }
+    }
+
+    /// Whether more has come, or probably has, than was taken.
+    pub fn has_more(&self) -> bool {
+        self.paused.is_some() || self.was_full
     }
 
     /// Reads what is there. `Err`: the socket has failed; nothing read: it is at its end. What comes back has to go to
@@ -123,21 +134,20 @@ impl Ws {
             return Poll::Ready(Ok(*paused));
         }
         let mut buffer = BUFFER.take();
-        buffer.clear();
-        buffer.extend_from_slice(&self.rest);
-        let from = buffer.len();
-        buffer.resize(from + SCRATCH, 0);
-        let mut into = ReadBuf::new(&mut buffer[from..]);
+        let from = self.rest.len();
+        if buffer.len() < from + SCRATCH {
+            buffer.resize(from + SCRATCH, 0);
+        }
+        buffer[..from].copy_from_slice(&self.rest);
+        let mut into = ReadBuf::new(&mut buffer[from..from + SCRATCH]);
         let polled = transport.poll_read(cx, &mut into);
         let read = into.filled().len();
-        buffer.truncate(from + read);
         match polled {
             Poll::Ready(Ok(())) => {
-                self.rest = Vec::new();
-                if read == 0 {
-                    buffer.clear();
-                }
-                Poll::Ready(Ok(Filled { buffer, from: 0 }))
+                self.rest = Box::default();
+                self.was_full = read == SCRATCH;
+                let end = if read == 0 { 0 } else { from + read };
+                Poll::Ready(Ok(Filled { buffer, from: 0, end }))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => {
@@ -155,13 +165,13 @@ impl Ws {
         outbox: &Outbox<T>,
         mut each: impl FnMut(Incoming<'_>) -> Flow,
     ) -> Result<(), Ended> {
-        let Filled { mut buffer, from } = filled;
-        if buffer.is_empty() {
+        let Filled { mut buffer, from, end } = filled;
+        if end == 0 {
             return Err(Ended::Lost);
         }
-        let from = self.frames(&mut buffer, from, outbox, &mut each)?;
-        if from < buffer.len() {
-            self.paused = Some(Box::new(Filled { buffer, from }));
+        let from = self.frames(&mut buffer[..end], from, outbox, &mut each)?;
+        if from < end {
+            self.paused = Some(Box::new(Filled { buffer, from, end }));
         } else {
             give_back(buffer);
         }
@@ -171,10 +181,9 @@ impl Ws {
     /// Reads what is there and throws it away. `false`: nothing more will come.
     pub fn poll_skip<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_>, transport: &T) -> Poll<bool> {
         self.poll_fill(cx, transport).map(|filled| match filled {
-            Ok(Filled { buffer, .. }) => {
-                let some = !buffer.is_empty();
+            Ok(Filled { buffer, end, .. }) => {
                 give_back(buffer);
-                some
+                end > 0
             }
             Err(_) => false,
         })
@@ -207,7 +216,7 @@ impl Ws {
             let mut cursor = Cursor::new(&buffer[at..]);
             let parsed = FrameHeader::parse(&mut cursor).map_err(|error| Ended::Broken(Box::new(error)))?;
             let Some((header, len)) = parsed else {
-                self.rest = buffer[at..].to_vec();
+                self.rest = buffer[at..].into();
                 return Ok(buffer.len());
             };
             let head = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
@@ -289,8 +298,8 @@ impl Ws {
 }
 
 fn give_back(buffer: Vec<u8>) {
-    // Longer only where much was left over.
-    if buffer.capacity() <= 2 * SCRATCH {
+    // Another length only where something was left over.
+    if (SCRATCH..=2 * SCRATCH).contains(&buffer.len()) {
         BUFFER.set(buffer);
     }
 }

@@ -24,7 +24,7 @@ use tidegate::session::{Accepted, Node, NodeConfig, SessionConfig, serve};
 use tidegate::store::model::Model;
 use tidegate::store::{Lineage, Retention, Store, View};
 use tidegate_protocol::form::Form;
-use tidegate_protocol::{ClientMessage, Hello, Limits, Position, Seq, SpaceId, ViewId};
+use tidegate_protocol::{ClientMessage, Hello, Limits, Position, Seq, SpaceId, Sub, ViewId};
 use tokio::io::ReadBuf;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -75,7 +75,7 @@ impl Followed {
                 hard: 1 << 20,
             };
             let joining = Joining {
-                to: Arc::new(Socket(id, Box::new(Outbox::new(Taking, bounds, Arc::default())))),
+                to: Arc::new(Socket(id, Arc::new(Outbox::new(Taking, bounds, Arc::default())))),
                 sub: 1,
                 stream: 1,
                 view: View {
@@ -247,8 +247,63 @@ async fn an_idle_ping_allocates_nothing() {
     sessions.abort_all();
 }
 
+/// Each is subscribed to a space of its own, as in the pressure bench. The socket's and the runtime's part is apart.
+async fn an_idle_connection_takes_little() {
+    const COUNT: usize = 200;
+    let (node, hello) = (node(), Hello::default());
+    let mut sessions = JoinSet::new();
+    let mut clients = Vec::with_capacity(COUNT);
+    let mut region = Region::new(ALLOCATOR);
+    let mut future = 0;
+    for i in 0..2 * COUNT {
+        // The first ones fill what the node keeps for all.
+        if i == COUNT {
+            clients.clear();
+            region.reset();
+        }
+        let client = Arc::new(Client::default());
+        let accepted = Accepted {
+            socket: Wire(client.clone()),
+            leftover: Bytes::new(),
+            form: Form::Msgpack,
+            token: None,
+            since: Instant::now(),
+            peer: "127.0.0.1:12345".into(),
+            admitted: Admitted::default(),
+        };
+        let served = serve(node.clone(), accepted);
+        future = size_of_val(&served);
+        sessions.spawn(served);
+        tokio::task::yield_now().await;
+        let sub = Sub {
+            id: 1,
+            space: SpaceId::parse(&format!("idle:{i}")).expect("a space"),
+            client: None,
+            from: None,
+            filter: None,
+        };
+        for message in [ClientMessage::Hello(hello.clone()), ClientMessage::Sub(sub)] {
+            client.send(0x82, &Form::Msgpack.encode_client(&message), 1).await;
+        }
+        while node.metrics.catching_up.get() > 0 {
+            tokio::task::yield_now().await;
+        }
+        *client.frame.lock() = Vec::new();
+        clients.push(client);
+    }
+    let change = region.change();
+    let held = (change.bytes_allocated - change.bytes_deallocated) / COUNT;
+    let blocks = (change.allocations - change.deallocations) / COUNT;
+    println!("an idle connection: {held} bytes in {blocks} pieces, of them its future {future}");
+    assert_eq!(node.metrics.subscriptions.get(), 2 * COUNT as i64);
+    // Without what the runtime keeps of a socket; with what this test keeps of its client.
+    assert!(held <= 1_900 && future <= 440, "{held} {future}");
+    sessions.abort_all();
+}
+
 #[tokio::test]
 async fn a_delivery_and_an_idle_ping_allocate_nothing() {
+    an_idle_connection_takes_little().await;
     a_delivery_allocates_nothing().await;
     an_idle_ping_allocates_nothing().await;
 }

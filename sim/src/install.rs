@@ -403,6 +403,7 @@ impl Install {
             let failure = ConnectFailure {
                 code: None,
                 message: "no route".into(),
+                retry_ms: 0,
             };
             machine.connect_failed(now, failure);
         }

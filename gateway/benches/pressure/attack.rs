@@ -6,9 +6,10 @@
 use crate::Scale;
 use crate::author::VALUE;
 use crate::child::Place;
-use crate::client::{Conn, Result, Role, Swarm, To, Void, encode, hello, request, sub};
+use crate::client::{Conn, Result, To, Void, encode, hello, request, sub};
 use crate::fan_out::{SPACE, Side};
 use crate::report::{Bound, Report, Row, median, percentile};
+use crate::storm::Storm;
 use crate::wire::{frame, lengths};
 use socket2::{Domain, Socket, Type};
 use std::io::{self, Read as _, Write as _};
@@ -128,12 +129,14 @@ fn run(place: &Place, scale: &Scale, attacker: Attacker, count: usize, value: us
     }
     let mib = |bytes: u64| bytes >> 20;
     let note = format!(
-        "p99 {} µs, quiet {} µs; at most {} MiB of memory, {} before; {behind} fell behind, {} connections ended",
+        "p99 {} µs, quiet {} µs; at most {} MiB of memory, {} before; {behind} fell behind, {} connections ended, {} were refused, {} made room",
         p99[1],
         p99[0],
         mib(most),
         mib(before),
         side.server.metric("tidegate_closes_total"),
+        side.server.metric("tidegate_refused_total"),
+        side.server.metric("tidegate_evicted_total"),
     );
     Ok((median(ratios), note))
 }
@@ -324,14 +327,10 @@ impl Slow {
     }
 }
 
-/// All come at once, subscribe to a space of their own, and leave; again and again.
+/// All come at once, subscribe to a space of their own, and leave; again and again. The last of them come, too.
 fn reconnect(attack: &Attack<'_>) -> Result<()> {
-    let roles: Vec<_> = (0..attack.count)
-        .map(|i| Role::Subscriber(format!("again-{i}")))
-        .collect();
     while attack.goes_on() {
-        let mut swarm = Swarm::new(To::Gateway, attack.addr)?;
-        swarm.join_together(&roles, attack.count)?;
+        drop(Storm::come(attack.addr, attack.count)?);
     }
     Ok(())
 }

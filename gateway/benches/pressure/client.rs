@@ -54,7 +54,7 @@ pub(crate) struct Conn {
     /// Frames told apart.
     changes: u64,
     acks: u64,
-    currents: u64,
+    pub(crate) currents: u64,
     pongs: u64,
     /// Bytes of all of them.
     pub(crate) bytes: u64,
@@ -67,7 +67,7 @@ impl Conn {
     /// Bytes read at a time where there is much to read.
     pub(crate) const SCRATCH: usize = 256 << 10;
 
-    fn new(socket: TcpStream) -> io::Result<Self> {
+    pub(crate) fn new(socket: TcpStream) -> io::Result<Self> {
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(Self {
@@ -85,7 +85,7 @@ impl Conn {
     }
 
     /// Takes what was read. Every change must be the one after the last.
-    fn take(&mut self, bytes: &[u8], mut at: impl FnMut(u64)) -> Result<()> {
+    pub(crate) fn take(&mut self, bytes: &[u8], mut at: impl FnMut(u64)) -> Result<()> {
         let mut cutter = std::mem::take(&mut self.cutter);
         self.bytes += bytes.len() as u64;
         cutter.feed(bytes, |kind, len| match kind {
@@ -289,13 +289,8 @@ impl Swarm {
 
     /// Sets up connections, some of them at a time, and returns the number of the first.
     pub(crate) fn join(&mut self, roles: &[Role]) -> Result<usize> {
-        self.join_together(roles, TOGETHER)
-    }
-
-    /// As `join`, so many at a time.
-    pub(crate) fn join_together(&mut self, roles: &[Role], together: usize) -> Result<usize> {
         let first = self.conns.len();
-        for roles in roles.chunks(together) {
+        for roles in roles.chunks(TOGETHER) {
             let mut conns = Vec::with_capacity(roles.len());
             for _ in roles {
                 conns.push(Conn::new(TcpStream::connect(self.addr)?)?);

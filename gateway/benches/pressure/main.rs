@@ -23,6 +23,7 @@ mod limit;
 mod report;
 mod stand;
 mod store;
+mod storm;
 mod wire;
 
 use child::Place;

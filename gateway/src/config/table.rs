@@ -125,7 +125,7 @@ pub static ROWS: &[Row] = rows! {
 
     "connections.ping": Time(SECOND, HOUR) => server.ping, "Clients ping after this long without sending. After twice as long without a word a connection is closed.";
     "connections.most": Count(1, ANY) => server.admission.connections, "Connections at a time, of any kind; over it, a connection is told when to come back. `none`: what open files allow, less 512.";
-    "connections.handshakes": Count(1, ANY) => server.admission.handshakes, "Connections at a time that have not been welcomed. Over it the oldest is closed if its `grace` is over, and the new one told when to come back if not.";
+    "connections.handshakes": Count(1, ANY) => server.admission.handshakes, "Connections at a time that have not been welcomed. Whoever comes then waits, for the kernel to keep, until one is welcomed or ends; the oldest is closed for it once its `grace` is over.";
     "connections.grace": Time(10, MINUTE) => server.admission.grace, "What a connection that has not been welcomed has before another may take its place.";
     "connections.hello": Time(100, 5 * MINUTE) => server.hello, "Time from accepting a connection to its `hello`; over it, `handshake_timeout`.";
     "connections.soft_bytes": Bytes(16 * KIB, GIB) => server.node.soft_bytes, "Bytes queued on a connection over which catch-ups and `get`s on it wait, and, where its socket takes no more, subscriptions fall behind: the one with most waiting first.";

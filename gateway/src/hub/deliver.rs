@@ -8,10 +8,10 @@
 use super::Answer;
 use super::members::{Behind, Member, progress};
 use super::ring::{Audience, Commit};
+use super::space::History;
 use crate::frame;
 use crate::metrics::Metrics;
 use crate::outbox::SLICES;
-use crate::store::Lineage;
 use bytes::Bytes;
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub(super) struct Round {
     /// From where the events go on.
     pub(super) from: Position,
     /// As of when the events were read.
-    pub(super) lineage: Arc<Lineage>,
+    pub(super) lineage: History,
     prepared: Vec<Prepared>,
 }
 
@@ -52,8 +52,9 @@ enum At {
 /// A round as all get it who stand where it begins and wait for no answer.
 struct Same<'a> {
     prepared: &'a [Prepared],
-    slices: [IoSlice<'a>; SLICES],
-    count: usize,
+    slices: &'a [IoSlice<'a>],
+    /// Of all of them.
+    bytes: usize,
     /// Where it leads.
     at: Position,
     /// The last commit that is in view.
@@ -62,21 +63,24 @@ struct Same<'a> {
 
 impl Same<'_> {
     /// `None`: it is not for this member, or its socket has to take something else first.
-    fn hand(&self, from: Position, member: &mut Member, changes: &mut u64) -> Option<bool> {
+    fn hand(&self, from: Position, member: &mut Member, sends: &mut u64) -> Option<bool> {
         if member.at != from || !member.held.is_empty() {
             return None;
         }
-        let mut before = from;
-        let frames = self.prepared.iter().filter_map(|event| {
-            let stands = before;
-            if let At::Commit(seq) = event.at {
-                before.seq = seq;
-            }
-            event.frame.as_ref().map(|frame| (stands, frame))
-        });
-        let to = member.to.outbox();
-        let handed = to.hand_at_once(member.stream, &self.slices[..self.count], frames)?;
-        *changes += self.count as u64;
+        // For what the socket does not take.
+        let frames = || {
+            let mut before = from;
+            self.prepared.iter().filter_map(move |event| {
+                let stands = before;
+                if let At::Commit(seq) = event.at {
+                    before.seq = seq;
+                }
+                event.frame.as_ref().map(|frame| (stands, frame))
+            })
+        };
+        let to = &member.outbox;
+        let handed = to.hand_at_once(member.stream, self.slices, self.bytes, frames)?;
+        *sends += 1;
         (member.at, member.told) = (self.at, self.told);
         if handed.others {
             member.to.cut();
@@ -94,16 +98,21 @@ impl Round {
     pub(super) fn deliver(&mut self, n: u32, audience: &Arc<Audience>, members: &mut Vec<Member>, metrics: &Metrics) {
         if self.is_whole {
             self.prepare(n, audience, metrics);
-            let mut changes = 0;
-            let same = self.same();
-            let slow = members.extract_if(.., |member| {
-                let at_once = same
-                    .as_ref()
-                    .and_then(|same| same.hand(self.from, member, &mut changes));
-                !at_once.unwrap_or_else(|| self.hand_over(n, audience, member, None, &mut changes))
-            });
-            slow.for_each(|member| member.fall_behind(Behind::Slow, metrics));
+            let (mut changes, mut sends) = (0, 0);
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let same = self.same(&mut slices);
+            let mut index = 0;
+            while let Some(member) = members.get_mut(index) {
+                let at_once = same.as_ref().and_then(|same| same.hand(self.from, member, &mut sends));
+                if at_once.unwrap_or_else(|| self.hand_over(n, audience, member, None, &mut changes)) {
+                    index += 1;
+                } else {
+                    members.remove(index).fall_behind(Behind::Slow, metrics);
+                }
+            }
+            changes += same.map_or(0, |same| sends * same.slices.len() as u64);
             metrics.deliveries.inc_by(changes);
+            metrics.sends.inc_by(sends);
         } else {
             let all = members.drain(..);
             all.for_each(|member| member.fall_behind(Behind::Trimmed, metrics));
@@ -145,21 +154,20 @@ impl Round {
     }
 
     /// The frames, where they are the same for all who stand at `from`: changes alone, and few enough for one call.
-    fn same(&self) -> Option<Same<'_>> {
-        let mut slices = [IoSlice::new(&[]); SLICES];
-        let (mut count, mut told, mut at) = (0, None, self.from);
+    fn same<'a>(&'a self, slices: &'a mut [IoSlice<'a>; SLICES]) -> Option<Same<'a>> {
+        let (mut count, mut bytes, mut told, mut at) = (0, 0, None, self.from);
         for event in &self.prepared {
             let At::Commit(seq) = event.at else { return None };
             at.seq = seq;
             if let Some(frame) = &event.frame {
                 *slices.get_mut(count)? = IoSlice::new(frame);
-                (count, told) = (count + 1, Some(seq));
+                (count, bytes, told) = (count + 1, bytes + frame.len(), Some(seq));
             }
         }
         Some(Same {
             prepared: &self.prepared,
-            slices,
-            count,
+            slices: &slices[..count],
+            bytes,
             at,
             told: told?,
         })
@@ -181,14 +189,15 @@ impl Round {
     ) -> bool {
         let form = audience.form;
         let Member {
-            to,
-            stream,
             at,
             told,
             held,
+            outbox,
+            stream,
+            to,
             ..
         } = member;
-        let mut out = to.outbox().hand(*stream);
+        let mut out = outbox.hand(*stream);
         if let Some(first) = first {
             out.say(first);
         }
@@ -231,7 +240,7 @@ impl Round {
             {
                 out.follow(*at, progress);
             }
-            held.drain(..due).for_each(|due| out.say(due.frame));
+            held.take(due).into_iter().for_each(|due| out.say(due.frame));
         }
         let handed = out.done();
         if handed.others {

@@ -3,25 +3,25 @@
 //! A shard's lock is only ever taken while the space's is held, so that whoever holds that alone finds every shard
 //! free but those which a round is bringing.
 
-use super::ring::Audience;
+use super::ring::{Audience, COMMON};
 use super::{Answer, Subscriber};
 use crate::frame;
 use crate::metrics::Metrics;
-use crate::outbox::Stream;
+use crate::outbox::{Outbox, Stream};
 use crate::store::View;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{Position, Seq, ServerMessage};
 
-/// A live subscription.
+/// A live subscription. What a delivery needs comes first: with the outbox at hand it looks at nothing else of the
+/// connection's.
+#[repr(C)]
 pub(super) struct Member {
-    pub(super) to: Arc<dyn Subscriber>,
-    pub(super) sub: u64,
-    /// Its stream in the outbox.
-    pub(super) stream: Stream,
     /// Up to where it has been handed everything.
     pub(super) at: Position,
     /// Up to where it knows that: by a change, `current` or `progress`.
@@ -29,7 +29,44 @@ pub(super) struct Member {
     /// Answers that wait for their change, and those behind them: a client tells by their order to which of two
     /// sendings of a mid each is. A commit is published before it is answered, so what makes any wait is a round that
     /// has not come to it yet, a gap that is being filled, or an epoch that is being looked up.
-    pub(super) held: Vec<Answer>,
+    pub(super) held: Held,
+    /// The connection's way out, and its stream there.
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) stream: Stream,
+    /// The connection's number.
+    pub(super) id: u64,
+    pub(super) sub: u64,
+    pub(super) to: Arc<dyn Subscriber>,
+}
+
+/// Answers in their order; most members have none.
+#[derive(Default)]
+#[allow(
+    clippy::box_collection,
+    reason = "a list that is not there takes a third of an empty one"
+)]
+pub(super) struct Held(Option<Box<Vec<Answer>>>);
+
+impl Held {
+    pub(super) fn push(&mut self, answer: Answer) {
+        self.0.get_or_insert_default().push(answer);
+    }
+
+    /// Takes the first so many.
+    pub(super) fn take(&mut self, count: usize) -> Vec<Answer> {
+        let Some(held) = &mut self.0 else { return Vec::new() };
+        let first = held.drain(..count).collect();
+        self.0.take_if(|held| held.is_empty());
+        first
+    }
+}
+
+impl Deref for Held {
+    type Target = [Answer];
+
+    fn deref(&self) -> &[Answer] {
+        self.0.as_deref().map_or(&[], Vec::as_slice)
+    }
 }
 
 /// Members that are brought together, in the order of their connections' numbers.
@@ -43,8 +80,52 @@ pub(super) struct Slot {
     /// went live ahead of the hub.
     pub(super) at: Position,
     /// Connections whose place it is: members, and those that fell behind and have not left yet.
-    places: usize,
+    places: u32,
     pub(super) shard: Arc<Shard>,
+}
+
+/// Connection to slot. Most spaces have few, for which a list takes less than a map.
+#[derive(Default)]
+struct Places {
+    few: SmallVec<[(u64, u32); 1]>,
+    /// All of them, once they have been more than a few, until there are none.
+    #[allow(clippy::box_collection, reason = "most spaces have none")]
+    many: Option<Box<HashMap<u64, u32>>>,
+}
+
+/// As many are looked through as quickly as one is looked up.
+const FEW: usize = 16;
+
+impl Places {
+    fn get(&self, connection: u64) -> Option<u32> {
+        match &self.many {
+            Some(many) => many.get(&connection).copied(),
+            None => self.few.iter().find(|few| few.0 == connection).map(|few| few.1),
+        }
+    }
+
+    /// Of a connection that has none.
+    fn insert(&mut self, connection: u64, slot: u32) {
+        if self.many.is_none() && self.few.len() == FEW {
+            self.many = Some(Box::new(std::mem::take(&mut self.few).into_iter().collect()));
+        }
+        match &mut self.many {
+            Some(many) => {
+                many.insert(connection, slot);
+            }
+            None => self.few.push((connection, slot)),
+        }
+    }
+
+    fn remove(&mut self, connection: u64) -> Option<u32> {
+        if let Some(many) = &mut self.many {
+            let slot = many.remove(&connection);
+            self.many.take_if(|many| many.is_empty());
+            return slot;
+        }
+        let index = self.few.iter().position(|few| few.0 == connection)?;
+        Some(self.few.swap_remove(index).1)
+    }
 }
 
 /// All of a space.
@@ -52,12 +133,11 @@ pub(super) struct Slot {
 pub(super) struct Members {
     /// By id.
     slots: Vec<Slot>,
-    /// Connection to slot.
-    places: HashMap<u64, u32>,
+    places: Places,
     last_id: u32,
     last_audience: u32,
     /// In a shard.
-    most: usize,
+    most: u32,
     /// The slot that was last brought up.
     turn: u32,
 }
@@ -66,7 +146,7 @@ impl Members {
     /// So many in a shard at most.
     pub(super) fn of(most: usize) -> Self {
         Self {
-            most,
+            most: u32::try_from(most).unwrap_or(u32::MAX),
             ..Self::default()
         }
     }
@@ -78,8 +158,8 @@ impl Members {
 
     /// Whether a connection is, or was lately, among them.
     pub(super) fn get(&self, connection: u64) -> Option<&Slot> {
-        let id = self.places.get(&connection)?;
-        self.slots.get(self.index(*id)?)
+        let id = self.places.get(connection)?;
+        self.slots.get(self.index(id)?)
     }
 
     fn index(&self, id: u32) -> Option<usize> {
@@ -124,9 +204,12 @@ impl Members {
         {
             return known.clone();
         }
+        if let Some(common) = Audience::common(view, form, z.as_ref()) {
+            return common;
+        }
         self.last_audience += 1;
         Arc::new(Audience {
-            number: self.last_audience,
+            number: COMMON + self.last_audience,
             view: view.clone(),
             form,
             z,
@@ -164,9 +247,9 @@ impl Members {
         let Some(index) = self.index(id) else { return };
         let slot = &mut self.slots[index];
         slot.places += 1;
-        self.places.insert(member.to.id(), id);
+        self.places.insert(member.id, id);
         let mut members = slot.shard.lock();
-        let index = members.partition_point(|other| other.to.id() < member.to.id());
+        let index = members.partition_point(|other| other.id < member.id);
         let few = usize::from(members.len() < 4);
         members.reserve_exact(few);
         members.insert(index, member);
@@ -174,13 +257,13 @@ impl Members {
 
     /// A connection leaves; returns its member, unless that has fallen behind.
     pub(super) fn leave(&mut self, connection: u64) -> Option<Member> {
-        let id = self.places.remove(&connection)?;
+        let id = self.places.remove(connection)?;
         let index = self.index(id)?;
         let slot = &mut self.slots[index];
         slot.places -= 1;
         let member = {
             let mut members = slot.shard.lock();
-            let found = members.binary_search_by_key(&connection, |member| member.to.id());
+            let found = members.binary_search_by_key(&connection, |member| member.id);
             found.ok().map(|index| members.remove(index))
         };
         if slot.places == 0 {
@@ -240,7 +323,9 @@ pub(super) fn progress(told: &mut Seq, seq: Seq, form: Form, n: u32) -> Option<B
 impl Member {
     /// Sends what was held back: the changes that it waited for will not come this way.
     pub(super) fn end(self) -> Arc<dyn Subscriber> {
-        self.to.outbox().push(self.held.into_iter().map(|answer| answer.frame));
+        let mut held = self.held;
+        let held = held.take(held.len());
+        self.outbox.push(held.into_iter().map(|answer| answer.frame));
         self.to
     }
 
@@ -259,7 +344,7 @@ impl Member {
     /// Hands over a `progress` and an answer, which the connection's own task sends: with the other answers of a group
     /// it is one write. `false`: the stream was cut, and the member stands at `at` again.
     fn hand(&mut self, progress: Option<Bytes>, answer: Option<Bytes>) -> bool {
-        let mut out = self.to.outbox().hand(self.stream);
+        let mut out = self.outbox.hand(self.stream);
         if let Some(progress) = progress {
             out.follow(self.at, progress);
         }

@@ -29,11 +29,12 @@ use dashmap::DashMap;
 use deliver::Round;
 use parking_lot::{Mutex, MutexGuard};
 use space::{Found, Inner, leads_on};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{Epoch, Position, Seq, SpaceId};
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -84,7 +85,7 @@ pub trait Subscriber: Send + Sync + 'static {
     /// The connection's number, unique in the process.
     fn id(&self) -> u64;
     /// Its way out.
-    fn outbox(&self) -> &Outbox;
+    fn outbox(&self) -> &Arc<Outbox>;
     /// The subscription is no longer live: it stands at `at` and has to catch up anew. Must not block.
     fn behind(&self, sub: u64, at: Position);
     /// Streams of other subscriptions were cut: see `Outbox::cuts`. Must not block.
@@ -112,13 +113,12 @@ struct SpaceHub {
     space: SpaceId,
     n: u32,
     inner: Mutex<Inner>,
-    /// Told when less is on its way to subscribers.
-    room: Notify,
+    /// Told when less is on its way to subscribers; once somebody has waited for that.
+    room: OnceLock<Box<Notify>>,
     /// Apart from `inner`, for which one may have to wait: this one is taken under the map's lock.
     leases: Mutex<Leases>,
-    opened: tokio::sync::OnceCell<()>,
     /// Told when the lineage alone is published: an erasure has begun or ended.
-    news: Arc<Notify>,
+    news: Notify,
     _gauge: Gauged,
 }
 
@@ -128,11 +128,20 @@ impl SpaceHub {
             space,
             n,
             inner: Mutex::new(Inner::new(config)),
-            room: Notify::new(),
-            leases: Mutex::default(),
-            opened: tokio::sync::OnceCell::new(),
-            news: Arc::default(),
+            room: OnceLock::new(),
+            leases: Mutex::new(Leases {
+                opening: Some(Arc::default()),
+                ..Leases::default()
+            }),
+            news: Notify::new(),
             _gauge: Gauged::new(&metrics.spaces),
+        }
+    }
+
+    /// Tells who waits for room to look again.
+    fn tell_room(&self) {
+        if let Some(room) = self.room.get() {
+            room.notify_waiters();
         }
     }
 
@@ -170,7 +179,7 @@ impl Drop for Fanning {
         if self.1 {
             self.0.inner.lock().fanning -= 1;
         }
-        self.0.room.notify_waiters();
+        self.0.tell_room();
     }
 }
 
@@ -180,6 +189,8 @@ struct Leases {
     count: usize,
     /// Since when nobody does.
     idle_since: Option<Instant>,
+    /// Until it has been opened: those who came first wait for it.
+    opening: Option<Arc<tokio::sync::OnceCell<()>>>,
 }
 
 impl Leases {
@@ -194,6 +205,16 @@ pub struct Lease {
     space: Arc<SpaceHub>,
     /// The connection whose subscription is live.
     live: Option<u64>,
+}
+
+/// See `Hub::news`.
+pub struct News(Arc<SpaceHub>);
+
+impl News {
+    /// What is told from now on.
+    pub fn notified(&self) -> Notified<'_> {
+        self.0.news.notified()
+    }
 }
 
 /// The answer to a mutation.
@@ -267,30 +288,32 @@ impl Hub {
             space: entry,
             live: None,
         };
-        let opening = &lease.space;
-        opening
-            .opened
-            .get_or_try_init(|| async {
-                // It is in the map and on the bus, so what is committed from here on is kept; only then is the head read.
-                if let Some(bus) = &self.bus {
-                    bus.follow(space).await?;
-                }
-                let state = single(self.store.positions(std::slice::from_ref(space)).await?)?;
-                let mut inner = opening.inner.lock();
-                let found = inner.open(state, &self.metrics);
-                inner.trim(&self.config);
-                if found == Found::Gap {
-                    self.fill(opening, &mut inner);
-                }
-                Ok::<_, StoreError>(())
-            })
-            .await?;
+        let opening = lease.space.leases.lock().opening.clone();
+        if let Some(opening) = opening {
+            opening.get_or_try_init(|| self.open(&lease.space)).await?;
+            lease.space.leases.lock().opening = None;
+        }
         Ok(lease)
     }
 
+    async fn open(self: &Arc<Self>, space: &Arc<SpaceHub>) -> Result<(), StoreError> {
+        // It is in the map and on the bus, so what is committed from here on is kept; only then is the head read.
+        if let Some(bus) = &self.bus {
+            bus.follow(&space.space).await?;
+        }
+        let state = single(self.store.positions(std::slice::from_ref(&space.space)).await?)?;
+        let mut inner = space.inner.lock();
+        let found = inner.open(state, &self.metrics);
+        inner.trim(&self.config);
+        if found == Found::Gap {
+            self.fill(space, &mut inner);
+        }
+        Ok(())
+    }
+
     /// What is told when a followed space may answer again that did not; a hint.
-    pub fn news(&self, space: &SpaceId) -> Option<Arc<Notify>> {
-        self.spaces.get(space).map(|entry| entry.value().news.clone())
+    pub fn news(&self, space: &SpaceId) -> Option<News> {
+        self.spaces.get(space).map(|entry| News(entry.value().clone()))
     }
 
     /// Sends an answer to a mutation: after its change, if the connection has a live subscription that will bring it,
@@ -373,7 +396,7 @@ impl Hub {
             self.take_in(space, &Lineage(vec![last]), commits);
         }
         let space = self.spaces.get(space).map(|entry| entry.value().clone());
-        if let Some(space) = space.filter(|space| is_cut && space.opened.initialized()) {
+        if let Some(space) = space.filter(|space| is_cut && space.leases.lock().opening.is_none()) {
             let mut inner = space.inner.lock();
             inner.doubt = true;
             self.fill(&space, &mut inner);
@@ -399,7 +422,7 @@ impl Hub {
 
     /// Judges what a head check found against the hub's position when the check was sent.
     fn judge(self: &Arc<Self>, space: &Arc<SpaceHub>, sent: Position, state: &SpaceState) {
-        if !space.opened.initialized() {
+        if space.leases.lock().opening.is_some() {
             return;
         }
         let mut inner = space.inner.lock();
@@ -416,7 +439,7 @@ impl Hub {
     /// Waits while more is on its way to a space's subscribers than the ring holds.
     async fn room(&self, space: &SpaceHub) {
         loop {
-            let told = space.room.notified();
+            let told = space.room.get_or_init(Box::default).notified();
             tokio::pin!(told);
             told.as_mut().enable();
             if !space.inner.lock().is_full(&self.config) {
@@ -462,7 +485,7 @@ impl Hub {
             rounds += 1;
             // Who waits looks at all shards.
             if rounds.is_multiple_of(TOLD) {
-                space.room.notify_waiters();
+                space.tell_room();
             }
             tokio::task::yield_now().await;
         }

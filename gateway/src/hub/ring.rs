@@ -22,7 +22,33 @@ pub(super) struct Audience {
     pub(super) z: Option<(usize, Arc<Audience>)>,
 }
 
+/// So many audiences at most are the same for all spaces, and have the first numbers.
+pub(super) const COMMON: u32 = 8;
+
+/// Those of everything that a space has: one for each form and compression.
+static ALL: Mutex<Vec<Arc<Audience>>> = Mutex::new(Vec::new());
+
 impl Audience {
+    /// The one that all spaces have in common, if they do: they need not have one each.
+    pub(super) fn common(view: &View, form: Form, z: Option<&(usize, Arc<Self>)>) -> Option<Arc<Self>> {
+        if view.collections.is_some() {
+            return None;
+        }
+        let mut all = ALL.lock();
+        if let Some(known) = all.iter().find(|known| known.is(view, form, z.map(|z| z.0))) {
+            return Some(known.clone());
+        }
+        let number = u32::try_from(all.len() + 1).ok().filter(|number| *number <= COMMON)?;
+        let new = Arc::new(Self {
+            number,
+            view: view.clone(),
+            form,
+            z: z.cloned(),
+        });
+        all.push(new.clone());
+        Some(new)
+    }
+
     /// Whether it is the one of this view, form and compression.
     pub(super) fn is(&self, view: &View, form: Form, z: Option<usize>) -> bool {
         self.form == form && self.z.as_ref().map(|(from, _)| *from) == z && self.view == *view

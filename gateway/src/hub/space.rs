@@ -1,7 +1,7 @@
 //! A space's state in the hub: order, repeats, gaps, epochs. Plain data behind the hub's lock.
 
 use super::deliver::{Event, Round};
-use super::members::{Behind, Member, Members, Shard};
+use super::members::{Behind, Held, Member, Members, Shard};
 use super::ring::{Audience, Commit};
 use super::{Answer, HubConfig, Joining, Subscriber};
 use crate::metrics::Metrics;
@@ -9,8 +9,9 @@ use crate::outbox::NONE;
 use crate::store::{Lineage, LogEntry, SpaceState, View};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{Epoch, Position, Seq};
 
@@ -30,16 +31,51 @@ pub(super) enum Found {
     Lost,
 }
 
+/// A lineage that is read outside the space's lock. Of spaces that have no history there is one for all.
+#[derive(Clone)]
+pub(super) struct History {
+    lineage: Arc<Lineage>,
+}
+
+static NONE_YET: LazyLock<Arc<Lineage>> = LazyLock::new(Arc::default);
+
+impl Default for History {
+    fn default() -> Self {
+        Self {
+            lineage: NONE_YET.clone(),
+        }
+    }
+}
+
+impl From<Lineage> for History {
+    fn from(lineage: Lineage) -> Self {
+        if lineage.0.is_empty() {
+            return Self::default();
+        }
+        Self {
+            lineage: Arc::new(lineage),
+        }
+    }
+}
+
+impl Deref for History {
+    type Target = Lineage;
+
+    fn deref(&self) -> &Lineage {
+        &self.lineage
+    }
+}
+
 /// The state. `position` is up to where commits have been put in order.
 #[derive(Default)]
 pub(super) struct Inner {
     open: bool,
     position: Position,
-    lineage: Arc<Lineage>,
+    lineage: History,
     /// The last ones up to `position`, without a gap.
     ring: VecDeque<Arc<Commit>>,
-    /// What its commits take, frames included, and those that a round still holds.
-    ring_bytes: Arc<AtomicUsize>,
+    /// What its commits take, frames included, and those that a round still holds; from the first one on.
+    ring_bytes: Option<Arc<AtomicUsize>>,
     /// Bytes of the payloads of those in it.
     payloads: usize,
     ahead: BTreeMap<Seq, LogEntry>,
@@ -73,7 +109,7 @@ impl Inner {
     pub(super) fn open(&mut self, state: SpaceState, metrics: &Metrics) -> Found {
         self.position = state.head;
         let meanwhile = std::mem::take(&mut self.lineage);
-        self.lineage = Arc::new(state.lineage);
+        self.lineage = state.lineage.into();
         self.open = true;
         if meanwhile.last_epoch() == Epoch(0) {
             return Found::Repeat;
@@ -90,7 +126,7 @@ impl Inner {
         if !self.open {
             if self.lineage.last_epoch() != lineage.last_epoch() {
                 self.ahead.clear();
-                self.lineage = Arc::new(lineage.clone());
+                self.lineage = lineage.clone().into();
             }
             self.stash(commits, metrics);
             return Found::Repeat;
@@ -109,7 +145,7 @@ impl Inner {
             if !leads_on(lineage, self.position) {
                 return Found::Lost;
             }
-            self.lineage = Arc::new(lineage.clone());
+            self.lineage = lineage.clone().into();
             self.part(metrics);
             // They may be of the epoch before, beyond its end.
             self.ahead.clear();
@@ -166,7 +202,7 @@ impl Inner {
                 Some(first) if *first.key() == self.position.seq.next() => {
                     let commit = first.remove();
                     self.position.seq = commit.seq;
-                    let commit = Commit::new(commit, Arc::clone(&self.ring_bytes));
+                    let commit = Commit::new(commit, self.ring_bytes.get_or_insert_default().clone());
                     self.payloads += commit.size;
                     self.ring.push_back(Arc::new(commit));
                 }
@@ -199,7 +235,11 @@ impl Inner {
     }
 
     fn is_over(&self, config: &HubConfig) -> bool {
-        self.ring.len() > config.ring_commits || self.ring_bytes.load(Ordering::Relaxed) > config.ring_bytes
+        let bytes = self
+            .ring_bytes
+            .as_ref()
+            .map_or(0, |bytes| bytes.load(Ordering::Relaxed));
+        self.ring.len() > config.ring_commits || bytes > config.ring_bytes
     }
 
     /// Whether more than the ring's bounds is on its way to members.
@@ -258,6 +298,8 @@ impl Inner {
         } = who;
         self.leave(to.id());
         let mut member = Member {
+            outbox: to.outbox().clone(),
+            id: to.id(),
             to,
             sub,
             // What it has missed is the end of its catch-up, and not cut: else, where it does not fit, the next catch-up
@@ -265,7 +307,7 @@ impl Inner {
             stream: NONE,
             at,
             told: at.seq,
-            held: Vec::new(),
+            held: Held::default(),
         };
         let position = self.position;
         let slot = self.members.with_room(&view, form, z, position);
@@ -287,7 +329,7 @@ impl Inner {
     /// it is none of this history.
     fn read(&self, at: Position, round: &mut Round) {
         round.from = at;
-        round.lineage = Arc::clone(&self.lineage);
+        round.lineage = self.lineage.clone();
         round.is_whole = self.follow(at, &mut round.events).is_some();
         if !round.is_whole {
             round.events.clear();
@@ -337,7 +379,7 @@ impl Inner {
     /// Starts over at another state: every subscription has to catch up.
     pub(super) fn lose(&mut self, state: SpaceState, metrics: &Metrics) {
         self.position = state.head;
-        self.lineage = Arc::new(state.lineage);
+        self.lineage = state.lineage.into();
         self.ring.clear();
         self.payloads = 0;
         self.ahead.clear();
@@ -350,7 +392,7 @@ impl Inner {
         let known = answer.at.is_none_or(|at| self.lineage.names(at.epoch));
         let slot = self.members.get(to.id());
         if let Some((slot, mut members)) = slot.map(|slot| (slot, slot.shard.lock()))
-            && let Ok(index) = members.binary_search_by_key(&to.id(), |member| member.to.id())
+            && let Ok(index) = members.binary_search_by_key(&to.id(), |member| member.id)
         {
             let member = &mut members[index];
             let holds = |at: Position| self.lineage.holds(at, at.seq);

@@ -41,7 +41,7 @@ impl Subscriber for Peer {
     fn id(&self) -> u64 {
         self.1
     }
-    fn outbox(&self) -> &Outbox {
+    fn outbox(&self) -> &Arc<Outbox> {
         &self.0
     }
     fn behind(&self, _: u64, at: Position) {

@@ -77,7 +77,6 @@ pub const WRITES: &[&str] = &[
 /// Why an HTTP request was refused.
 pub const REFUSED: &[&str] = &[
     "connections",
-    "handshakes",
     "catching_up",
     "peer",
     "host",
@@ -177,7 +176,7 @@ pub const TABLE: &[Row] = &[
         "reason",
         REFUSED,
         "HTTP requests, connections and subscriptions refused.",
-        "`connections`, `handshakes`: the node is full, add another or raise the bound. `peer`, `host`, `origin`: dev mode is \
+        "`connections`: the node is full, add another or raise the bound. `peer`, `host`, `origin`: dev mode is \
          asked from elsewhere, which it must not be. `not_found`, `upgrade`: a client is misdirected, or a proxy drops the \
          headers of the upgrade. `draining`, `stopping`: the node stops. `store`: it is not ready since its store does not \
          answer, see the log. `bus`: since it does not hear what other nodes commit, see `tidegate_bus_connected`.",
@@ -185,7 +184,7 @@ pub const TABLE: &[Row] = &[
     plain(
         "tidegate_untold_total",
         "Connections refused without an answer, since too many were being told already.",
-        "As for `connections` and `handshakes` of `tidegate_refused_total`.",
+        "As for `connections` of `tidegate_refused_total`.",
     ),
     by(
         "tidegate_http_errors_total",

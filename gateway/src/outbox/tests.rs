@@ -1,3 +1,4 @@
+use super::queue::FRAME;
 use super::*;
 use std::sync::Arc;
 use tidegate_protocol::{Epoch, Seq};
@@ -47,7 +48,7 @@ async fn the_smallest_frames_fill_the_bound_by_what_they_take_in_memory() {
     let (server, _client) = pair().await;
     let outbox = Outbox::new(server, only_hard(1 << 16), Arc::default());
     let mut state = outbox.state.lock();
-    state.blocked = true;
+    state.queue().blocked = true;
     drop(state);
     let mut frames = 0;
     while outbox.ended().is_none() {
@@ -222,4 +223,45 @@ async fn a_socket_stalls_from_when_it_last_took_something() {
     later().await;
     taken(&outbox);
     assert_eq!(outbox.stalled(), Duration::ZERO);
+}
+
+/// An outbox whose socket takes nothing more.
+async fn full() -> (Outbox<TcpStream>, TcpStream) {
+    let (server, client) = pair().await;
+    let outbox = Outbox::new(server, only_hard(1 << 30), Arc::default());
+    while outbox.queued() == 0 {
+        outbox.push([Bytes::from(vec![7; 1 << 20])]);
+    }
+    (outbox, client)
+}
+
+#[tokio::test]
+async fn what_waits_takes_memory_and_what_does_not_takes_none() {
+    let (outbox, mut client) = full().await;
+    assert!(outbox.state.lock().queue.is_some());
+    let reading = async {
+        let mut some = vec![0; 1 << 20];
+        while outbox.queued() > 0 {
+            client.read_exact(&mut some[..1]).await.unwrap();
+            let _ = client.try_read(&mut some);
+        }
+    };
+    tokio::select! {
+        end = outbox.run_writer() => panic!("{end:?}"),
+        () = reading => {}
+    }
+    assert!(outbox.state.lock().queue.is_none());
+    assert!(size_of_val(&outbox) <= 112, "{}", size_of_val(&outbox));
+}
+
+#[tokio::test]
+async fn a_socket_that_would_block_is_not_asked_again_and_again() {
+    let (outbox, _client) = full().await;
+    let sends = outbox.budget.sends.get();
+    for _ in 0..10 {
+        assert!(futures_util::FutureExt::now_or_never(outbox.run_writer()).is_none());
+    }
+    // The system may make some room meanwhile; who is always told that there is some, asks until its task's budget is spent.
+    let asked = outbox.budget.sends.get() - sends;
+    assert!(asked < 100, "{asked}");
 }

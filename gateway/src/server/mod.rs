@@ -4,7 +4,7 @@ pub mod control;
 mod dev;
 mod http;
 
-use crate::admission::{Admission, AdmissionConfig, Admitted, Full};
+use crate::admission::{Admission, AdmissionConfig, Admitted};
 use crate::auth::Authoriser;
 use crate::bus::Bus;
 use crate::engine::{Engine, EngineConfig};
@@ -22,6 +22,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -165,22 +166,27 @@ async fn serve(
     }
     let app = http::router(node.clone(), config.loopback_only, connections.clone());
 
+    let closed = CancellationToken::new();
     let door = Door {
-        config,
+        loopback_only: config.loopback_only,
+        hello: config.hello,
         admission: Admission::new(config.admission.clone(), node.metrics.clone()),
-        node: &node,
+        node: node.clone(),
         app,
-        connections: &connections,
-        stop: CancellationToken::new(),
+        connections: connections.clone(),
+        stop: closed.clone(),
         refusals: Arc::new(Semaphore::new(REFUSALS)),
     };
-    stop.run_until_cancelled(door.accept(&listener)).await;
+    // A task of its own takes turns with the connections, wherever this runs. It ends by itself only of a defect.
+    let mut accepting = JoinSet::new();
+    accepting.spawn(async move { door.accept(&listener).await });
+    stop.run_until_cancelled(accepting.join_next()).await;
     node.stopping.cancel();
-    let _ = tokio::time::timeout(config.ready_delay, door.accept(&listener)).await;
+    let _ = tokio::time::timeout(config.ready_delay, accepting.join_next()).await;
 
-    drop(listener);
+    accepting.shutdown().await;
     // Requests that are under way end; those on which nothing is are closed.
-    door.stop.cancel();
+    closed.cancel();
     node.clone().drain(config.drain).await;
     connections.close();
     // Each connection has its own bounds for answering and flushing; this is the sum of them.
@@ -259,26 +265,31 @@ const UNSENT: u32 = 128 << 10;
 const REFUSAL: Duration = Duration::from_secs(1);
 
 /// Where connections come in.
-struct Door<'a> {
-    config: &'a ServerConfig,
+struct Door {
+    /// See `ServerConfig`.
+    loopback_only: bool,
+    hello: Duration,
     admission: Arc<Admission>,
-    node: &'a Arc<Node>,
+    node: Arc<Node>,
     app: axum::Router,
-    connections: &'a TaskTracker,
+    connections: TaskTracker,
     /// When no request is taken any more.
     stop: CancellationToken,
     refusals: Arc<Semaphore>,
 }
 
-impl Door<'_> {
-    /// Lets connections in until it is dropped.
+impl Door {
+    /// Lets connections in until it is dropped: one, then all others have their turn, so that a crowd delays nobody who
+    /// is in.
     async fn accept(&self, listener: &TcpListener) {
         let mut pause = Duration::from_millis(10);
         loop {
+            self.admission.room().await;
             match listener.accept().await {
                 Ok((socket, addr)) => {
                     pause = Duration::from_millis(10);
                     self.enter(socket, addr);
+                    tokio::task::yield_now().await;
                 }
                 Err(error) => {
                     let reason = self.failed(&error);
@@ -302,14 +313,13 @@ impl Door<'_> {
     }
 
     fn enter(&self, socket: TcpStream, addr: SocketAddr) {
-        if self.config.loopback_only && !addr.ip().is_loopback() {
+        if self.loopback_only && !addr.ip().is_loopback() {
             self.node.metrics.refused.with_label_values(&["peer"]).inc();
             tracing::warn!(%addr, "dev mode admits connections from this machine only");
             return;
         }
-        let admitted = match self.admission.admit() {
-            Ok(admitted) => admitted,
-            Err(full) => return self.refuse(socket, full),
+        let Some(admitted) = self.admission.admit() else {
+            return self.refuse(socket);
         };
         // A change is one small write: it must not wait for the acknowledgement of the one before.
         let socket_options = socket2::SockRef::from(&socket);
@@ -327,26 +337,19 @@ impl Door<'_> {
             admitted,
         };
         let metrics = self.node.metrics.clone();
-        let served = serve_http(
-            socket,
-            peer,
-            self.app.clone(),
-            self.config.hello,
-            self.stop.clone(),
-            metrics,
-        );
+        let served = serve_http(socket, peer, self.app.clone(), self.hello, self.stop.clone(), metrics);
         self.connections.spawn(served);
     }
 
-    /// Says when to come back.
-    fn refuse(&self, socket: TcpStream, full: Full) {
-        self.node.metrics.refused.with_label_values(&[full.name()]).inc();
+    /// There are as many connections as there may be: says when to come back.
+    fn refuse(&self, socket: TcpStream) {
+        self.node.metrics.refused.with_label_values(&["connections"]).inc();
         let Ok(turn) = self.refusals.clone().try_acquire_owned() else {
             return self.node.metrics.untold.inc();
         };
         // Spread out, so that they do not all come back at once.
         let after = 2 + self.node.env.random() % 8;
-        let message = format!("too many {} on this node; come back in {after} s\n", full.name());
+        let message = format!("too many connections on this node; come back in {after} s\n");
         let answer = format!(
             "HTTP/1.1 503 Service Unavailable\r\n{}: {}\r\nRetry-After: {after}\r\nContent-Type: text/plain; \
              charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{message}",

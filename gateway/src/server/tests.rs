@@ -86,6 +86,11 @@ impl Script {
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
+        self.taken()
+    }
+
+    /// What has come since the last call, but for `welcome`, without waiting.
+    fn taken(&self) -> Vec<ServerMessage> {
         let output = std::mem::take(&mut self.0.lock().output);
         let mut rest = &output[..];
         let mut messages = Vec::new();
@@ -211,9 +216,13 @@ fn rig() -> Rig {
 }
 
 fn sub(id: u64, filter: Option<&str>) -> ClientMessage {
+    sub_to(id, "s", filter)
+}
+
+fn sub_to(id: u64, space: &str, filter: Option<&str>) -> ClientMessage {
     ClientMessage::Sub(Sub {
         id,
-        space: "s".parse().unwrap(),
+        space: space.parse().unwrap(),
         client: None,
         from: None,
         filter: filter.map(|name| vec![Collection::parse(name).unwrap()]),
@@ -291,6 +300,65 @@ async fn what_the_hub_said_of_a_subscription_is_not_taken_for_the_one_that_repla
             .any(|message| matches!(message, ServerMessage::Page { docs, .. } if docs[0].doc.as_str() == "b/x")),
         "{seen:?}"
     );
+    rig.node.draining.cancel();
+    rig.work.close();
+}
+
+/// The most that something moves by, from one turn of everybody's to the next, until it has come to `end`.
+async fn most_in_a_turn(end: usize, mut moved: impl FnMut() -> usize) -> usize {
+    let (mut all, mut most) = (0, 0);
+    for _ in 0..100_000 {
+        tokio::task::yield_now().await;
+        let some = moved();
+        (all, most) = (all + some, most.max(some));
+        if all >= end {
+            return most;
+        }
+    }
+    panic!("{all} of {end}");
+}
+
+#[tokio::test]
+async fn what_one_connection_sends_at_once_is_handled_some_at_a_time_so_that_others_have_their_turn() {
+    let rig = rig();
+    rig.script.received().await;
+    rig.script.send((0..1_000).map(|at| ClientMessage::Ping { at }));
+    let pongs = most_in_a_turn(1_000, || rig.script.taken().len()).await;
+    assert!((2..=32).contains(&pongs), "{pongs} answers in a turn");
+    // A subscription is more work: `begin` and `current`, one subscription a turn.
+    rig.script.send((0..300).map(|n| sub_to(n, &format!("s/{n}"), None)));
+    let answers = most_in_a_turn(600, || rig.script.taken().len()).await;
+    assert!(answers <= 4, "{answers} answers in a turn");
+    // And so is leaving.
+    let subscriptions = rig.node.metrics.subscriptions.clone();
+    assert_eq!(subscriptions.get(), 300);
+    {
+        let mut tape = rig.script.0.lock();
+        tape.input.extend([0xff; 16]);
+        tape.reader.take().unwrap().wake();
+    }
+    let mut left = 300;
+    let ended = most_in_a_turn(300, || {
+        let before = std::mem::replace(&mut left, usize::try_from(subscriptions.get()).unwrap());
+        before - left
+    });
+    let ended = ended.await;
+    assert!((2..=32).contains(&ended), "{ended} subscriptions ended in a turn");
+    rig.node.draining.cancel();
+    rig.work.close();
+}
+
+#[tokio::test]
+async fn of_many_spaces_that_one_connection_subscribes_to_one_is_read_at_a_time() {
+    let rig = rig();
+    rig.script.received().await;
+    rig.store.hangs.store(true, Ordering::Relaxed);
+    rig.script.send((0..100).map(|n| sub_to(n, &format!("s/{n}"), None)));
+    for _ in 0..10 {
+        rig.script.received().await;
+    }
+    assert_eq!(rig.node.metrics.catching_up.get(), 100, "all have come");
+    assert_eq!(rig.node.metrics.spaces.get(), 1, "the others wait for their turn");
     rig.node.draining.cancel();
     rig.work.close();
 }
@@ -454,6 +522,20 @@ async fn a_connection_of_age_is_asked_to_go_elsewhere_and_not_all_at_once() {
     assert!(left.iter().all(|left| *left < 50), "{left:?}");
 }
 
+fn door(node: &Arc<Node>, config: &ServerConfig) -> Door {
+    let connections = TaskTracker::new();
+    Door {
+        loopback_only: config.loopback_only,
+        hello: config.hello,
+        admission: Admission::new(config.admission.clone(), node.metrics.clone()),
+        node: node.clone(),
+        app: http::router(node.clone(), config.loopback_only, connections.clone()),
+        connections,
+        stop: CancellationToken::new(),
+        refusals: Arc::new(Semaphore::new(REFUSALS)),
+    }
+}
+
 #[tokio::test]
 async fn what_accepting_fails_of_is_counted_and_who_comes_from_elsewhere_to_dev_mode() {
     use rustix::io::Errno;
@@ -462,16 +544,7 @@ async fn what_accepting_fails_of_is_counted_and_who_comes_from_elsewhere_to_dev_
         ..ServerConfig::default()
     };
     let (node, ..) = welcomed(&config, 0).await;
-    let connections = TaskTracker::new();
-    let door = Door {
-        config: &config,
-        admission: Admission::new(config.admission.clone(), node.metrics.clone()),
-        node: &node,
-        app: http::router(node.clone(), true, connections.clone()),
-        connections: &connections,
-        stop: CancellationToken::new(),
-        refusals: Arc::new(Semaphore::new(REFUSALS)),
-    };
+    let door = door(&node, &config);
     for (errno, reason) in [
         (Errno::MFILE, "files"),
         (Errno::NOMEM, "memory"),
@@ -485,7 +558,50 @@ async fn what_accepting_fails_of_is_counted_and_who_comes_from_elsewhere_to_dev_
     let (_client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
     door.enter(accepted.unwrap().0, "192.0.2.1:9".parse().unwrap());
     assert_eq!(node.metrics.refused.with_label_values(&["peer"]).get(), 1);
-    assert!(connections.is_empty(), "it is not served");
+    assert!(door.connections.is_empty(), "it is not served");
+}
+
+#[tokio::test]
+async fn of_those_for_whom_there_is_no_room_so_many_are_told_at_a_time_and_the_others_counted() {
+    let mut config = ServerConfig::default();
+    config.admission.connections = Some(0);
+    let (node, ..) = welcomed(&config, 0).await;
+    let door = Door {
+        refusals: Arc::new(Semaphore::new(2)),
+        ..door(&node, &config)
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut crowd = Vec::new();
+    for n in 1..=4_u64 {
+        let (came, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let (socket, addr) = accepted.unwrap();
+        door.enter(socket, addr);
+        crowd.push(came.unwrap());
+        let metrics = &node.metrics;
+        assert_eq!(metrics.untold.get(), n.saturating_sub(2));
+        assert_eq!(metrics.refused.with_label_values(&["connections"]).get(), n);
+    }
+}
+
+#[tokio::test]
+async fn of_a_crowd_one_is_let_in_at_a_time_so_that_who_is_in_has_its_turn() {
+    let config = ServerConfig::default();
+    let (node, ..) = welcomed(&config, 0).await;
+    let door = door(&node, &config);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut crowd = Vec::new();
+    for _ in 0..50 {
+        crowd.push(std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+    }
+    let mut accepting = JoinSet::new();
+    accepting.spawn(async move { door.accept(&listener).await });
+    let mut in_before = 0;
+    let most = most_in_a_turn(50, || {
+        let now_in = usize::try_from(node.metrics.handshakes.get()).unwrap();
+        now_in - std::mem::replace(&mut in_before, now_in)
+    });
+    assert!(most.await <= 2);
+    accepting.shutdown().await;
 }
 
 #[tokio::test]

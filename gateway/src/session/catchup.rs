@@ -4,7 +4,7 @@
 //! ring when the subscription joins. Modes: `log` (exact commits) where few are missing and the log
 //! reaches back, `delta` (what changed) where the position holds, `reset` (the whole) where it does not.
 
-use super::conn::Conn;
+use super::conn::{Conn, Reading, Turn};
 use super::cursor;
 use super::machine::Subscribe;
 use super::node::Node;
@@ -33,6 +33,7 @@ const BUDGET_GROWTH: usize = 2;
 pub(super) struct CatchUp {
     pub(super) node: Arc<Node>,
     pub(super) conn: Arc<Conn>,
+    pub(super) reading: Reading,
     pub(super) what: Subscribe,
     /// The number of the stream that it begins.
     pub(super) stream: Stream,
@@ -112,18 +113,20 @@ impl CatchUp {
     }
 
     async fn attempt(&self, from: &mut From) -> Result<Step, StoreError> {
+        // To follow a space is to read it, too.
+        let turn = self.conn.turn(&self.node, &self.reading).await;
         let lease = self.node.hub.lease(&self.what.space).await?;
         match from {
-            From::At(position) => match self.by_log(lease, position).await? {
+            From::At(position) => match self.by_log(lease, turn, position).await? {
                 Logged::Live(lease) => Ok(Step::Live(lease)),
-                Logged::Elsewhere(lease, position) => self.by_scan(lease, Some(position), from).await,
+                Logged::Elsewhere(lease, turn, position) => self.by_scan(lease, turn, Some(position), from).await,
                 Logged::Lost => Ok(Step::Again(From::Nothing)),
             },
             From::Scan(cursor) => {
                 let after = cursor.after;
-                self.by_scan(lease, after, from).await
+                self.by_scan(lease, turn, after, from).await
             }
-            From::Nothing => self.by_scan(lease, None, from).await,
+            From::Nothing => self.by_scan(lease, turn, None, from).await,
         }
     }
 
@@ -172,11 +175,15 @@ impl CatchUp {
 
     /// Exact commits, if they are few and the log has them. `at` moves with what has been sent, so that another
     /// attempt does not send it again.
-    async fn by_log(&self, mut lease: Lease, at: &mut Position) -> Result<Logged, StoreError> {
+    async fn by_log<'a>(
+        &'a self,
+        mut lease: Lease,
+        mut turn: Turn<'a>,
+        at: &mut Position,
+    ) -> Result<Logged<'a>, StoreError> {
         let mut begun = false;
         loop {
             let page = self.node.config.limits.page_bytes;
-            let turn = self.conn.turn(&self.node).await;
             let reply = self
                 .node
                 .store
@@ -188,7 +195,7 @@ impl CatchUp {
                     state,
                     last_mid,
                 } => (commits, state, last_mid),
-                LogReply::Trimmed => return Ok(Logged::Elsewhere(lease, *at)),
+                LogReply::Trimmed => return Ok(Logged::Elsewhere(lease, turn, *at)),
                 LogReply::Reset(reason) => {
                     self.count_reset(reason);
                     return Ok(Logged::Lost);
@@ -199,7 +206,7 @@ impl CatchUp {
                 // Who takes little is brought what has changed, not all that happened, unless that is a page at most.
                 let reached = commits.last().map_or(at.seq, |commit| commit.seq);
                 if many || self.behind && reached < state.head.seq {
-                    return Ok(Logged::Elsewhere(lease, *at));
+                    return Ok(Logged::Elsewhere(lease, turn, *at));
                 }
                 self.begin(&lease, Mode::Log, state.head, false);
                 begun = true;
@@ -213,6 +220,7 @@ impl CatchUp {
             if *at == before {
                 tokio::time::sleep(AGAIN).await;
             }
+            turn = self.conn.turn(&self.node, &self.reading).await;
         }
     }
 
@@ -243,7 +251,13 @@ impl CatchUp {
 
     /// What changed after `after`, or the whole. `from` moves with what has been sent: another attempt goes on behind
     /// it, or says that it does not.
-    async fn by_scan(&self, mut lease: Lease, after: Option<Position>, from: &mut From) -> Result<Step, StoreError> {
+    async fn by_scan<'a>(
+        &'a self,
+        mut lease: Lease,
+        mut turn: Turn<'a>,
+        after: Option<Position>,
+        from: &mut From,
+    ) -> Result<Step, StoreError> {
         let config = &self.node.config;
         let mode = if after.is_some() { Mode::Delta } else { Mode::Reset };
         let mut cursor = match from {
@@ -263,7 +277,6 @@ impl CatchUp {
                 writer: self.what.writer,
                 budget,
             };
-            let turn = self.conn.turn(&self.node).await;
             let reply = self.node.store.changes(&self.what.space, request).await?;
             let (docs, next, head, done) = match reply {
                 ChangesReply::Page { docs, cursor, head } => (docs, Some(cursor), head, None),
@@ -300,14 +313,12 @@ impl CatchUp {
                 self.conn.outbox().push([self.conn.compressed(&self.node, page)]);
                 *from = From::Scan(next.clone());
             }
+            let mut waits = false;
             if let Some((state, last_mid)) = done {
                 if self.go_live(&mut lease, state.head, &state.lineage, last_mid) {
                     return Ok(Step::Live(lease));
                 }
-                drop(turn);
-                if tried.replace(state.head) == Some(state.head) {
-                    tokio::time::sleep(AGAIN).await;
-                }
+                waits = tried.replace(state.head) == Some(state.head);
             }
             // After the last page: more was committed than the hub's ring holds, the scan goes on behind the head.
             // What was there at its beginning, no writes can outrun.
@@ -319,6 +330,11 @@ impl CatchUp {
                 behind = left;
             }
             cursor = next.or(cursor);
+            drop(turn);
+            if waits {
+                tokio::time::sleep(AGAIN).await;
+            }
+            turn = self.conn.turn(&self.node, &self.reading).await;
         }
     }
 }
@@ -328,9 +344,9 @@ enum Step {
     Again(From),
 }
 
-enum Logged {
+enum Logged<'a> {
     Live(Lease),
     /// Not by log: from here by delta.
-    Elsewhere(Lease, Position),
+    Elsewhere(Lease, Turn<'a>, Position),
     Lost,
 }

@@ -3,8 +3,8 @@
 
 use super::catchup::CatchUp;
 use super::machine::{Effect, Input, Session, Subscribe};
-use super::node::{Node, NodeConfig};
-use crate::admission::{Admitted, Guest, Place};
+use super::node::Node;
+use crate::admission::{Admitted, Place};
 use crate::engine::{WriteReply, WriteRequest};
 use crate::frame;
 use crate::hub::{Answer, Lease, Subscriber};
@@ -22,10 +22,12 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 use tidegate_protocol::form::Form;
 use tidegate_protocol::msgpack::DecodeError;
 use tidegate_protocol::{ClientMessage, Code, DocPath, Position, ResumeFrom, ServerMessage, SpaceId, deflate};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::task::coop;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
@@ -55,15 +57,24 @@ pub struct Conn {
     /// Once it was agreed on: large messages are compressed.
     compresses: AtomicBool,
     pub(super) outbox: Arc<Outbox>,
-    pub(super) wake: Notify,
-    /// Subscriptions that have to catch up again; at most one entry each.
-    behind: Mutex<BTreeMap<u64, Position>>,
+    /// It was woken, to look at what may have changed.
+    woken: AtomicBool,
+    /// Subscriptions that have to catch up again; at most one entry each. `None` while there are none.
+    #[allow(clippy::box_collection, reason = "most connections never have one")]
+    behind: Mutex<Option<Box<BTreeMap<u64, Position>>>>,
     /// When it has something to do at the latest, ms of the node's clock: a deadline, or to leave.
     pub(super) due: AtomicU64,
     /// When it is to be asked to go elsewhere.
     pub(super) leave_at: AtomicU64,
-    /// See `turn`.
-    reading: tokio::sync::Mutex<()>,
+}
+
+/// Held by whose turn it is to read from the store for a connection; see `Conn::turn`.
+pub(super) type Reading = Arc<tokio::sync::Mutex<()>>;
+
+/// A connection's turn to read from the store.
+pub(super) struct Turn<'a> {
+    _own: tokio::sync::MutexGuard<'a, ()>,
+    _one: Option<SemaphorePermit<'a>>,
 }
 
 impl Conn {
@@ -71,11 +82,20 @@ impl Conn {
     /// what was read is in the outbox: one read at a time for a connection, begun when the client has
     /// taken most of what it was sent, so that no number of them fills the outbox; then, for no longer
     /// than the store takes, one of so many on the node, so that a client that takes nothing keeps nobody.
-    pub(super) async fn turn<'a>(&'a self, node: &'a Node) -> impl Send + use<'a> {
-        let own = self.reading.lock().await;
+    pub(super) async fn turn<'a>(&'a self, node: &'a Node, reading: &'a Reading) -> Turn<'a> {
+        let _own = reading.lock().await;
         self.outbox.below(self.outbox.soft()).await;
-        // It is never closed.
-        (own, node.catch_ups.acquire().await)
+        Turn {
+            _own,
+            // It is never closed.
+            _one: node.catch_ups.acquire().await.ok(),
+        }
+    }
+
+    /// Has it look at its deadlines, at what is behind and at what was cut.
+    pub(super) fn wake(&self) {
+        self.woken.store(true, Ordering::Release);
+        self.outbox.wake();
     }
 
     /// From how many bytes on messages are compressed, if that was agreed on; so from `welcome` on.
@@ -103,17 +123,17 @@ impl Subscriber for Conn {
         self.id
     }
 
-    fn outbox(&self) -> &Outbox {
+    fn outbox(&self) -> &Arc<Outbox> {
         &self.outbox
     }
 
     fn behind(&self, sub: u64, at: Position) {
-        self.behind.lock().insert(sub, at);
-        self.wake.notify_one();
+        self.behind.lock().get_or_insert_default().insert(sub, at);
+        self.wake();
     }
 
     fn cut(&self) {
-        self.wake.notify_one();
+        self.wake();
     }
 }
 
@@ -129,47 +149,47 @@ struct Sub {
     _gauge: Gauged,
 }
 
-/// The next job that is done. With the last one goes what held them.
-async fn next(jobs: &mut Option<Box<FuturesUnordered<Job>>>) -> Option<<Job as Future>::Output> {
-    let done = jobs.as_mut()?.next().await;
-    jobs.take_if(|jobs| jobs.is_empty());
-    done
-}
-
-/// Waits until a guest's place is needed.
-async fn evicted(guest: Option<&Guest>) {
-    match guest {
-        Some(guest) => guest.evicted().await,
-        None => std::future::pending().await,
-    }
-}
-
 /// For each of these that a mutation has, it counts once more as in flight.
-const IN_FLIGHT_BYTES: usize = 4 << 10;
+const IN_FLIGHT_BYTES: u32 = 4 << 10;
+
+/// Messages that are handled, and subscriptions that are ended, before other connections have their turn.
+const AT_ONCE: usize = 32;
 
 type Job = BoxFuture<'static, (u64, u64, Result<Lease, Aborted>)>;
 
+/// What a connection has under way beside its messages.
+#[derive(Default)]
+struct Jobs {
+    all: FuturesUnordered<Job>,
+    reading: Reading,
+}
+
+/// What is there for as long as the connection lives: that most have none of stands in boxes, while there is any.
 struct Shell {
     node: Arc<Node>,
     conn: Arc<Conn>,
     session: Session,
-    /// Who it is with and since when, for the log.
-    peer: String,
-    since: Instant,
+    /// Who it is with, for the log.
+    peer: Box<str>,
     /// By their ids, so that they end in the same order every time; most connections have one.
     subs: Vec<Sub>,
     /// While there are any.
-    jobs: Option<Box<FuturesUnordered<Job>>>,
+    jobs: Option<Box<Jobs>>,
     generation: u64,
     /// Bytes of the message that is being handled.
-    read: usize,
-    in_flight: Arc<Semaphore>,
-    /// Until it has been welcomed.
-    guest: Option<Arc<Guest>>,
-    /// Once it has been asked to go elsewhere: when to close at the latest.
-    leaving: Option<Instant>,
+    read: u32,
+    /// How many have been.
+    handled: usize,
+    /// A permit for each that may be in flight; from the first on.
+    in_flight: Option<Arc<Semaphore>>,
+    /// Until it has been welcomed: its place is needed.
+    evicted: Option<BoxFuture<'static, ()>>,
+    /// It has been asked to go elsewhere.
+    leaving: bool,
+    /// While it does not read: everything in flight has been answered, or it is time to close; else there is room again.
+    answered: Option<BoxFuture<'static, ()>>,
     /// Set when the session is over: what to say last.
-    closing: Option<(Code, String)>,
+    closing: Option<Box<(Code, String)>>,
     held: (Option<Arc<Place>>, Gauged, Listed),
 }
 
@@ -206,15 +226,6 @@ impl Drop for Listed {
     }
 }
 
-/// Waits until everything in flight has been answered, or until `latest`.
-async fn all_answered(in_flight: &Semaphore, config: &NodeConfig, latest: Option<Instant>) {
-    if let Some(latest) = latest {
-        let all = in_flight.acquire_many(u32::try_from(config.in_flight).unwrap_or(u32::MAX));
-        // Late or not, the connection ends. Apart: a connection that stays has no use for it.
-        let _ = Box::pin(tokio::time::timeout_at(latest, all)).await;
-    }
-}
-
 /// Serves a connection until it is over. One info line says what it was. What it was accepted with is used up before the
 /// future begins, which lives as long as the connection: it holds no place for that.
 pub fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) -> impl Future<Output = ()> + Send + use<T> {
@@ -231,37 +242,43 @@ pub fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) -> impl Futur
     let gauge = Gauged::new(&node.metrics.connections);
     let id = node.last_id.fetch_add(1, Ordering::Relaxed) + 1;
     let outbox: Arc<Outbox> = Arc::new(Outbox::new(socket, node.config.bounds(), node.budget.clone()));
-    let name = format!("{:016x}", node.env.random());
+    let name = node.env.random();
     let opened = node.mono(since);
+    let token = token.map(String::into_boxed_str);
     let session = Session::new(node.session.clone(), node.authoriser.clone(), name, form, token, opened);
     let conn = Arc::new(Conn {
         id,
         form,
         compresses: AtomicBool::new(false),
         outbox,
-        wake: Notify::new(),
+        woken: AtomicBool::new(false),
         behind: Mutex::default(),
         due: AtomicU64::new(session.deadline(node.now()).unwrap_or(u64::MAX)),
         leave_at: AtomicU64::new(node.leave_at()),
-        reading: tokio::sync::Mutex::default(),
     });
     let listed = Listed::new(&node, &conn);
+    // It may have come too late to be among those that are sent away.
+    if node.draining.is_cancelled() {
+        conn.leave_at.store(0, Ordering::Relaxed);
+        conn.wake();
+    }
     let ws = Ws::new(&leftover, node.config.limits.message_bytes);
     // Of the buffer in which the request was read.
     drop(leftover);
     let shell = Shell {
-        in_flight: Arc::new(Semaphore::new(node.config.in_flight)),
+        in_flight: None,
         node,
         conn,
         session,
-        peer,
-        since,
+        peer: peer.into_boxed_str(),
         subs: Vec::new(),
         jobs: None,
         generation: 0,
         read: 0,
-        guest,
-        leaving: None,
+        handled: 0,
+        evicted: guest.map(|guest| async move { guest.evicted().await }.boxed()),
+        leaving: false,
+        answered: None,
         closing: None,
         held: (place, gauge, listed),
     };
@@ -269,91 +286,150 @@ pub fn serve<T: Transport>(node: Arc<Node>, accepted: Accepted<T>) -> impl Futur
     // Borrowed where it is: a local of its own would take the room twice.
     async move {
         let (shell, ws) = (&mut all.0, &mut all.1);
-        let reason = shell.converse(ws).await;
+        let reason = poll_fn(|cx| shell.poll_converse(cx, ws)).await;
         shell.held.2.ended(reason);
-        // Nothing that was under way holds up others while this one says goodbye.
+        // Nothing that was under way holds up others while this one waits, and says goodbye.
         shell.jobs = None;
-        shell.subs.clear();
+        // Many may be gone at once, as when a network fails: what that takes is spread.
+        if shell.closing.is_none()
+            && let Some(place) = &shell.held.0
+        {
+            Box::pin(place.leave()).await;
+        }
+        shell.leave().await;
         Box::pin(shell.farewell(ws)).await;
         let (session, peer, form) = (shell.session.name(), &shell.peer, shell.conn.form.subprotocol());
         let user = shell.session.user().unwrap_or("-");
-        let ms = u64::try_from(shell.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let ms = shell.node.now().mono.saturating_sub(shell.session.opened());
         tracing::info!(%session, %peer, %user, form, ms, reason, "connection closed");
     }
 }
 
 impl Shell {
-    /// Until somebody ends it.
-    async fn converse(&mut self, ws: &mut Ws) -> &'static str {
-        let (node, conn) = (self.node.clone(), self.conn.clone());
-        let in_flight = self.in_flight.clone();
-        // These wait on from one turn to the next.
-        let mut woken = pin!(conn.wake.notified());
-        let mut writer = pin!(conn.outbox.run_writer());
-        // It may have come too late to be among those that are sent away.
-        if node.draining.is_cancelled() {
-            conn.leave_at.store(0, Ordering::Relaxed);
-            conn.wake.notify_one();
-        }
+    /// Until somebody ends it; says why.
+    fn poll_converse(&mut self, cx: &mut Context<'_>, ws: &mut Ws) -> Poll<&'static str> {
+        // What wakes it from here on is seen below, or by another turn.
+        self.conn.outbox.register(cx);
         loop {
-            let leaving = self.leaving;
-            let may_read = leaving.is_none() && in_flight.available_permits() > 0;
-            tokio::select! {
-                // What ends comes before what begins: a flood of messages cannot pile up unfinished work.
-                biased;
-                // What has been taken in is answered before the connection closes.
-                _ = all_answered(&in_flight, &node.config, leaving), if leaving.is_some() => {
-                    self.closing = Some((Code::GoingAway, "the node is stopping; reconnect".into()));
-                }
-                () = evicted(self.guest.as_deref()), if self.guest.is_some() => {
-                    let message = "others wait for its place, and no hello has come; reconnect later";
-                    self.closing = Some((Code::Overloaded, message.into()));
-                }
-                () = woken.as_mut() => {
-                    woken.set(conn.wake.notified());
-                    self.woken();
-                }
-                end = writer.as_mut() => match end {
-                    End::Overflow => {
-                        let bound = node.config.hard_bytes;
-                        self.closing = Some((Code::SlowReader, format!("send queue is limited to {bound} bytes")));
-                    }
-                    End::Broken | End::Finished => return "lost",
-                },
-                done = next(&mut self.jobs), if self.jobs.is_some() => {
-                    if let Some((id, generation, lease)) = done {
-                        self.caught_up(id, generation, lease);
-                    }
-                }
-                filled = poll_fn(|cx| ws.poll_fill(cx, conn.outbox.transport())), if may_read => {
-                    let Ok(filled) = filled else { return "lost" };
-                    match ws.take(filled, &conn.outbox, |incoming| self.frame(incoming)) {
-                        // What came in one read takes no time of the runtime's budget by itself.
-                        Ok(()) => tokio::task::consume_budget().await,
-                        Err(Ended::Closed) => return "client",
-                        Err(Ended::Lost) => return "lost",
-                        Err(Ended::Broken(error)) => if let Some(reason) = self.broken(&error) {
-                            return reason;
-                        },
-                    }
-                },
-                // Room to read again.
-                _ = in_flight.acquire(), if !may_read && leaving.is_none() => {}
+            let over = ready!(self.poll_next(cx, ws));
+            let closing = || self.closing.as_ref().map(|closing| closing.0.name());
+            if let Some(reason) = over.or_else(closing) {
+                return Poll::Ready(reason);
             }
-            if let Some((code, _)) = &self.closing {
-                return code.name();
-            }
-            let deadline = self.session.deadline(node.now()).unwrap_or(u64::MAX);
-            conn.due
-                .store(deadline.min(conn.leave_at.load(Ordering::Relaxed)), Ordering::Relaxed);
+            let deadline = self.session.deadline(self.node.now()).unwrap_or(u64::MAX);
+            let due = deadline.min(self.conn.leave_at.load(Ordering::Relaxed));
+            self.conn.due.store(due, Ordering::Relaxed);
         }
+    }
+
+    /// Does one thing, if there is one to do. What ends comes before what begins: a flood of messages cannot pile up
+    /// unfinished work. `Some`: the connection is gone, and why.
+    fn poll_next(&mut self, cx: &mut Context<'_>, ws: &mut Ws) -> Poll<Option<&'static str>> {
+        // What has been taken in is answered before the connection closes.
+        if self.leaving && self.poll_answered(cx).is_ready() {
+            self.close(Code::GoingAway, "the node is stopping; reconnect".into());
+            return Poll::Ready(None);
+        }
+        if let Some(evicted) = &mut self.evicted
+            && evicted.poll_unpin(cx).is_ready()
+        {
+            let message = "others wait for its place, and no hello has come; reconnect later";
+            self.close(Code::Overloaded, message.into());
+            return Poll::Ready(None);
+        }
+        if self.conn.woken.swap(false, Ordering::AcqRel) {
+            self.woken();
+            return Poll::Ready(None);
+        }
+        match self.conn.outbox.poll_writer(cx) {
+            Poll::Ready(End::Overflow) => {
+                let bound = self.node.config.hard_bytes;
+                self.close(Code::SlowReader, format!("send queue is limited to {bound} bytes"));
+                return Poll::Ready(None);
+            }
+            Poll::Ready(End::Broken | End::Finished) => return Poll::Ready(Some("lost")),
+            Poll::Pending => {}
+        }
+        if let Some(jobs) = &mut self.jobs
+            && let Poll::Ready(done) = jobs.all.poll_next_unpin(cx)
+        {
+            // With the last one goes what held them.
+            self.jobs.take_if(|jobs| jobs.all.is_empty());
+            if let Some((id, generation, lease)) = done {
+                self.caught_up(id, generation, lease);
+            }
+            return Poll::Ready(None);
+        }
+        if self.leaving {
+            return Poll::Pending;
+        }
+        if !self.has_room() {
+            ready!(self.poll_answered(cx));
+            return Poll::Ready(None);
+        }
+        // What came in one read takes no time of the runtime's budget by itself.
+        let budget = ready!(coop::poll_proceed(cx));
+        let Ok(filled) = ready!(ws.poll_fill(cx, self.conn.outbox.transport())) else {
+            return Poll::Ready(Some("lost"));
+        };
+        budget.made_progress();
+        let conn = self.conn.clone();
+        Poll::Ready(match ws.take(filled, &conn.outbox, |incoming| self.frame(incoming)) {
+            Ok(()) if ws.has_more() && self.closing.is_none() => {
+                // There is more than has been looked at: who sends much waits for all others. This has it woken after
+                // everybody's turn; a wake of its own would come before.
+                return pin!(tokio::task::yield_now()).poll(cx).map(|()| None);
+            }
+            Ok(()) => None,
+            Err(Ended::Closed) => Some("client"),
+            Err(Ended::Lost) => Some("lost"),
+            Err(Ended::Broken(error)) => self.broken(&error),
+        })
+    }
+
+    /// Waits for what `answered` says; without it, for room.
+    fn poll_answered(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let answered = match &mut self.answered {
+            Some(answered) => answered,
+            None => {
+                let room = self.in_flight().acquire_owned().map(drop);
+                self.answered.insert(room.boxed())
+            }
+        };
+        ready!(answered.poll_unpin(cx));
+        self.answered = None;
+        Poll::Ready(())
+    }
+
+    /// The session is over; this is said last.
+    fn close(&mut self, code: Code, message: String) {
+        self.closing = Some(Box::new((code, message)));
+    }
+
+    /// Permits for all that may be in flight.
+    fn in_flight(&mut self) -> Arc<Semaphore> {
+        let most = self.node.config.in_flight;
+        self.in_flight
+            .get_or_insert_with(|| Arc::new(Semaphore::new(most)))
+            .clone()
+    }
+
+    /// How many more may be in flight.
+    fn room(&self) -> usize {
+        self.in_flight
+            .as_ref()
+            .map_or(self.node.config.in_flight, |in_flight| in_flight.available_permits())
+    }
+
+    fn has_room(&self) -> bool {
+        self.room() > 0
     }
 
     /// Sends the last words and lets the peer read them: closing a socket with unread input would
     /// make the kernel throw them away.
     async fn farewell(&mut self, ws: &mut Ws) {
         let outbox = &self.conn.outbox;
-        match self.closing.take() {
+        match self.closing.take().map(|closing| *closing) {
             Some((code, message)) => {
                 let error = ServerMessage::Error {
                     code,
@@ -376,13 +452,24 @@ impl Shell {
     }
 
     /// Says whether to go on reading: not while what a message began has not had its turn, so that a flood of them piles
-    /// nothing up.
+    /// nothing up; and not beyond so many of them, so that it delays nobody.
     fn frame(&mut self, incoming: Incoming<'_>) -> Flow {
         let jobs = self.jobs();
-        self.read = incoming.len();
+        self.read = u32::try_from(incoming.len()).unwrap_or(u32::MAX);
         self.incoming(incoming);
-        let stop = self.closing.is_some() || self.jobs() > jobs || self.in_flight.available_permits() == 0;
+        self.handled = self.handled.wrapping_add(1);
+        let stop =
+            self.closing.is_some() || self.jobs() > jobs || !self.has_room() || self.handled.is_multiple_of(AT_ONCE);
         if stop { Flow::Break(()) } else { Flow::Continue(()) }
+    }
+
+    /// Ends all subscriptions, some at a time.
+    async fn leave(&mut self) {
+        while self.subs.len() > AT_ONCE {
+            self.subs.truncate(self.subs.len() - AT_ONCE);
+            tokio::task::yield_now().await;
+        }
+        self.subs.clear();
     }
 
     fn incoming(&mut self, incoming: Incoming<'_>) {
@@ -396,8 +483,7 @@ impl Shell {
                     form.subprotocol(),
                     if form.is_text() { "text" } else { "binary" }
                 );
-                self.closing = Some((Code::Malformed, why));
-                return;
+                return self.close(Code::Malformed, why);
             }
             Incoming::Control => Input::Heard,
         };
@@ -419,26 +505,29 @@ impl Shell {
         match error {
             WsError::Capacity(capacity) => {
                 let limit = self.node.config.limits.message_bytes;
-                self.closing = Some((
+                self.close(
                     Code::Oversize,
                     format!("a message is limited to {limit} bytes: {capacity}"),
-                ));
+                );
             }
             WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake)
             | WsError::Io(_)
             | WsError::ConnectionClosed
             | WsError::AlreadyClosed => return Some("lost"),
-            WsError::Protocol(error) => {
-                self.closing = Some((Code::Malformed, format!("not a WebSocket frame: {error}")))
-            }
-            WsError::Utf8(_) => self.closing = Some((Code::Malformed, "a text frame that is not UTF-8".into())),
-            _ => self.closing = Some((Code::Malformed, "a frame that cannot be read".into())),
+            WsError::Protocol(error) => self.close(Code::Malformed, format!("not a WebSocket frame: {error}")),
+            WsError::Utf8(_) => self.close(Code::Malformed, "a text frame that is not UTF-8".into()),
+            _ => self.close(Code::Malformed, "a frame that cannot be read".into()),
         }
-        self.closing.as_ref().map(|(code, _)| code.name())
+        None
     }
 
     fn woken(&mut self) {
-        let mut behind = std::mem::take(&mut *self.conn.behind.lock());
+        let mut behind = self
+            .conn
+            .behind
+            .lock()
+            .take()
+            .map_or_else(BTreeMap::new, |behind| *behind);
         for (stream, at) in self.conn.outbox.cuts() {
             match self.subs.iter().find(|sub| sub.generation == stream) {
                 // Should the hub have said where it stands, that was before what it stood on was dropped.
@@ -451,22 +540,27 @@ impl Shell {
         }
         for (id, at) in behind {
             if let Some(mut what) = self.end(id) {
-                what.from = Some(ResumeFrom {
+                what.from = Some(Box::new(ResumeFrom {
                     position: at,
                     view: what.view.id,
                     cursor: None,
-                });
+                }));
                 self.subscribe(what, true);
             }
         }
         let stall = self.node.config.stall;
         if self.conn.outbox.stalled() >= stall {
             let message = format!("nothing of what waits was taken for {} s", stall.as_secs());
-            self.closing = Some((Code::SlowReader, message));
+            self.close(Code::SlowReader, message);
         }
-        if self.leaving.is_none() && self.conn.leave_at.load(Ordering::Relaxed) <= self.node.now().mono {
+        if !self.leaving && self.conn.leave_at.load(Ordering::Relaxed) <= self.node.now().mono {
             self.conn.leave_at.store(u64::MAX, Ordering::Relaxed);
-            self.leaving = Some(Instant::now() + self.node.config.flush);
+            self.leaving = true;
+            let all = u32::try_from(self.node.config.in_flight).unwrap_or(u32::MAX);
+            let all = self.in_flight().acquire_many_owned(all);
+            // Late or not, the connection ends.
+            let answered = tokio::time::timeout(self.node.config.flush, all).map(drop);
+            self.answered = Some(answered.boxed());
             self.input(Input::Drain {
                 retry_ms: 0,
                 jitter_ms: 1_000,
@@ -479,7 +573,7 @@ impl Shell {
         let effects = self.session.handle(self.node.now(), input);
         self.conn.compresses.store(self.session.compresses(), Ordering::Relaxed);
         if self.session.user().is_some() {
-            self.guest = None;
+            self.evicted = None;
         }
         for effect in effects {
             match effect {
@@ -502,7 +596,7 @@ impl Shell {
                 }
                 Effect::Write(request) => self.write(request),
                 Effect::Get { id, space, docs } => self.get(id, space, docs),
-                Effect::Close(code, message) => self.closing = Some((code, message)),
+                Effect::Close(code, message) => self.close(code, message),
             }
         }
     }
@@ -523,9 +617,11 @@ impl Shell {
     fn get(&mut self, id: u64, space: SpaceId, docs: Vec<DocPath>) {
         let (node, conn) = (self.node.clone(), self.conn.clone());
         // Counted as a mutation in flight is: a client cannot ask for more than is answered.
-        let permit = self.in_flight.clone().try_acquire_owned();
+        let permit = self.in_flight().try_acquire_owned();
+        let jobs = self.jobs.get_or_insert_default();
+        let reading = jobs.reading.clone();
         let job = async move {
-            let turn = conn.turn(&node).await;
+            let turn = conn.turn(&node, &reading).await;
             let refuse = |code, message| ServerMessage::Error {
                 code,
                 message,
@@ -546,7 +642,7 @@ impl Shell {
             // No subscription has generation 0: it ends without one.
             (0, 0, Err(Aborted))
         };
-        self.jobs.get_or_insert_default().push(job.boxed());
+        jobs.all.push(job.boxed());
     }
 
     /// Ends a subscription, and returns what it was.
@@ -564,12 +660,14 @@ impl Shell {
         drop(live);
         self.conn.outbox.close(generation);
         // The hub may have said that it is behind. Of the next one of this id, with a view of its own, that is not true.
-        self.conn.behind.lock().remove(&id);
+        if let Some(behind) = &mut *self.conn.behind.lock() {
+            behind.remove(&id);
+        }
         Some(what)
     }
 
     fn jobs(&self) -> usize {
-        self.jobs.as_ref().map_or(0, |jobs| jobs.len())
+        self.jobs.as_ref().map_or(0, |jobs| jobs.all.len())
     }
 
     /// Where a subscription is, or would be.
@@ -582,9 +680,11 @@ impl Shell {
         self.generation += 1;
         let (id, generation) = (what.id, self.generation);
         let (handle, registration) = AbortHandle::new_pair();
+        let jobs = self.jobs.get_or_insert_default();
         let catch_up = CatchUp {
             node: self.node.clone(),
             conn: self.conn.clone(),
+            reading: jobs.reading.clone(),
             what: what.clone(),
             stream: generation,
             behind,
@@ -592,7 +692,7 @@ impl Shell {
         };
         let job = Abortable::new(catch_up.run(), registration);
         let job = async move { (id, generation, job.await) };
-        self.jobs.get_or_insert_default().push(job.boxed());
+        jobs.all.push(job.boxed());
         let _gauge = Gauged::new(&self.node.metrics.subscriptions);
         let sub = Sub {
             what,
@@ -612,7 +712,11 @@ impl Shell {
     fn caught_up(&mut self, id: u64, generation: u64, lease: Result<Lease, Aborted>) {
         let Ok(lease) = lease else { return };
         match self.sub(id).map(|index| &mut self.subs[index]) {
-            Ok(sub) if sub.generation == generation => (sub.live, sub.catching_up) = (Some(lease), None),
+            Ok(sub) if sub.generation == generation => {
+                (sub.live, sub.catching_up) = (Some(lease), None);
+                // That is where it began.
+                sub.what.from = None;
+            }
             // An aborted catch-up never gets here; should one, it does not stay live unseen.
             _ => drop(lease),
         }
@@ -620,9 +724,9 @@ impl Shell {
 
     fn write(&mut self, request: WriteRequest) {
         // Reading stops when there is none left, so there is one; a large one takes what there is.
-        let some = (1 + self.read / IN_FLIGHT_BYTES).min(self.in_flight.available_permits());
-        let some = u32::try_from(some).unwrap_or(u32::MAX);
-        let permit = self.in_flight.clone().try_acquire_many_owned(some).ok();
+        let room = u32::try_from(self.room()).unwrap_or(u32::MAX);
+        let some = (1 + self.read / IN_FLIGHT_BYTES).min(room);
+        let permit = self.in_flight().try_acquire_many_owned(some).ok();
         let (node, conn) = (self.node.clone(), self.conn.clone());
         let space = request.head.space.clone();
         let done = Box::new(move |reply: WriteReply| {

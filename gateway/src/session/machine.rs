@@ -8,7 +8,6 @@ use crate::auth::{Authoriser, Identity, ReadScope};
 use crate::engine::{Refusal, WriteBody, WriteRequest};
 use crate::store::View;
 use smallvec::{SmallVec, smallvec};
-use std::collections::HashMap;
 use std::sync::Arc;
 use tidegate_protocol::limits::MESSAGE_BYTES;
 use tidegate_protocol::msgpack::DecodeError;
@@ -86,7 +85,7 @@ pub struct Subscribe {
     /// Whose last mid `current` carries.
     pub writer: Option<Writer>,
     /// Where the client stands.
-    pub from: Option<ResumeFrom>,
+    pub from: Option<Box<ResumeFrom>>,
     /// What it covers.
     pub view: View,
 }
@@ -105,27 +104,54 @@ pub struct SessionConfig {
 }
 
 enum Phase {
-    AwaitHello,
+    /// With the token that came before it, in the request's header.
+    AwaitHello(Option<Box<str>>),
     Live(Arc<Identity>),
     Closed,
+}
+
+/// Subscriptions by their space, each with its id. Most sessions have one, so there is no second list by ids.
+#[derive(Default)]
+struct Subs(Vec<(SpaceId, u64)>);
+
+impl Subs {
+    fn of(&self, space: &SpaceId) -> Result<usize, usize> {
+        self.0.binary_search_by(|(other, _)| other.cmp(space))
+    }
+
+    fn space(&self, id: u64) -> Option<&SpaceId> {
+        self.0.iter().find(|(_, other)| *other == id).map(|(space, _)| space)
+    }
+
+    /// Ends the one of this id; returns its space.
+    fn remove(&mut self, id: u64) -> Option<SpaceId> {
+        let index = self.0.iter().position(|(_, other)| *other == id)?;
+        Some(self.0.remove(index).0)
+    }
+
+    /// Of a space that has none.
+    fn insert(&mut self, space: SpaceId, id: u64) {
+        let (Ok(index) | Err(index)) = self.of(&space);
+        let few = usize::from(self.0.len() < 4);
+        self.0.reserve_exact(few);
+        self.0.insert(index, (space, id));
+    }
 }
 
 /// A session.
 pub struct Session {
     config: Arc<SessionConfig>,
     authoriser: Arc<dyn Authoriser>,
-    name: String,
+    name: u64,
     form: Form,
-    header_token: Option<String>,
     phase: Phase,
     /// Set with `welcome`: either side may compress its messages.
     compresses: bool,
     opened: u64,
     heard: u64,
-    subs: HashMap<u64, SpaceId>,
-    spaces: HashMap<SpaceId, u64>,
+    subs: Subs,
     /// The client that wrote last, and who stands in its changes: the user stays the same.
-    named: Option<(ClientId, Writer)>,
+    named: Option<Box<(ClientId, Writer)>>,
 }
 
 impl Session {
@@ -133,9 +159,9 @@ impl Session {
     pub fn new(
         config: Arc<SessionConfig>,
         authoriser: Arc<dyn Authoriser>,
-        name: String,
+        name: u64,
         form: Form,
-        header_token: Option<String>,
+        header_token: Option<Box<str>>,
         opened: u64,
     ) -> Self {
         Self {
@@ -143,13 +169,11 @@ impl Session {
             authoriser,
             name,
             form,
-            header_token,
-            phase: Phase::AwaitHello,
+            phase: Phase::AwaitHello(header_token),
             compresses: false,
             opened,
             heard: opened,
-            subs: HashMap::new(),
-            spaces: HashMap::new(),
+            subs: Subs::default(),
             named: None,
         }
     }
@@ -157,7 +181,7 @@ impl Session {
     /// When to hand in `Input::Time` next, on the monotonic clock; none once closed.
     pub fn deadline(&self, now: Now) -> Option<u64> {
         match &self.phase {
-            Phase::AwaitHello => Some(self.opened + self.config.hello_ms),
+            Phase::AwaitHello(_) => Some(self.opened + self.config.hello_ms),
             Phase::Live(who) => {
                 let idle = self.heard + 2 * self.config.ping_ms;
                 let expiry = who
@@ -179,14 +203,17 @@ impl Session {
 
     /// A subscription that it has asked for was not taken.
     pub fn forget(&mut self, id: u64) {
-        if let Some(space) = self.subs.remove(&id) {
-            self.spaces.remove(&space);
-        }
+        self.subs.remove(id);
     }
 
     /// Its name, in `welcome` and the log.
-    pub fn name(&self) -> &str {
-        &self.name
+    pub fn name(&self) -> String {
+        format!("{:016x}", self.name)
+    }
+
+    /// When the connection was accepted, on the monotonic clock.
+    pub fn opened(&self) -> u64 {
+        self.opened
     }
 
     /// Whether it was agreed that messages may be compressed.
@@ -230,7 +257,7 @@ impl Session {
 
     fn check_deadlines(&mut self, now: Now) -> Effects {
         match &self.phase {
-            Phase::AwaitHello if now.mono >= self.opened + self.config.hello_ms => {
+            Phase::AwaitHello(_) if now.mono >= self.opened + self.config.hello_ms => {
                 let limit = self.config.hello_ms;
                 self.close(
                     Code::HandshakeTimeout,
@@ -290,8 +317,8 @@ impl Session {
 
     fn message(&mut self, now: Now, message: ClientMessage) -> Effects {
         let who = match (&self.phase, &message) {
-            (Phase::AwaitHello, ClientMessage::Hello(_)) => None,
-            (Phase::AwaitHello, _) => return self.close(Code::Protocol, "the first message must be a hello"),
+            (Phase::AwaitHello(_), ClientMessage::Hello(_)) => None,
+            (Phase::AwaitHello(_), _) => return self.close(Code::Protocol, "the first message must be a hello"),
             (Phase::Live(who), _) => Some(who.clone()),
             (Phase::Closed, _) => return Effects::new(),
         };
@@ -301,11 +328,8 @@ impl Session {
             (_, None) => Effects::new(),
             (ClientMessage::Auth { token }, Some(who)) => self.auth(now, &token, &who),
             (ClientMessage::Sub(sub), Some(who)) => self.sub(sub, &who),
-            (ClientMessage::Unsub { id }, Some(_)) => match self.subs.remove(&id) {
-                Some(space) => {
-                    self.spaces.remove(&space);
-                    smallvec![Effect::Unsubscribe { id, space }]
-                }
+            (ClientMessage::Unsub { id }, Some(_)) => match self.subs.remove(id) {
+                Some(space) => smallvec![Effect::Unsubscribe { id, space }],
                 // It may have been ended by `denied` while this was on its way.
                 None => Effects::new(),
             },
@@ -339,13 +363,16 @@ impl Session {
                 ),
             );
         }
-        let header = self.header_token.take();
+        let header = match &mut self.phase {
+            Phase::AwaitHello(token) => token.take(),
+            _ => None,
+        };
         let token = hello.token.as_deref().or(header.as_deref());
         match self.authoriser.authenticate(token, now.wall) {
             Ok(who) => {
                 self.compresses = !self.form.is_text() && hello.caps.iter().any(|cap| cap == deflate::CAP);
                 let welcome = Welcome {
-                    session: self.name.clone(),
+                    session: self.name(),
                     node: self.config.node.clone(),
                     user: who.user().to_owned(),
                     now: now.wall,
@@ -362,11 +389,14 @@ impl Session {
     }
 
     fn write(&mut self, who: Arc<Identity>, head: WriteHead, body: Result<WriteBody, Refusal>) -> Effects {
-        let writer = match self.named {
-            Some((client, writer)) if client == head.client => writer,
-            _ => Writer::of(who.user(), head.client),
+        let writer = match self.named.as_deref() {
+            Some((client, writer)) if *client == head.client => *writer,
+            _ => {
+                let writer = Writer::of(who.user(), head.client);
+                self.named = Some(Box::new((head.client, writer)));
+                writer
+            }
         };
-        self.named = Some((head.client, writer));
         smallvec![Effect::Write(WriteRequest::of(who, writer, head, body))]
     }
 
@@ -406,22 +436,22 @@ impl Session {
                 re: Some(id),
             })]
         };
-        if self.subs.get(&id).is_some_and(|other| *other != space) {
+        if self.subs.space(id).is_some_and(|other| *other != space) {
             return error(
                 Code::Invalid,
                 format!("id {id} is in use for another space; unsub it first"),
             );
         }
         let limit = self.config.limits.subscriptions;
-        if !self.spaces.contains_key(&space) && self.subs.len() >= limit {
+        if self.subs.0.len() >= limit && self.subs.of(&space).is_err() {
             return error(
                 Code::TooMany,
                 format!("subscriptions is limited to {limit}, found {}", limit + 1),
             );
         }
         let mut effects = Effects::new();
-        if let Some(old) = self.spaces.remove(&space) {
-            self.subs.remove(&old);
+        if let Ok(index) = self.subs.of(&space) {
+            let (_, old) = self.subs.0.remove(index);
             effects.push(Effect::Unsubscribe {
                 id: old,
                 space: space.clone(),
@@ -439,15 +469,14 @@ impl Session {
                 return effects;
             }
         };
-        self.subs.insert(id, space.clone());
-        self.spaces.insert(space.clone(), id);
+        self.subs.insert(space.clone(), id);
         let writer = client.map(|client| Writer::of(who.user(), client));
         let view = view_of(filter.as_deref(), &scope);
         effects.push(Effect::Subscribe(Subscribe {
             id,
             space,
             writer,
-            from,
+            from: from.map(Box::new),
             view,
         }));
         effects

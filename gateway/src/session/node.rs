@@ -148,7 +148,7 @@ impl Node {
         for (step, conns) in all.chunks(some).enumerate() {
             for conn in conns {
                 conn.leave_at.store(0, Ordering::Relaxed);
-                conn.wake.notify_one();
+                conn.wake();
             }
             if step + 1 < steps {
                 tokio::time::sleep(over / DRAIN_STEPS).await;
@@ -177,7 +177,7 @@ impl Node {
             let mut due: Vec<_> = open.filter_map(|entry| entry.upgrade().filter(late)).collect();
             // The map's order is another in every process.
             due.sort_unstable_by_key(|conn| conn.id);
-            due.iter().for_each(|conn| conn.wake.notify_one());
+            due.iter().for_each(|conn| conn.wake());
         }
     }
 }

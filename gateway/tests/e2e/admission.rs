@@ -12,10 +12,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 async fn gateway(connections: usize, handshakes: usize) -> Gateway {
+    gateway_of(connections, handshakes, AdmissionConfig::default().grace).await
+}
+
+async fn gateway_of(connections: usize, handshakes: usize, grace: Duration) -> Gateway {
     let admission = AdmissionConfig {
         connections: Some(connections),
         handshakes,
-        ..AdmissionConfig::default()
+        grace,
     };
     let config = ServerConfig {
         admission,
@@ -90,9 +94,13 @@ async fn who_takes_its_time_before_hello_makes_room_for_who_does_not() {
     for _ in 0..10 {
         upgraded.push(Peer::connect(gateway.addr, Form::Msgpack).await);
     }
+    // Who comes waits until the oldest has had its second, and is let in.
+    let began = Instant::now();
     let answer = ask(&gateway).await;
-    assert!(answer.contains("too many handshakes on this node"), "{answer}");
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+    assert!(began.elapsed() > Duration::from_millis(500), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    tokio::time::sleep(Duration::from_millis(100)).await;
     let began = Instant::now();
     let mut proper = Vec::new();
     for _ in 0..20 {
@@ -116,6 +124,68 @@ async fn who_takes_its_time_before_hello_makes_room_for_who_does_not() {
     };
     assert_eq!(code, Code::Overloaded);
     drop((proper, more));
+}
+
+#[tokio::test]
+async fn a_crowd_is_let_in_as_places_come_free_and_nobody_is_refused_or_cut_off() {
+    // Nobody's time runs out.
+    let gateway = gateway_of(1_000, 4, PATIENCE * 10).await;
+    let came = futures_util::future::join_all((0..200).map(|_| gateway.peer("alice"))).await;
+    for series in [
+        "tidegate_evicted_total",
+        "tidegate_refused_total{reason=\"connections\"}",
+    ] {
+        assert_eq!(metric(&gateway, series).await, 0, "{series}");
+    }
+    assert_eq!(metric(&gateway, "tidegate_connections").await, 200);
+    drop(came);
+}
+
+#[tokio::test]
+async fn a_probe_has_its_turn_among_those_who_say_nothing_within_the_graces_of_those_before_it() {
+    let gateway = gateway_of(1_000, 10, Duration::from_millis(300)).await;
+    // So many that the last wait for those who wait.
+    let mut silent = Vec::new();
+    for _ in 0..35 {
+        silent.push(TcpStream::connect(gateway.addr).await.unwrap());
+    }
+    let began = Instant::now();
+    assert_eq!(
+        metric(&gateway, "tidegate_evicted_total").await,
+        26,
+        "those before it, but for nine"
+    );
+    let waited = began.elapsed();
+    // Three times a grace: the first 10 are let in at once, and the 36th in the third turn after them.
+    assert!(waited > Duration::from_millis(600), "{waited:?}");
+    assert!(waited < Duration::from_secs(5), "{waited:?}");
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_guests_whom_others_wait_for() {
+    let config = ServerConfig {
+        admission: AdmissionConfig {
+            handshakes: 2,
+            grace: PATIENCE * 10,
+            ..AdmissionConfig::default()
+        },
+        ready_delay: Duration::from_millis(200),
+        ..ServerConfig::default()
+    };
+    let gateway = Gateway::with(config, Retention::default()).await;
+    let mut all = Vec::new();
+    for _ in 0..3 {
+        all.push(TcpStream::connect(gateway.addr).await.unwrap());
+    }
+    let metrics = gateway.metrics.clone();
+    let began = Instant::now();
+    while metrics.handshakes.get() < 2 {
+        assert!(began.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let began = Instant::now();
+    gateway.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 
 #[tokio::test]

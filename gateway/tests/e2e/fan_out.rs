@@ -52,7 +52,7 @@ async fn a_round_of_commits_is_one_write_call_per_writable_socket() {
     for (id, calls) in (0..).zip(&calls) {
         let to = Arc::new(Socket(
             id,
-            Box::new(Outbox::new(
+            Arc::new(Outbox::new(
                 Counting(calls.clone()),
                 Bounds {
                     soft: 1 << 20,

@@ -30,6 +30,12 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
         "what_accepting_fails_of_is_counted_and_who_comes_from_elsewhere_to_dev_mode",
     ),
     (
+        "tidegate_untold_total",
+        "it takes more in a second than a busy machine may let in",
+        "gateway/src/server/tests.rs",
+        "of_those_for_whom_there_is_no_room_so_many_are_told_at_a_time_and_the_others_counted",
+    ),
+    (
         "tidegate_accept_errors_total",
         "the operating system gives no such error on request",
         "gateway/src/server/tests.rs",

@@ -1,6 +1,7 @@
 //! A space of the hub's, without a gateway around it: subscribers that take everything, and commits.
 
 use bytes::Bytes;
+use std::sync::Arc;
 use tidegate::hub::Subscriber;
 use tidegate::outbox::Outbox;
 use tidegate::store::model::Model;
@@ -10,13 +11,13 @@ use tidegate_protocol::{
 };
 
 /// A connection, as the hub sees it: its number, and its way out.
-pub(crate) struct Socket(pub(crate) u64, pub(crate) Box<Outbox>);
+pub(crate) struct Socket(pub(crate) u64, pub(crate) Arc<Outbox>);
 
 impl Subscriber for Socket {
     fn id(&self) -> u64 {
         self.0
     }
-    fn outbox(&self) -> &Outbox {
+    fn outbox(&self) -> &Arc<Outbox> {
         &self.1
     }
     fn behind(&self, _: u64, _: Position) {

@@ -52,6 +52,8 @@ pub struct ConnectFailure {
     pub code: Option<Code>,
     /// For a developer.
     pub message: String,
+    /// What `Retry-After` asks to wait, ms, whoever answered; 0 without.
+    pub retry_ms: u64,
 }
 
 /// A client: its connection and its spaces.
@@ -230,8 +232,8 @@ impl Machine {
         }
     }
 
-    /// The network changed, or the app came to the foreground: tries at once, or asks whether the
-    /// connection is alive.
+    /// The network changed, or the app came to the foreground: tries at once, whatever it was told to wait, or asks
+    /// whether the connection is alive.
     pub fn wake_up(&mut self, now: Now) {
         match &mut self.phase {
             Phase::Waiting { at } => *at = now.mono_ms,

@@ -15,6 +15,8 @@ const ANSWER_MS: u64 = 5_000;
 const HEALTHY_MS: u64 = 5_000;
 /// First, and longest, wait between attempts, ms; ± 50 %.
 const BACKOFF_MS: (u64, u64) = (1_000, 60_000);
+/// Longer than this, ms, no `Retry-After` is believed: it may be a proxy's or a captive portal's.
+const RETRY_AFTER_MS: u64 = 60 * 60 * 1_000;
 
 #[derive(Debug)]
 pub(super) enum Phase {
@@ -149,7 +151,12 @@ impl Machine {
         }
         match failure.code.map(|code| (code, code.row().action)) {
             Some((code, Action::Stop | Action::Renew)) => self.stop(code, failure.message),
-            _ => self.wait_backoff(now, 0, failure.message),
+            _ => {
+                // Who is told the same does not come back in the same moment.
+                let retry_ms = failure.retry_ms.min(RETRY_AFTER_MS);
+                let at_least = retry_ms + self.entropy.up_to(retry_ms / 2);
+                self.wait_backoff(now, at_least, failure.message);
+            }
         }
     }
 

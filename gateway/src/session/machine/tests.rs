@@ -24,7 +24,7 @@ fn session_in(form: Form, limits: Limits, authoriser: impl Authoriser) -> Sessio
         ping_ms: 45_000,
         hello_ms: 10_000,
     };
-    Session::new(Arc::new(config), Arc::new(authoriser), "s".into(), form, None, 0)
+    Session::new(Arc::new(config), Arc::new(authoriser), 1, form, None, 0)
 }
 
 fn hello(session: &mut Session, token: Option<&str>) -> Vec<Effect> {

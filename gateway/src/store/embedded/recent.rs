@@ -147,7 +147,9 @@ mod tests {
         let recent = Recent::default();
         let record = [7; RECORD_BYTES];
         let mut most = 0;
-        for n in 0..2 * (BYTES / RECORD_BYTES) {
+        // As many as would take more, were they bounded in number alone.
+        let last = 2 * RECORDS;
+        for n in 0..last {
             let key = n.to_be_bytes();
             recent.found(Table::Cells, &key, Some(&record[n % 3..]));
             match n % 4 {
@@ -165,7 +167,6 @@ mod tests {
         let [bytes, summed] = counted(&recent);
         assert_eq!(bytes, summed);
         // Known as it was written, as gone, and not at all.
-        let last = 2 * (BYTES / RECORD_BYTES);
         let known = |back: usize| recent.get(Table::Cells, &(last - back).to_be_bytes());
         assert_eq!(
             known(1).map(|value| size(value.as_ref())),

@@ -110,6 +110,8 @@ async fn a_packed_document_of_which_a_part_is_missing_is_told_and_goes_with_an_e
     let docs = vec![set("c/a", true, &[("x", 1), ("y", 1)]), set("c/b", true, &[("x", 1)])];
     let start = applied(&store, "s", item(1, 1, vec![])).await;
     applied(&store, "s", item(2, 1, docs)).await;
+    // Not theirs alone.
+    applied(&store, "s", item(1, 2, vec![set("c/a", false, &[("y", 2)])])).await;
     store.close();
     let store = place.open();
     let key = keys::doc(&s, &a);
@@ -130,12 +132,36 @@ async fn a_packed_document_of_which_a_part_is_missing_is_told_and_goes_with_an_e
     for request in [everything(None), everything(Some(start)), swept] {
         names(store.changes(&s, request).await, &words);
     }
-    let write = item(1, 2, vec![set("c/a", false, &[("x", 2)])]);
+    let write = item(1, 3, vec![set("c/a", false, &[("x", 2)])]);
     names(commit_at(&store, "s", 1_000, vec![write]).await, &words);
-    let whom = Erase::User(UserTag(2));
-    let erased = store.erase(&s, whom, Epoch(9), 1_000, &|_| {}).await.expect("answers");
+    let erased = store.erase(&s, Erase::User(UserTag(2)), Epoch(9), 1_000, &|_| {});
+    let erased = tokio::time::timeout(Duration::from_secs(10), erased)
+        .await
+        .expect("it comes to its end");
+    let erased = erased.expect("answers");
     assert_eq!((erased.docs, erased.clients), (2, 1));
     assert_eq!(store.read(&s, &[a]).await.expect("answers").docs[0].header, None);
+}
+
+#[tokio::test]
+async fn a_cell_beside_a_packed_document_is_told_by_a_walk() {
+    let store = Place::new().open();
+    applied(&store, "s", item(1, 1, vec![set("c/a", true, &[("x", 1)])])).await;
+    let disk = database(&store);
+    let key = keys::cell(&space("s"), &doc("c/a"), &field("y"));
+    let stamp = crate::store::Stamp {
+        seq: seq(1),
+        writer: Writer(1),
+    };
+    let mut batch = disk.batch(fjall::PersistMode::Buffer);
+    let record = crate::store::Cell::record(stamp, Some(&[1]));
+    batch.insert(disk.table(Table::Cells), key, record);
+    batch.commit().expect("writes");
+    let swept = ChangesRequest {
+        budget: 0,
+        ..everything(None)
+    };
+    names(store.changes(&space("s"), swept).await, &["cells", "c/a\\x00y"]);
 }
 
 #[tokio::test]
