@@ -149,7 +149,7 @@ impl Found {
             let seq = doc.header.last.seq;
             if !page.add(&path, &doc, request, begin)? {
                 let (at, doc) = last.ok_or_else(|| unexpected("room for a document"))?;
-                return Ok(Some(page.end(request, self.state, (at, doc), begin)));
+                return Ok(Some(page.end(request, &self.state, (at, doc), begin)));
             }
             last = Some((seq, DocPath::parse(&path).map_err(|_| unexpected("a path"))?));
         }
@@ -163,7 +163,7 @@ impl Found {
         let Some(last) = self.last.take() else {
             return Ok(None);
         };
-        Ok(Some(page.end(request, self.state, last, begin)))
+        Ok(Some(page.end(request, &self.state, last, begin)))
     }
 }
 
@@ -302,7 +302,7 @@ impl Page {
         has_room
     }
 
-    fn end(self, request: &ChangesRequest, state: SpaceState, last: (Seq, DocPath), begin: Seq) -> ChangesReply {
+    fn end(self, request: &ChangesRequest, state: &SpaceState, last: (Seq, DocPath), begin: Seq) -> ChangesReply {
         let (at, doc) = last;
         ChangesReply::Page {
             docs: Arc::new(self.docs),

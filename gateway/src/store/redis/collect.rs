@@ -71,7 +71,7 @@ impl RedisStore {
             for (place, path, field, entry) in &entries {
                 call.arg(entry).number(*place as u64).arg(path).arg(field);
             }
-            deleted += count(self.link.run(&scripts::SWEEP, &call).await?)?;
+            deleted += count(&self.link.run(&scripts::SWEEP, &call).await?)?;
         }
         let mut cmd = redis::cmd("ZRANGE");
         cmd.arg(keys.marks()).arg(0).arg(-1);
@@ -110,7 +110,7 @@ impl RedisStore {
     async fn steps(&self, call: &Call) -> Result<u64, StoreError> {
         let mut deleted = 0;
         loop {
-            let step = count(self.link.run(&scripts::TRIM, call).await?)?;
+            let step = count(&self.link.run(&scripts::TRIM, call).await?)?;
             deleted += step;
             if step < STEP as u64 {
                 return Ok(deleted);
@@ -142,7 +142,7 @@ impl RedisStore {
                 for writer in some {
                     call.arg(writer);
                 }
-                deleted += count(self.link.run(&scripts::FORGET, &call).await?)?;
+                deleted += count(&self.link.run(&scripts::FORGET, &call).await?)?;
             }
             if cursor == b"0" {
                 return Ok(deleted);
@@ -250,9 +250,9 @@ impl RedisStore {
     }
 }
 
-fn count(value: Value) -> Result<u64, StoreError> {
+fn count(value: &Value) -> Result<u64, StoreError> {
     match value {
-        Value::Int(n) => u64::try_from(n).map_err(|_| unexpected("a count")),
+        Value::Int(n) => u64::try_from(*n).map_err(|_| unexpected("a count")),
         _ => Err(unexpected("a count")),
     }
 }
