@@ -37,6 +37,7 @@ CONTRACT = ["-p", "tidegate", "--test", "contract"]
 CONFIG = ["-p", "tidegate", "--test", "config"]
 OPERATE = ["-p", "tidegate", "--test", "operate"]
 FAULTS = ["-p", "tidegate", "--test", "faults"]
+CLUSTER = ["-p", "tidegate", "--test", "cluster"]
 STREAM = "client/src/sync/space/stream.rs"
 OUTBOX = "gateway/src/outbox.rs"
 SCENARIOS = ["-p", "tidegate-client", "--test", "scenarios"]
@@ -44,6 +45,8 @@ SCENARIOS = ["-p", "tidegate-client", "--test", "scenarios"]
 DEFLATE = "protocol/src/deflate.rs"
 MEMORY = ["-p", "tidegate-protocol", "--test", "memory"]
 BOMB = "a_megabyte_that_would_inflate_to_a_gigabyte_takes_no_more_than_a_message_may"
+
+FAILOVER = "failover::a_failover_that_loses_commits_and_the_failback_after_it_are_hidden_from_nobody"
 
 # name: (file, code, what to put in its place, cargo arguments, test)
 RULES = {
@@ -1136,6 +1139,27 @@ RULES = {
         "        if count < 0 {",
         BROKEN,
         "views::",
+    ),
+    "redis: who asks for the log stands in this history": (
+        "gateway/src/store/redis/mod.rs",
+        "if !state.lineage.holds(after, state.head.seq) {",
+        "if after.seq > state.head.seq {",
+        CLUSTER,
+        FAILOVER,
+    ),
+    "redis: a scan goes on in this history alone": (
+        "gateway/src/store/redis/changes.rs",
+        "let lost = |position: Position| !state.lineage.holds(position, state.head.seq);",
+        "let lost = |position: Position| position.seq > state.head.seq;",
+        CLUSTER,
+        FAILOVER,
+    ),
+    "redis: the first commit of another life begins an epoch": (
+        "gateway/src/store/redis/scripts/commit.lua",
+        "local minted = life ~= meta.life",
+        "local minted = meta.life == ''",
+        CLUSTER,
+        FAILOVER,
     ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",

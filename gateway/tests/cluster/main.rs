@@ -4,11 +4,15 @@
 
 #[path = "../support/cli.rs"]
 mod cli;
+mod clients;
+mod failover;
 mod fleet;
+mod loss;
 mod order;
 mod proxy;
 #[path = "../support/redis.rs"]
 mod redis_server;
 #[path = "../e2e/support.rs"]
-#[allow(dead_code, reason = "each test binary uses a part of it")]
+#[allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 mod support;
+mod wiped;

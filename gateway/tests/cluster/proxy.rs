@@ -32,6 +32,7 @@ pub(crate) enum Fault {
 pub(crate) struct Proxy {
     pub addr: SocketAddr,
     fault: watch::Sender<Fault>,
+    target: watch::Sender<SocketAddr>,
     counts: Arc<Counts>,
     _task: JoinSet<()>,
 }
@@ -48,20 +49,28 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (fault, faults) = watch::channel(Fault::None);
+        let (target, targets) = watch::channel(redis);
         let counts = Arc::new(Counts::default());
         let mut task = JoinSet::new();
         let counted = counts.clone();
         task.spawn(async move {
             let mut open = JoinSet::new();
             loop {
-                let Ok((near, _)) = listener.accept().await else { continue };
+                let Ok((near, _)) = listener.accept().await else {
+                    continue;
+                };
                 while open.try_join_next().is_some() {}
                 let (faults, counts) = (faults.clone(), counted.clone());
+                let mut targets = targets.clone();
                 open.spawn(async move {
+                    let redis = *targets.borrow_and_update();
                     if *faults.borrow() != Fault::Cut
                         && let Ok(far) = TcpStream::connect(redis).await
                     {
-                        pass(near, far, faults, &counts).await;
+                        tokio::select! {
+                            () = pass(near, far, faults, &counts) => {}
+                            _ = targets.changed() => {}
+                        }
                     }
                 });
             }
@@ -69,6 +78,7 @@ impl Proxy {
         Self {
             addr,
             fault,
+            target,
             counts,
             _task: task,
         }
@@ -80,6 +90,11 @@ impl Proxy {
 
     pub(crate) fn set(&self, fault: Fault) {
         self.fault.send_replace(fault);
+    }
+
+    /// From now on it stands before another server; connections to the one before end.
+    pub(crate) fn switch(&self, redis: SocketAddr) {
+        self.target.send_replace(redis);
     }
 
     /// Messages of subscriptions that have come, and how many of them were left out.
