@@ -16,7 +16,7 @@ SIM_SEEDS ?= 1000000
 STEP = @printf '\n==> %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help needs data test lint fmt tidy deny bench sim soak sabotage autobahn
+.PHONY: help needs data test lint fmt tidy deny bench cluster sim soak sabotage autobahn
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,11 @@ deny: ## Check licences, sources and bans of dependencies
 	  { echo 'building cargo-deny once, into $(TOOLS)'; \
 	    cargo install --quiet --locked cargo-deny@$(CARGO_DENY_VERSION) --root $(TOOLS); }
 	@PATH="$$PATH:$(CURDIR)/$(TOOLS)/bin" cargo-deny --locked check --hide-inclusion-graph bans licenses sources
+
+cluster: ## Run Redis and three gateways on this machine, and print a tour
+	@scripts/needs.sh
+	cargo build --release --locked -p tidegate
+	@scripts/cluster.sh
 
 bench: ## Run the benchmarks; print what they found, as ratios and beside what is to be reached (docs/PERFORMANCE.md)
 	rm -rf target/criterion

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Makes sure that what `make test` needs is there: a C toolchain, npm (for `make data`), cargo.
+# Makes sure that what `make test` needs is there: a C toolchain, npm (for `make data`), Redis, cargo.
 # As root it installs what is missing by apt; otherwise it prints the line to run, and fails. With the word `soak`, also what
 # scripts/simulator.sh needs.
 set -euo pipefail
@@ -8,6 +8,7 @@ missing=()
 command -v cc >/dev/null || missing+=(build-essential)
 command -v git >/dev/null || missing+=(git)
 command -v npm >/dev/null || missing+=(npm)
+command -v redis-server >/dev/null || missing+=(redis-server)
 if [[ ${1-} == soak ]] && ! command -v llvm-profdata-19 >/dev/null &&
   ! compgen -G "$(rustc --print sysroot)/lib/rustlib/*/bin/llvm-profdata" >/dev/null; then
   missing+=(llvm-19)

@@ -155,12 +155,18 @@ mod tests {
 
     #[tokio::test]
     async fn arrivals_come_in_order_and_a_flood_is_cut_to_nothing() {
-        let inbox = Inbox::new(Bounds { space: 1_000, all: 1_500 });
+        let inbox = Inbox::new(Bounds {
+            space: 1_000,
+            all: 1_500,
+        });
         assert!(inbox.put(&space("a"), commit(1, 400)));
         assert!(inbox.put(&space("b"), commit(1, 10)));
         assert!(inbox.put(&space("a"), commit(2, 400)));
         assert!(!inbox.put(&space("a"), commit(3, 400)), "over the space's bound");
-        assert!(!inbox.put(&space("a"), commit(4, 1)), "what follows a hole is of no use");
+        assert!(
+            !inbox.put(&space("a"), commit(4, 1)),
+            "what follows a hole is of no use"
+        );
         assert!(inbox.put(&space("c"), commit(1, 800)), "what was cut takes no room");
         assert!(!inbox.put(&space("d"), commit(1, 800)), "over the bound of all");
         let mut got = vec![];
@@ -169,8 +175,16 @@ mod tests {
                 .take(|space, arrived| got.push((space.to_string(), arrived.is_cut, seqs(&arrived))))
                 .await;
         }
-        let expected = [("a", true, vec![]), ("b", false, vec![1]), ("c", false, vec![1]), ("d", true, vec![])];
-        assert_eq!(got, expected.map(|(name, is_cut, seqs)| (name.to_owned(), is_cut, seqs)));
+        let expected = [
+            ("a", true, vec![]),
+            ("b", false, vec![1]),
+            ("c", false, vec![1]),
+            ("d", true, vec![]),
+        ];
+        assert_eq!(
+            got,
+            expected.map(|(name, is_cut, seqs)| (name.to_owned(), is_cut, seqs))
+        );
         assert!(inbox.slots.lock().spaces.is_empty());
         assert_eq!(inbox.slots.lock().bytes, 0);
         assert!(inbox.put(&space("a"), commit(5, 400)), "and then it is as before");
@@ -178,7 +192,10 @@ mod tests {
 
     #[tokio::test]
     async fn what_arrives_while_a_space_is_taken_in_waits_its_turn() {
-        let inbox = Inbox::new(Bounds { space: 1_000, all: 1_000 });
+        let inbox = Inbox::new(Bounds {
+            space: 1_000,
+            all: 1_000,
+        });
         inbox.put(&space("a"), commit(1, 1));
         let mut got = vec![];
         inbox

@@ -71,7 +71,12 @@ impl RedisBus {
     ///
     /// # Errors
     /// Where the address cannot be read.
-    pub fn new(url: &str, config: RedisConfig, env: Arc<dyn Env>, metrics: Arc<RedisMetrics>) -> Result<Arc<Self>, RedisError> {
+    pub fn new(
+        url: &str,
+        config: RedisConfig,
+        env: Arc<dyn Env>,
+        metrics: Arc<RedisMetrics>,
+    ) -> Result<Arc<Self>, RedisError> {
         Ok(Arc::new(Self {
             client: client(url)?,
             config,

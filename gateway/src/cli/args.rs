@@ -189,6 +189,9 @@ pub(crate) struct EraseArgs {
     /// Which store.
     #[command(flatten)]
     pub data: DataArgs,
+    /// Where Redis is, if the store is there: gateways on it may run
+    #[arg(long, value_name = "URL", env = "TIDEGATE_REDIS_URL", hide_env_values = true)]
+    pub redis: Option<String>,
     /// The space, as in user:alice
     pub space: SpaceId,
     /// Only what this user wrote, and what is kept of the user's clients

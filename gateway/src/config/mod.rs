@@ -15,8 +15,8 @@ mod variables;
 
 use crate::server::ServerConfig;
 use crate::store::Retention;
-use crate::store::redis::RedisConfig;
 use crate::store::embedded::{Durability, RESERVE_BYTES};
+use crate::store::redis::RedisConfig;
 pub use check::NO_AUTHENTICATION;
 pub use manual::{sample, tables};
 use std::ffi::{OsStr, OsString};

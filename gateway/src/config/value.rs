@@ -402,7 +402,11 @@ mod tests {
         let value = parse(Kind::Redis, url).unwrap();
         assert_eq!(value, Value::Text(url.to_owned()));
         assert_eq!(Kind::Redis.show(&value), "redis://app:***@host:6379/1");
-        for (url, wants) in [("http://host", "redis://"), ("redis+unix:///tmp/x", "another scheme"), ("host", "redis://")] {
+        for (url, wants) in [
+            ("http://host", "redis://"),
+            ("redis+unix:///tmp/x", "another scheme"),
+            ("host", "redis://"),
+        ] {
             assert!(parse(Kind::Redis, url).unwrap_err().contains(wants), "{url}");
         }
     }

@@ -113,7 +113,17 @@ pub const QUEUES: &[&str] = &["space", "node"];
 
 /// What Redis did not do.
 pub const REDIS_ERRORS: &[&str] = &[
-    "connection", "timeout", "role", "readonly", "loading", "oom", "misconf", "busy", "partial", "erasing", "script", "other",
+    "connection",
+    "timeout",
+    "role",
+    "loading",
+    "oom",
+    "misconf",
+    "busy",
+    "partial",
+    "erasing",
+    "script",
+    "other",
 ];
 
 const fn plain(name: &'static str, help: &'static str, advice: &'static str) -> Row {
@@ -418,7 +428,7 @@ pub const TABLE: &[Row] = &[
         "kind",
         REDIS_ERRORS,
         "Calls to Redis that were not done, each time that they were tried.",
-        "`connection`, `timeout`: Redis is down, or out of reach. `role`, `readonly`: the address leads to a replica. `loading`: it \
+        "`connection`, `timeout`: Redis is down, or out of reach. `role`: the address leads to a replica. `loading`: it \
          is starting. `oom`: raise its `maxmemory`. `misconf`: its disk is full or failing. `busy`: a script of somebody else's \
          runs for long. `partial`: keys of a space are missing, see the log. `erasing`: a space is being erased. `script`: its \
          cache of scripts was flushed. `other`: see the log.",

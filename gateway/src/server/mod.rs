@@ -110,7 +110,12 @@ impl Server {
         let work = TaskTracker::new();
         let bus = parts.bus.clone();
         let node = assemble(parts, &config, &work);
-        Self { node, bus, config, work }
+        Self {
+            node,
+            bus,
+            config,
+            work,
+        }
     }
 
     /// Its engine, for what does not come over connections.
@@ -128,7 +133,12 @@ impl Server {
     ///
     /// Errors only if the listener itself cannot be used.
     pub async fn run(self, listener: TcpListener, stop: CancellationToken) -> io::Result<()> {
-        let Self { node, bus, config, work } = self;
+        let Self {
+            node,
+            bus,
+            config,
+            work,
+        } = self;
         serve(listener, (node, bus), &config, work, stop).await
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tidegate::env::Env;
 use tidegate::metrics::{Metrics, RedisMetrics};
-use tidegate::store::embedded::{self, Durability, EmbeddedOptions, EmbeddedStore};
+use tidegate::store::embedded::{self, Collected, Durability, EmbeddedOptions, EmbeddedStore};
 use tidegate::store::model::{Model, Spaces};
 use tidegate::store::redis::{RedisConfig, RedisStore};
 use tidegate::store::{Retention, Store};
@@ -37,6 +37,9 @@ pub(crate) trait Harness: Send {
 
     /// Forgets a space's client records that last wrote before `before`.
     async fn forget(&self, space: &SpaceId, before: u64);
+
+    /// Collects what is older than the retention, where the store does that by itself.
+    async fn collect(&self, now_ms: u64) -> Option<Collected>;
 }
 
 /// Makes a harness, empty.
@@ -88,6 +91,10 @@ impl Harness for ModelHarness {
 
     async fn forget(&self, space: &SpaceId, before: u64) {
         self.model.forget(space, before);
+    }
+
+    async fn collect(&self, _now_ms: u64) -> Option<Collected> {
+        None
     }
 }
 
@@ -184,6 +191,11 @@ impl Harness for EmbeddedHarness {
         let store = self.store.as_ref().expect("open");
         store.forget(space, before).await.expect("it answers");
     }
+
+    async fn collect(&self, now_ms: u64) -> Option<Collected> {
+        let store = self.store.as_ref().expect("open");
+        Some(store.collect(now_ms).await.expect("it answers"))
+    }
 }
 
 /// The store on Redis, on a server of its own that keeps snapshots.
@@ -199,7 +211,7 @@ pub(crate) fn redis(retention: Retention) -> BoxFuture<'static, Box<dyn Harness>
     })
 }
 
-async fn open_redis(server: &Server, retention: &Retention) -> Arc<RedisStore> {
+pub(crate) async fn open_redis(server: &Server, retention: &Retention) -> Arc<RedisStore> {
     let metrics = RedisMetrics::new(&Metrics::default());
     let store = RedisStore::new(&server.url(), RedisConfig::default(), retention.clone(), metrics);
     let store = store.expect("an address");
@@ -258,6 +270,48 @@ impl Harness for RedisHarness {
 
     async fn forget(&self, space: &SpaceId, before: u64) {
         self.store.forget(space, before).await.expect("it answers");
+    }
+
+    async fn collect(&self, now_ms: u64) -> Option<Collected> {
+        Some(self.store.collect(now_ms).await.expect("it answers"))
+    }
+}
+
+/// A store on Redis whose server is the test's own to look after.
+pub(crate) struct Plain(pub(crate) Arc<RedisStore>);
+
+#[async_trait::async_trait]
+impl Harness for Plain {
+    fn store(&self) -> Arc<dyn Store> {
+        self.0.clone()
+    }
+
+    async fn restart(&mut self) {
+        unreachable!("the test has the server");
+    }
+
+    async fn back_up(&mut self) {
+        unreachable!("the test has the server");
+    }
+
+    async fn restore(&mut self) {
+        unreachable!("the test has the server");
+    }
+
+    async fn raise_floor(&self, space: &SpaceId, to: Seq) {
+        self.0.raise_floor(space, to).await.expect("it answers");
+    }
+
+    async fn trim_log(&self, space: &SpaceId, to: Seq) {
+        self.0.trim_log(space, to).await.expect("it answers");
+    }
+
+    async fn forget(&self, space: &SpaceId, before: u64) {
+        self.0.forget(space, before).await.expect("it answers");
+    }
+
+    async fn collect(&self, now_ms: u64) -> Option<Collected> {
+        Some(self.0.collect(now_ms).await.expect("it answers"))
     }
 }
 

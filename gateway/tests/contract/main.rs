@@ -21,6 +21,7 @@ mod power;
 mod process;
 mod race;
 #[path = "../support/redis.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod redis_server;
 mod replica;
 mod value;

@@ -1,6 +1,8 @@
 //! Promises one by one, each on every store: with the check behind it taken out, its test fails.
 
+mod ages;
 mod lineages;
+mod on_redis;
 
 use crate::generate::doc;
 use crate::harness::{Harness, Make, embedded, model, redis};

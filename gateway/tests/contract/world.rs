@@ -141,8 +141,8 @@ impl World {
             _ => {
                 if let Some(truth) = self.backup.clone() {
                     for store in &mut self.stores {
-                    store.restore().await;
-                }
+                        store.restore().await;
+                    }
                     self.lives += 1;
                     self.truth = truth;
                     self.cover.hit("restore of an older state");

@@ -22,9 +22,13 @@ mod order;
 mod overload;
 mod pressure;
 mod real_data;
+#[path = "../support/redis.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod redis_server;
 mod restore;
 mod resume;
 mod slow;
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
 mod views;
 mod writes;

@@ -90,9 +90,6 @@ impl Gateway {
         authoriser: Arc<dyn tidegate::auth::Authoriser>,
         config: ServerConfig,
     ) -> Self {
-        let listener = TcpListener::bind(addr).await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let stop = CancellationToken::new();
         let parts = Parts {
             store: front,
             authoriser,
@@ -100,6 +97,20 @@ impl Gateway {
             bus: None,
             metrics: Arc::default(),
         };
+        Self::of(addr, dir, store, parts, config).await
+    }
+
+    /// Made of these parts.
+    pub async fn of(
+        addr: SocketAddr,
+        dir: Arc<TempDir>,
+        store: Arc<EmbeddedStore>,
+        parts: Parts,
+        config: ServerConfig,
+    ) -> Self {
+        let listener = TcpListener::bind(addr).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
         let config = ServerConfig {
             loopback_only: true,
             ..config

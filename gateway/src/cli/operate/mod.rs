@@ -7,8 +7,10 @@ use super::Failure;
 use super::args::{BackupArgs, DataArgs, EraseArgs, RestoreArgs};
 use super::serve::{self, quote};
 use crate::env::{Env as _, SystemEnv};
+use crate::metrics::{Metrics, RedisMetrics};
 use crate::server::control::{self, Done, ErasedCounts, Request};
 use crate::store::embedded::{self, BackedUp, BackupError, Durability, EmbeddedOptions, OpenError, RestoreError};
+use crate::store::redis::{RedisConfig, RedisStore};
 use crate::store::{Retention, Store as _};
 use file::{Part, Tee};
 use std::fs::File;
@@ -121,7 +123,10 @@ pub(crate) fn erase(args: &EraseArgs, out: &mut impl Write) -> Result<(), Failur
         if let Some(user) = &args.user {
             command.push_str(&format!(" --user={}", quote(user)));
         }
-        command.push_str(&format!(" --data-dir={} --yes", quote(&dir.display().to_string())));
+        match &args.redis {
+            Some(url) => command.push_str(&format!(" --redis={} --yes", quote(url))),
+            None => command.push_str(&format!(" --data-dir={} --yes", quote(&dir.display().to_string()))),
+        }
         return Err(format!(
             "nothing was erased. This erases {what}:\n{}\nIt cannot be undone. The command that does it is:\n\n  {command}\n",
             match args.user {
@@ -137,8 +142,16 @@ pub(crate) fn erase(args: &EraseArgs, out: &mut impl Write) -> Result<(), Failur
         commits,
         conflicts,
         clients,
-    } = match gateway::connect(dir)? {
-        Some(connection) => {
+    } = match (
+        &args.redis,
+        args.redis
+            .is_none()
+            .then(|| gateway::connect(dir))
+            .transpose()?
+            .flatten(),
+    ) {
+        (Some(url), _) => erase_on_redis(url, space, args.user.as_deref())?,
+        (None, Some(connection)) => {
             let request = Request::Erase {
                 space: space.to_owned(),
                 user: args.user.clone(),
@@ -146,7 +159,7 @@ pub(crate) fn erase(args: &EraseArgs, out: &mut impl Write) -> Result<(), Failur
             // It takes as long as there is something to erase.
             gateway::ask(connection, &request, None)?.0
         }
-        None => erase_stopped(dir, space, args.user.as_deref())?,
+        (None, None) => erase_stopped(dir, space, args.user.as_deref())?,
     };
     writeln!(
         out,
@@ -169,6 +182,19 @@ fn erase_stopped(dir: &Path, space: &str, user: Option<&str>) -> Result<ErasedCo
     let fresh = Epoch(SystemEnv.random().max(1));
     let erased = runtime.block_on(store.erase(&space, whom, fresh, SystemEnv.now_ms(), &|_| {}));
     store.close();
+    erased.map(ErasedCounts::from).map_err(|error| error.to_string())
+}
+
+/// Erases on Redis. Gateways that run on it are told by the bus.
+fn erase_on_redis(url: &str, space: &str, user: Option<&str>) -> Result<ErasedCounts, String> {
+    let (space, whom) = control::to_erase(space, user)?;
+    let metrics = RedisMetrics::new(&Metrics::default());
+    let store = RedisStore::new(url, RedisConfig::default(), Retention::default(), metrics);
+    let store = store.map_err(|error| error.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
+    let fresh = Epoch(SystemEnv.random().max(1));
+    let erased = runtime.block_on(store.erase(&space, whom, fresh, SystemEnv.now_ms(), &|_| {}));
     erased.map(ErasedCounts::from).map_err(|error| error.to_string())
 }
 

@@ -67,6 +67,9 @@ async fn run(args: &ServeArgs, settings: &Settings, found: &Found) -> Result<(),
     };
     let mut background = JoinSet::new();
     background.spawn(collect(opened.store.clone(), env, settings.collect_every));
+    if let Opened::Redis(store) = &opened.store {
+        background.spawn(resume_erasures(store.clone()));
+    }
     background.spawn(stop_when_told(told()?, stop.clone()));
     let server = Server::new(parts, config);
     let mut operators = JoinSet::new();
@@ -148,12 +151,7 @@ async fn embedded(settings: &Settings, found: &Found, env: &Arc<dyn Env>) -> Res
 }
 
 /// The store on Redis. Where that does not answer now, the gateway serves, is not ready, and is by itself once it does.
-async fn on_redis(
-    url: &str,
-    settings: &Settings,
-    env: &Arc<dyn Env>,
-    metrics: &Metrics,
-) -> Result<Kept, Failure> {
+async fn on_redis(url: &str, settings: &Settings, env: &Arc<dyn Env>, metrics: &Metrics) -> Result<Kept, Failure> {
     let metrics = RedisMetrics::new(metrics);
     let (config, retention) = (settings.redis.clone(), settings.retention.clone());
     let store = RedisStore::new(url, config.clone(), retention, metrics.clone()).map_err(|e| e.to_string())?;
@@ -203,6 +201,19 @@ async fn collect(store: Opened, env: Arc<dyn Env>, every: Duration) {
             }
         }
         tokio::time::sleep(every).await;
+    }
+}
+
+/// A space that has been closed for so long is being erased by a node that may have ended.
+const ABANDONED: Duration = Duration::from_secs(10);
+
+/// Goes on with erasures that other nodes have left.
+async fn resume_erasures(store: Arc<RedisStore>) {
+    loop {
+        tokio::time::sleep(ABANDONED / 2).await;
+        if let Err(error) = store.resume_erasures(ABANDONED).await {
+            tracing::warn!(%error, "an erasure could not be gone on with; it is tried again");
+        }
     }
 }
 

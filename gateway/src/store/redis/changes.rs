@@ -38,9 +38,14 @@ impl RedisStore {
             let fixed = [keys.meta(), keys.log(), keys.idx(), keys.clients()];
             let mut call = Call::on(fixed.into_iter().chain(docs.iter().map(|doc| keys.doc(doc))));
             call.number(seq.get()).arg(path);
-            call.arg(request.writer.map_or_else(Vec::new, |writer| writer.0.to_be_bytes().to_vec()));
+            call.arg(
+                request
+                    .writer
+                    .map_or_else(Vec::new, |writer| writer.0.to_be_bytes().to_vec()),
+            );
             // A page holds no more than its budget and a document.
-            call.number(VISITS as u64).number(request.budget.min(u32::MAX as usize) as u64);
+            call.number(VISITS as u64)
+                .number(request.budget.min(u32::MAX as usize) as u64);
             call.number(docs.len() as u64);
             for doc in &docs {
                 call.arg(doc);
@@ -48,7 +53,7 @@ impl RedisStore {
             for collection in request.view.collections.iter().flatten() {
                 call.arg(collection.as_str());
             }
-            let found = Found::of(self.link.run(&CHANGES, &call).await?)?;
+            let found = Found::of(self.on(space, &CHANGES, &call).await?)?;
             if let Some(reply) = found.reply(request)? {
                 return Ok(reply);
             }
@@ -102,9 +107,16 @@ impl Found {
         let last = match seq.is_empty() {
             true => None,
             false => {
-                let seq = std::str::from_utf8(&seq).ok().and_then(|seq| Seq::new(seq.parse().ok()?));
-                let path = std::str::from_utf8(&path).ok().and_then(|path| DocPath::parse(path).ok());
-                Some((seq.ok_or_else(|| unexpected("a seq"))?, path.ok_or_else(|| unexpected("a path"))?))
+                let seq = std::str::from_utf8(&seq)
+                    .ok()
+                    .and_then(|seq| Seq::new(seq.parse().ok()?));
+                let path = std::str::from_utf8(&path)
+                    .ok()
+                    .and_then(|path| DocPath::parse(path).ok());
+                Some((
+                    seq.ok_or_else(|| unexpected("a seq"))?,
+                    path.ok_or_else(|| unexpected("a path"))?,
+                ))
             }
         };
         Ok(Self {
@@ -121,7 +133,10 @@ impl Found {
         if let Some(reason) = invalid(request, &self.state) {
             return Ok(Some(ChangesReply::Reset(reason)));
         }
-        let begin = request.cursor.as_ref().map_or(self.state.head.seq, |cursor| cursor.begin);
+        let begin = request
+            .cursor
+            .as_ref()
+            .map_or(self.state.head.seq, |cursor| cursor.begin);
         let mut page = Page {
             docs: DocChanges::default(),
             spent: 0,

@@ -30,12 +30,16 @@ impl RedisStore {
     /// Raises a space's tombstone floor to `to`, the head at most, and deletes what lies below. Returns the floor that
     /// now holds; one that is higher already stays.
     pub async fn raise_floor(&self, space: &SpaceId, to: Seq) -> Result<Seq, StoreError> {
+        let floor = self.raise(space, to).await?;
+        self.sweep(space, floor).await?;
+        Ok(floor)
+    }
+
+    async fn raise(&self, space: &SpaceId, to: Seq) -> Result<Seq, StoreError> {
         let mut call = Call::on([Keys::of(space).meta()]);
         call.number(to.get()).number(MAX_ENTRIES as u64);
         let floor = text(self.link.run(&scripts::RAISE, &call).await?)?;
-        let floor = floor.parse().ok().and_then(Seq::new).ok_or_else(|| unexpected("a seq"))?;
-        self.sweep(space, floor).await?;
-        Ok(floor)
+        floor.parse().ok().and_then(Seq::new).ok_or_else(|| unexpected("a seq"))
     }
 
     /// Deletes tombstones and dead documents at or below the floor, and marks of time there.
@@ -178,6 +182,7 @@ impl RedisStore {
     }
 
     async fn collect_space(&self, space: &SpaceId, ages: &Ages, done: &mut Collected) -> Result<(), StoreError> {
+        self.resume_erasure(space).await?;
         let state = self.positions(std::slice::from_ref(space)).await?.pop();
         let state = state.ok_or_else(|| unexpected("a state"))?;
         self.note(space, state.usage);
@@ -195,7 +200,7 @@ impl RedisStore {
 
     async fn raise_to(&self, space: &SpaceId, to: Seq, state: &SpaceState) -> Result<Seq, StoreError> {
         match to > state.floor {
-            true => self.raise_floor(space, to).await,
+            true => self.raise(space, to).await,
             false => Ok(state.floor),
         }
     }

@@ -198,7 +198,9 @@ pub(super) fn outcomes(group: CommitGroup, reply: Value) -> Result<(Committed, U
 
 fn outcome(reply: &[u8], body: &Bytes, lineage: &Lineage) -> Option<Outcome> {
     let (kind, rest) = reply.split_first()?;
-    let mut numbers = rest.chunks_exact(8).map_while(|chunk| Some(u64::from_be_bytes(chunk.try_into().ok()?)));
+    let mut numbers = rest
+        .chunks_exact(8)
+        .map_while(|chunk| Some(u64::from_be_bytes(chunk.try_into().ok()?)));
     let epoch = lineage.last_epoch();
     Some(match kind {
         b'A' => {

@@ -62,7 +62,12 @@ impl RedisStore {
             .collect();
         // Managed servers do not let everybody ask.
         let mut may_ask = true;
-        for name in ["maxmemory-policy", "appendonly", "appendfsync", "client-output-buffer-limit"] {
+        for name in [
+            "maxmemory-policy",
+            "appendonly",
+            "appendfsync",
+            "client-output-buffer-limit",
+        ] {
             let mut cmd = redis::cmd("CONFIG");
             cmd.arg("GET").arg(name);
             match self.link.ask(&cmd).await {
@@ -87,7 +92,11 @@ fn findings(found: &BTreeMap<String, String>, may_ask: bool) -> Vec<Finding> {
     let mut say = |level, what: String, advice| list.push(Finding { level, what, advice });
 
     let version = get("redis_version");
-    let major: u32 = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
+    let major: u32 = version
+        .split('.')
+        .next()
+        .and_then(|major| major.parse().ok())
+        .unwrap_or(0);
     match major >= 7 {
         true => say(Level::Fine, format!("redis_version {version}"), ""),
         false => say(
@@ -175,7 +184,11 @@ mod tests {
             ("appendfsync", "always"),
             ("connected_slaves", "1"),
         ];
-        let found = good.iter().chain(pairs).map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
+        let found = good
+            .iter()
+            .chain(pairs)
+            .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
+            .collect();
         let found = findings(&found, true);
         let bad = found.iter().filter(|finding| finding.level != Level::Fine);
         bad.map(|finding| finding.what.clone()).collect()
@@ -199,9 +212,16 @@ mod tests {
 
     #[test]
     fn what_may_not_be_asked_is_said() {
-        let found = [("maxmemory_policy", "volatile-lru"), ("redis_version", "7.2"), ("role", "master")];
+        let found = [
+            ("maxmemory_policy", "volatile-lru"),
+            ("redis_version", "7.2"),
+            ("role", "master"),
+        ];
         let found = found.map(|(a, b)| (a.to_owned(), b.to_owned())).into_iter().collect();
-        let said: Vec<_> = findings(&found, false).into_iter().map(|finding| finding.what).collect();
+        let said: Vec<_> = findings(&found, false)
+            .into_iter()
+            .map(|finding| finding.what)
+            .collect();
         assert!(said.contains(&"maxmemory-policy volatile-lru".to_owned()), "{said:?}");
         assert!(said.contains(&"CONFIG GET is not allowed".to_owned()), "{said:?}");
     }

@@ -9,11 +9,10 @@ use super::link::Call;
 use super::reply::{Parts, unexpected};
 use super::{Keys, RedisStore, document, scripts};
 use crate::store::embedded::records::Record;
-use crate::store::{
-    Begun, ConflictRecord, Erase, Erased, KEPT_RESULTS, Lineage, NOBODY, Store, StoreError, UserTag,
-};
+use crate::store::{Begun, ConflictRecord, Erase, Erased, KEPT_RESULTS, Lineage, NOBODY, Store, StoreError, UserTag};
 use redis::Value;
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 use tidegate_protocol::{Epoch, SpaceId, Writer};
 
 /// Documents, or entries of the conflict log, looked at in a step.
@@ -65,6 +64,37 @@ impl RedisStore {
                 return Ok(erased);
             }
         }
+    }
+
+    /// Goes on with erasures whose node may have ended: those of spaces that have been found closed for a while.
+    ///
+    /// # Errors
+    /// Where Redis does not answer, or refuses.
+    pub async fn resume_erasures(&self, after: Duration) -> Result<(), StoreError> {
+        let is_due = |since: &Instant| since.elapsed() >= after;
+        let due: Vec<_> = {
+            let mut closed = self.closed.lock();
+            let due = closed.iter().filter(|(_, since)| is_due(since));
+            let due: Vec<_> = due.map(|(space, _)| space.clone()).collect();
+            closed.retain(|_, since| !is_due(since));
+            due
+        };
+        for space in due {
+            self.resume_erasure(&space).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings the erasure of a space to its end, if one is under way.
+    pub(super) async fn resume_erasure(&self, space: &SpaceId) -> Result<(), StoreError> {
+        let mut cmd = redis::cmd("HGET");
+        cmd.arg(Keys::of(space).meta()).arg("erasing");
+        if let Value::BulkString(record) = self.link.ask(&cmd).await? {
+            let erasing = Erasing::of(space, &record).ok_or_else(|| unexpected("an erasure"))?;
+            tracing::info!(%space, "going on with an erasure");
+            self.finish(&erasing).await?;
+        }
+        Ok(())
     }
 
     /// Does all steps of an erasure.
@@ -142,13 +172,16 @@ impl RedisStore {
         let mut cmd = redis::cmd("ZRANGE");
         let (from, to) = (user.0.to_be_bytes(), user.0.checked_add(1).map(u64::to_be_bytes));
         cmd.arg(keys.users()).arg([b"[", &from[..]].concat());
-        cmd.arg(to.map_or_else(|| b"+".to_vec(), |to| [b"(", &to[..]].concat())).arg("BYLEX");
+        cmd.arg(to.map_or_else(|| b"+".to_vec(), |to| [b"(", &to[..]].concat()))
+            .arg("BYLEX");
         let mut parts = Parts::of(self.link.ask(&cmd).await?)?;
         let mut members = vec![];
         let mut whose = BTreeSet::new();
         while parts.len() > 0 {
             let member = parts.bytes()?;
-            let (_, writer) = member.split_last_chunk::<8>().ok_or_else(|| unexpected("a user's writer"))?;
+            let (_, writer) = member
+                .split_last_chunk::<8>()
+                .ok_or_else(|| unexpected("a user's writer"))?;
             whose.insert(Writer(u64::from_be_bytes(*writer)));
             members.push(member);
         }
@@ -169,7 +202,11 @@ impl RedisStore {
         let mut from = "-".to_owned();
         loop {
             let mut cmd = redis::cmd("XRANGE");
-            cmd.arg(erasing.keys.conflicts()).arg(&from).arg("+").arg("COUNT").arg(STEP);
+            cmd.arg(erasing.keys.conflicts())
+                .arg(&from)
+                .arg("+")
+                .arg("COUNT")
+                .arg(STEP);
             let mut parts = Parts::of(self.link.ask(&cmd).await?)?;
             if parts.len() == 0 {
                 return Ok(());
@@ -218,12 +255,7 @@ impl RedisStore {
     }
 
     /// Adds to a step what is left of a document. Says whether it goes.
-    async fn put_erased(
-        &self,
-        step: &mut Step<'_>,
-        doc: &str,
-        whose: &BTreeSet<Writer>,
-    ) -> Result<bool, StoreError> {
+    async fn put_erased(&self, step: &mut Step<'_>, doc: &str, whose: &BTreeSet<Writer>) -> Result<bool, StoreError> {
         let key = step.erasing.keys.doc(doc);
         let mut cmd = redis::cmd("HGETALL");
         cmd.arg(&key);
@@ -235,14 +267,21 @@ impl RedisStore {
         let (gone, kept): (Vec<_>, Vec<_>) = (state.cells.iter()).partition(|(_, cell)| theirs(&cell.stamp.writer));
         let mut new = old;
         let mut others = kept.len();
-        for stamp in [Some(&mut new.last), Some(&mut new.born), new.deleted.as_mut()].into_iter().flatten() {
+        for stamp in [Some(&mut new.last), Some(&mut new.born), new.deleted.as_mut()]
+            .into_iter()
+            .flatten()
+        {
             if theirs(&stamp.writer) {
                 stamp.writer = NOBODY;
             }
             others += usize::from(stamp.writer != NOBODY);
         }
-        let live = kept.iter().filter_map(|(path, cell)| Some((path, cell.value.as_ref()?)));
-        new.size = live.map(|(path, value)| (path.as_str().len() + value.as_bytes().len()) as u64).sum();
+        let live = kept
+            .iter()
+            .filter_map(|(path, cell)| Some((path, cell.value.as_ref()?)));
+        new.size = live
+            .map(|(path, value)| (path.as_str().len() + value.as_bytes().len()) as u64)
+            .sum();
         if gone.is_empty() && new == old && others > 0 {
             return Ok(false);
         }

@@ -11,9 +11,7 @@ pub(super) struct Keys {
 
 impl Keys {
     pub(super) fn of(space: &SpaceId) -> Self {
-        Self {
-            prefix: channel(space),
-        }
+        Self { prefix: channel(space) }
     }
 
     fn part(&self, name: &str) -> Vec<u8> {

@@ -74,6 +74,29 @@ pub(super) struct Link {
 /// The place of a connection, which may have to be made first. A new cell is put there when it has broken.
 type Slot = Mutex<Arc<OnceCell<MultiplexedConnection>>>;
 
+/// What is told of a call that was not done.
+pub(super) enum LinkError {
+    /// The space is being erased.
+    Erasing(String),
+    /// Anything else.
+    Other(StoreError),
+}
+
+impl LinkError {
+    pub(super) fn is_erasing(&self) -> bool {
+        matches!(self, Self::Erasing(_))
+    }
+}
+
+impl From<LinkError> for StoreError {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::Erasing(why) => Self::Unavailable(why),
+            LinkError::Other(error) => error,
+        }
+    }
+}
+
 /// Why a command could not be done.
 enum Failed {
     /// The server says so, and says why.
@@ -97,7 +120,7 @@ impl Link {
     }
 
     /// Runs a script until it has answered, at most for as long as the configuration says.
-    pub(super) async fn run(&self, script: &Script, call: &Call) -> Result<Value, StoreError> {
+    pub(super) async fn run(&self, script: &Script, call: &Call) -> Result<Value, LinkError> {
         let mut cmd = redis::cmd("EVALSHA");
         cmd.arg(script.sha()).arg(call.keys.len());
         cmd.arg(&call.keys).arg(&call.args);
@@ -105,11 +128,11 @@ impl Link {
     }
 
     /// As `run`, a command that only looks.
-    pub(super) async fn ask(&self, cmd: &Cmd) -> Result<Value, StoreError> {
+    pub(super) async fn ask(&self, cmd: &Cmd) -> Result<Value, LinkError> {
         self.until_answered(cmd, None).await
     }
 
-    async fn until_answered(&self, cmd: &Cmd, script: Option<&Script>) -> Result<Value, StoreError> {
+    async fn until_answered(&self, cmd: &Cmd, script: Option<&Script>) -> Result<Value, LinkError> {
         let _permit = self.permits.acquire().await;
         let started = Instant::now();
         let mut pause = FIRST_AGAIN;
@@ -122,7 +145,8 @@ impl Link {
                 Err(Failed::Unknown(why)) => why,
             };
             if started.elapsed() + pause > self.config.patience {
-                return Err(StoreError::Unavailable(format!("Redis does not answer: {failed}")));
+                let why = format!("Redis does not answer: {failed}");
+                return Err(LinkError::Other(StoreError::Unavailable(why)));
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST_AGAIN);
@@ -172,10 +196,11 @@ impl Link {
             Some("NOSCRIPT") => {
                 self.count("script");
                 match timeout(self.config.response, load(connection.clone())).await {
-                Ok(Ok(())) => Failed::NoScript,
-                Ok(Err(why)) => Failed::Unknown(why),
-                Err(_) => Failed::Unknown("nothing while scripts are loaded".to_owned()),
-            } }
+                    Ok(Ok(())) => Failed::NoScript,
+                    Ok(Err(why)) => Failed::Unknown(why),
+                    Err(_) => Failed::Unknown("nothing while scripts are loaded".to_owned()),
+                }
+            }
             _ => Failed::Refused(error),
         }
     }
@@ -199,23 +224,28 @@ impl Link {
     }
 
     /// A refusal, counted by its kind. All but damage are temporary: what the server wants may come true.
-    fn refused(&self, error: &RedisError) -> StoreError {
+    fn refused(&self, error: &RedisError) -> LinkError {
         let code = error.code().unwrap_or("ERR");
-        self.count(match code {
-            "TGROLE" => "role",
-            "READONLY" => "readonly",
-            "LOADING" | "MASTERDOWN" => "loading",
-            "OOM" => "oom",
-            "MISCONF" => "misconf",
-            "BUSY" => "busy",
-            "TGPARTIAL" => "partial",
-            "TGERASING" => "erasing",
-            _ => "other",
-        });
+        self.count(kind(code));
         match code {
-            "WRONGTYPE" => StoreError::Damaged(error.to_string()),
-            _ => StoreError::Unavailable(format!("Redis refuses: {error}")),
+            "TGERASING" => LinkError::Erasing("the space is being erased".to_owned()),
+            "WRONGTYPE" => LinkError::Other(StoreError::Damaged(error.to_string())),
+            _ => LinkError::Other(StoreError::Unavailable(format!("Redis refuses: {error}"))),
         }
+    }
+}
+
+/// The kind of a refusal, one of `REDIS_ERRORS`.
+fn kind(code: &str) -> &'static str {
+    match code {
+        "TGROLE" | "READONLY" => "role",
+        "LOADING" | "MASTERDOWN" => "loading",
+        "OOM" => "oom",
+        "MISCONF" => "misconf",
+        "BUSY" => "busy",
+        "TGPARTIAL" => "partial",
+        "TGERASING" => "erasing",
+        _ => "other",
     }
 }
 
@@ -266,7 +296,32 @@ impl Call {
 
     /// Adds a number, or nothing in its place.
     pub(super) fn optional(&mut self, n: Option<u64>) -> &mut Self {
-        self.args.push(n.map(|n| n.to_string().into_bytes()).unwrap_or_default());
+        self.args
+            .push(n.map(|n| n.to_string().into_bytes()).unwrap_or_default());
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::kind;
+    use crate::metrics::REDIS_ERRORS;
+
+    #[test]
+    fn each_refusal_has_its_kind() {
+        for (code, wants) in [
+            ("READONLY", "role"),
+            ("LOADING", "loading"),
+            ("MASTERDOWN", "loading"),
+            ("OOM", "oom"),
+            ("MISCONF", "misconf"),
+            ("BUSY", "busy"),
+            ("TGPARTIAL", "partial"),
+            ("TGERASING", "erasing"),
+            ("ERR", "other"),
+        ] {
+            assert_eq!(kind(code), wants);
+            assert!(REDIS_ERRORS.contains(&wants));
+        }
     }
 }

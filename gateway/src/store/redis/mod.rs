@@ -33,9 +33,12 @@ pub use link::RedisConfig;
 pub(crate) use link::client;
 use link::{Call, Link};
 use parking_lot::Mutex;
+use redis::Value;
 use reply::{Parts, unexpected};
+use scripts::Script;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 use tidegate_protocol::{DocPath, Epoch, FieldPath, Position, Seq, SpaceId, Writer};
 
 /// Spaces of which one call asks.
@@ -47,6 +50,8 @@ pub struct RedisStore {
     retention: Retention,
     /// What the documents of all spaces take.
     usage: Mutex<Totals>,
+    /// Spaces that were found closed by an erasure, and since when.
+    closed: Mutex<HashMap<SpaceId, Instant>>,
 }
 
 /// What documents take, space by space as far as this node has heard of them.
@@ -72,7 +77,18 @@ impl RedisStore {
             link,
             retention,
             usage: Mutex::default(),
+            closed: Mutex::default(),
         }))
+    }
+
+    /// Runs a script on a space.
+    async fn on(&self, space: &SpaceId, script: &Script, call: &Call) -> Result<Value, StoreError> {
+        self.link.run(script, call).await.map_err(|error| {
+            if error.is_erasing() {
+                self.closed.lock().entry(space.clone()).or_insert_with(Instant::now);
+            }
+            error.into()
+        })
     }
 
     /// Remembers what a space's documents take now.
@@ -87,7 +103,7 @@ impl RedisStore {
 impl Store for RedisStore {
     async fn commit(&self, group: CommitGroup) -> Result<Committed, StoreError> {
         let call = commit::call(&group, &self.retention);
-        let reply = self.link.run(&scripts::COMMIT, &call).await?;
+        let reply = self.on(&group.space, &scripts::COMMIT, &call).await?;
         let space = group.space.clone();
         let (committed, usage) = commit::outcomes(group, reply)?;
         self.note(&space, usage);
@@ -100,9 +116,12 @@ impl Store for RedisStore {
         for doc in docs {
             call.arg(doc.as_str());
         }
-        let mut parts = Parts::of(self.link.run(&scripts::READ, &call).await?)?;
+        let mut parts = Parts::of(self.on(space, &scripts::READ, &call).await?)?;
         let (state, _) = parts.state()?;
-        let docs = docs.iter().map(|_| document(parts.parts()?)).collect::<Result<_, _>>()?;
+        let docs = docs
+            .iter()
+            .map(|_| document(parts.parts()?))
+            .collect::<Result<_, _>>()?;
         self.note(space, state.usage);
         Ok(ReadCut { state, docs })
     }
@@ -119,7 +138,7 @@ impl Store for RedisStore {
         let mut call = Call::on([keys.meta(), keys.log(), keys.idx(), keys.clients()]);
         call.number(after.seq.get()).number(limit as u64).number(bytes as u64);
         call.arg(writer.map_or_else(Vec::new, |writer| writer.0.to_be_bytes().to_vec()));
-        let mut parts = Parts::of(self.link.run(&scripts::LOG, &call).await?)?;
+        let mut parts = Parts::of(self.on(space, &scripts::LOG, &call).await?)?;
         let (state, log_first) = parts.state()?;
         let last_mid = parts.last_mid()?;
         if !state.lineage.holds(after, state.head.seq) {
@@ -161,7 +180,9 @@ impl Store for RedisStore {
             let keys = some.iter().map(Keys::of);
             let call = Call::on(keys.flat_map(|keys| [keys.meta(), keys.log(), keys.idx()]));
             let mut parts = Parts::of(self.link.run(&scripts::POSITIONS, &call).await?)?;
-            some.iter().map(|_| Ok(parts.state()?.0)).collect::<Result<Vec<_>, StoreError>>()
+            some.iter()
+                .map(|_| Ok(parts.state()?.0))
+                .collect::<Result<Vec<_>, StoreError>>()
         });
         // All are on their way before the first has answered.
         let states: Vec<Vec<SpaceState>> = futures_util::future::try_join_all(calls).await?;
@@ -172,7 +193,7 @@ impl Store for RedisStore {
         let keys = Keys::of(space);
         let mut call = Call::on([keys.meta(), keys.conflicts()]);
         call.number(limit as u64);
-        let mut parts = Parts::of(self.link.run(&scripts::CONFLICTS, &call).await?)?;
+        let mut parts = Parts::of(self.on(space, &scripts::CONFLICTS, &call).await?)?;
         (0..parts.len()).map(|_| parts.record()).collect()
     }
 
@@ -205,7 +226,9 @@ fn document(mut parts: Parts) -> Result<DocState, StoreError> {
             found.header = Some(parts.record()?);
             continue;
         }
-        let field = std::str::from_utf8(&field).ok().and_then(|field| FieldPath::parse(field).ok());
+        let field = std::str::from_utf8(&field)
+            .ok()
+            .and_then(|field| FieldPath::parse(field).ok());
         let cell = Cell::decode(&parts.bytes()?).ok_or_else(|| unexpected("a cell"))?;
         found.cells.insert(field.ok_or_else(|| unexpected("a field"))?, cell);
     }

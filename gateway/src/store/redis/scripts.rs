@@ -47,6 +47,17 @@ pub(super) static ERASE_BEGIN: Script = Script::new(include_str!("scripts/erase_
 pub(super) static ERASE: Script = Script::new(include_str!("scripts/erase.lua"));
 pub(super) static ERASE_END: Script = Script::new(include_str!("scripts/erase_end.lua"));
 pub(super) static ALL: &[&Script] = &[
-    &COMMIT, &READ, &LOG, &CHANGES, &POSITIONS, &CONFLICTS, &RAISE, &SWEEP, &TRIM, &FORGET, &ERASE_BEGIN, &ERASE,
+    &COMMIT,
+    &READ,
+    &LOG,
+    &CHANGES,
+    &POSITIONS,
+    &CONFLICTS,
+    &RAISE,
+    &SWEEP,
+    &TRIM,
+    &FORGET,
+    &ERASE_BEGIN,
+    &ERASE,
     &ERASE_END,
 ];

@@ -2,6 +2,7 @@
 
 use super::Seen;
 use crate::access::{http, upgrade};
+use crate::redis_server::Server;
 use crate::support::*;
 use bytes::Bytes;
 use futures_util::SinkExt;
@@ -11,7 +12,10 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tidegate::admission::AdmissionConfig;
 use tidegate::auth::{Authoriser, Denial, Identity, ReadScope};
-use tidegate::server::ServerConfig;
+use tidegate::bus::redis::RedisBus;
+use tidegate::metrics::{Metrics, RedisMetrics};
+use tidegate::server::{Parts, ServerConfig};
+use tidegate::store::redis::{RedisConfig, RedisStore};
 use tidegate::store::{Action, CommitGroup, Effects, Erase, Prepared, Retention, Store, UserTag, embedded};
 use tidegate_protocol::form::Form;
 use tidegate_protocol::*;
@@ -646,8 +650,101 @@ pub async fn disk(seen: &Seen) {
             }),
         }],
     };
-    let (_, second) = tokio::join!(store.commit(group(1)), store.commit(group(2)));
-    assert!(second.is_err());
+    // The writer may have taken some of them out of the line.
+    let all = futures_util::future::join_all((1..=4).map(|writer| store.commit(group(writer)))).await;
+    assert!(
+        all.iter().any(Result::is_err),
+        "each is more than half of what the line holds"
+    );
     drop(peer);
     seen.rests(&gateway).await;
+}
+
+/// A gateway on a Redis.
+async fn on_redis(server: &Server) -> Gateway {
+    let metrics = Arc::new(Metrics::default());
+    let counted = RedisMetrics::new(&metrics);
+    let config = RedisConfig {
+        response: Duration::from_millis(500),
+        patience: Duration::from_millis(800),
+        ping: Duration::from_millis(50),
+        ..RedisConfig::default()
+    };
+    let (url, env) = (server.url(), Arc::new(tidegate::env::SystemEnv));
+    let store = RedisStore::new(&url, config.clone(), Retention::default(), counted.clone()).unwrap();
+    let bus = RedisBus::new(&url, config, env.clone(), counted).unwrap();
+    let parts = Parts {
+        store,
+        authoriser: Arc::new(Says),
+        env,
+        bus: Some(bus),
+        metrics,
+    };
+    let dir = Arc::new(TempDir::new().unwrap());
+    let unused = open_store(dir.path(), Retention::default());
+    Gateway::of("127.0.0.1:0".parse().unwrap(), dir, unused, parts, quick()).await
+}
+
+pub(super) async fn redis(seen: &Seen) {
+    let mut server = Server::start(&[]);
+    let gateway = on_redis(&server).await;
+    seen.moves(&gateway, "tidegate_bus_connected").await;
+    let mut peer = gateway.peer("ann").await;
+    let mut writer = WriterState::new("s", 1, peer.now);
+    peer.follow("s", &mut Replica::default(), None).await;
+    let mut next = async || {
+        let again = writer.write(vec![inc("d/1", "n")]);
+        (again.clone(), write(&mut peer, again).await)
+    };
+    next().await.1.expect("written");
+    seen.moves(&gateway, "tidegate_bus_lag_seconds_count").await;
+    seen.moves(&gateway, "tidegate_redis_seconds_count").await;
+    // Each of these keeps what follows from being written until it is over.
+    let kind = |kind: &str| format!("tidegate_redis_errors_total{{kind=\"{kind}\"}}");
+    server.command(&["SCRIPT", "FLUSH"]);
+    next().await.1.expect("written");
+    seen.moves(&gateway, &kind("script")).await;
+    let mut peer = gateway.peer("bob").await;
+    let mut writer = WriterState::new("s", 2, peer.now);
+    let first = writer.write(vec![inc("d/1", "n")]);
+    for (begin, end, name) in [
+        (
+            &["REPLICAOF", "127.0.0.1", "1"][..],
+            &["REPLICAOF", "NO", "ONE"][..],
+            "role",
+        ),
+        (
+            &["CONFIG", "SET", "maxmemory", "1"],
+            &["CONFIG", "SET", "maxmemory", "0"],
+            "oom",
+        ),
+        (
+            &["HSET", "tg:{s}:meta", "erasing", "somebody-somebody"],
+            &["HDEL", "tg:{s}:meta", "erasing"],
+            "erasing",
+        ),
+        (
+            &["ZADD", "tg:{s}:idx", "9", "d/2"],
+            &["ZREM", "tg:{s}:idx", "d/2"],
+            "partial",
+        ),
+        (&["CLIENT", "PAUSE", "1200"], &["PING"], "timeout"),
+    ] {
+        server.command(begin);
+        // Who waits long enough is served.
+        if let Err(refused) = write(&mut peer, first.clone()).await {
+            assert_eq!(refused.code, Code::Unavailable, "{name}");
+        } else {
+            assert_eq!(name, "timeout", "that holds up writes");
+        }
+        seen.moves(&gateway, &kind(name)).await;
+        server.command(end);
+    }
+    server.kill();
+    seen.moves(&gateway, &kind("connection")).await;
+    seen.moves(&gateway, "tidegate_bus_breaks_total").await;
+    let answer = http(&gateway, "/readyz", "Host: localhost\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    seen.moves(&gateway, "tidegate_refused_total{reason=\"bus\"}").await;
+    server.run();
 }
