@@ -1161,6 +1161,20 @@ RULES = {
         CLUSTER,
         FAILOVER,
     ),
+    "redis: a log that lacks commits brings nothing in their place": (
+        "gateway/src/store/redis/mod.rs",
+        "            if seq != expected {\n                break;\n            }\n",
+        "",
+        CLUSTER,
+        "wiped::a_space_without_its_log_brings_what_has_changed_and_nobody_resets",
+    ),
+    "redis: a space without meta can be read page by page": (
+        "gateway/src/store/redis/changes.rs",
+        "if cursor.head != state.head && lost(cursor.head) {",
+        "if lost(cursor.head) {",
+        CLUSTER,
+        "wiped::a_space_without_its_meta_goes_on_from_its_highest_number_and_every_position_resets",
+    ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",
         'self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)',

@@ -260,7 +260,9 @@ impl Reader {
     /// Subscribes, and stays.
     pub(crate) async fn follow(&mut self, addr: SocketAddr) {
         self.subscribe(addr).await;
-        while !matches!(self.next().await, ServerMessage::Current { .. }) {}
+        let current = async { while !matches!(self.next().await, ServerMessage::Current { .. }) {} };
+        let in_time = tokio::time::timeout(PATIENCE, current).await;
+        assert!(in_time.is_ok(), "reader {} is not brought to the head", self.number);
     }
 
     /// Subscribes until it has caught up.
@@ -294,9 +296,13 @@ impl Reader {
 
     /// Takes in what comes until it stands at a seq or beyond.
     pub(crate) async fn reach_seq(&mut self, seq: u64) {
-        while self.replica.at.seq.get() < seq || self.replica.staging {
-            self.next().await;
-        }
+        let reach = async {
+            while self.replica.at.seq.get() < seq || self.replica.staging {
+                self.next().await;
+            }
+        };
+        let in_time = tokio::time::timeout(PATIENCE, reach).await;
+        assert!(in_time.is_ok(), "reader {} does not come to {seq}", self.number);
     }
 
     /// It holds what a new reader is given.
@@ -307,9 +313,10 @@ impl Reader {
     }
 }
 
-/// Whether a message tells a replica to drop what it holds.
+/// Whether a message tells a replica to drop what it holds, and it was not being told so already.
 pub(crate) fn is_reset(replica: &Replica, message: &ServerMessage) -> bool {
-    let is_reset = |begin: &Begin| begin.mode == Mode::Reset && replica.at != Position::START;
+    let is_under_way = replica.staging && replica.mode() == Mode::Reset;
+    let is_reset = |begin: &Begin| begin.mode == Mode::Reset && replica.at != Position::START && !is_under_way;
     matches!(message, ServerMessage::Begin(begin) if is_reset(begin))
 }
 

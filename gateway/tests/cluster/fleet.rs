@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// How long anything may take before a test gives up on it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A gateway.
 pub(crate) struct Node {
@@ -261,7 +261,7 @@ impl Fleet {
                 number,
                 space: number % plan.spaces,
                 // The first of each space stays, and sees every commit.
-                hop: if number < plan.spaces { 4 * PATIENCE } else { plan.hop },
+                hop: if number < plan.spaces { 10 * PATIENCE } else { plan.hop },
             };
             fleet.subscribers.spawn(follow.run());
         }

@@ -46,6 +46,9 @@ if not meta.exists then
   end
 elseif idx_size ~= meta.idx then
   return partial('the index holds ' .. idx_size .. ' documents of ' .. decimal(meta.idx))
+elseif redis.call('XLEN', log) ~= meta.head + 1 - meta.log_first then
+  -- Of a log with a hole nothing is of use. It begins anew.
+  meta.log_first, meta.log_bytes, forget_log = meta.head + 1, 0, true
 end
 
 -- What is written below without having been read: a key of another type would fail half-way.
