@@ -105,13 +105,13 @@ impl Node {
         tokio::time::timeout(Duration::from_secs(3), asking).await.ok()?
     }
 
-    /// A number of its metrics page.
-    pub(crate) async fn metric(&self, series: &str) -> u64 {
+    /// A number of its metrics page; what has never been counted is not there.
+    pub(crate) async fn metric(&self, series: &str) -> Option<u64> {
         let page = self.http("/metrics").await.expect("a page");
         let line = page
             .lines()
             .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        line.expect(series).parse().unwrap()
+        line.map(|number| number.parse().expect(series))
     }
 }
 

@@ -6,8 +6,11 @@
 mod cli;
 mod clients;
 mod failover;
+mod faults;
 mod fleet;
 mod loss;
+mod many;
+mod nodes;
 mod order;
 mod proxy;
 #[path = "../support/redis.rs"]
