@@ -1175,6 +1175,13 @@ RULES = {
         CLUSTER,
         "wiped::a_space_without_its_meta_goes_on_from_its_highest_number_and_every_position_resets",
     ),
+    "redis: a log that is gone begins anew": (
+        "gateway/src/store/redis/scripts/commit.lua",
+        "elseif redis.call('XLEN', log) ~= meta.head + 1 - meta.log_first then",
+        "elseif false then",
+        CLUSTER,
+        "wiped::a_space_without_its_log_brings_what_has_changed_and_nobody_resets",
+    ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",
         'self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)',

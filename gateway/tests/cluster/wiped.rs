@@ -48,7 +48,16 @@ struct World {
 impl World {
     async fn new() -> Self {
         let redis = durable();
-        let nodes = nodes(&redis.url(), 2, &["redis.patience=500ms", "limits.page_bytes=8192"]).await;
+        let nodes = nodes(
+            &redis.url(),
+            2,
+            &[
+                "redis.patience=500ms",
+                "limits.page_bytes=8192",
+                "retention.log_commits=4",
+            ],
+        )
+        .await;
         let judge = Judge::new();
         let mut pen = Pen::new(&judge, 2_000, 0);
         let mut live = vec![Reader::new(&judge, 1, 0), Reader::new(&judge, 2, 0)];
@@ -124,8 +133,10 @@ async fn a_space_without_its_log_brings_what_has_changed_and_nobody_resets() {
     world.pen.write(world.nodes[1].addr, 2).await;
     world.agree(|resets| resets == 0).await;
     assert_eq!(world.offline.replica.mode(), Mode::Delta);
-    world.pen.write(world.nodes[0].addr, 1).await;
+    // From here on it holds what it should.
+    world.pen.write(world.nodes[0].addr, 3).await;
     world.agree(|resets| resets == 0).await;
+    assert_eq!(world.offline.replica.mode(), Mode::Log);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
