@@ -1166,7 +1166,7 @@ RULES = {
         "            if seq != expected {\n                break;\n            }\n",
         "",
         CLUSTER,
-        "wiped::a_space_without_its_log_brings_what_has_changed_and_nobody_resets",
+        "wiped::a_log_that_lacks_a_commit_is_read_up_to_that_and_what_has_changed_after_it",
     ),
     "redis: a space without meta can be read page by page": (
         "gateway/src/store/redis/changes.rs",

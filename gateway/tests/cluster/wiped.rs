@@ -140,6 +140,15 @@ async fn a_space_without_its_log_brings_what_has_changed_and_nobody_resets() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_lacks_a_commit_is_read_up_to_that_and_what_has_changed_after_it() {
+    let mut world = World::new().await;
+    let deleted = world.redis.command(&["XDEL", &World::key("log"), "6-0"]);
+    assert_eq!(deleted, redis::Value::Int(1));
+    world.agree(|resets| resets == 0).await;
+    assert_eq!(world.offline.replica.modes[1..], [Mode::Log, Mode::Delta]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_space_without_its_clients_knows_none_and_nobody_else_notices() {
     let mut world = World::new().await;
     world.delete("clients");
