@@ -31,6 +31,10 @@ COMMIT = "gateway/src/store/embedded/commit.rs"
 CHANGES = "gateway/src/store/embedded/changes.rs"
 PACKS = "gateway/src/store/embedded/packs.rs"
 COLLECT = "gateway/src/store/embedded/collect.rs"
+DOCUMENT = "gateway/src/store/embedded/document.rs"
+REWRITE = "gateway/src/store/embedded/rewrite.rs"
+CROSSING = "store::embedded::tests::packing::a_document_is_one_record_until_it_outgrows_that_and_again_when_it_has_come_down"
+RESULTS_2 = "store::embedded::tests::packing::results_that_format_2_kept_are_answered_and_go_when_their_time_has_come"
 EVALUATE = "gateway/src/engine/evaluate.rs"
 BROKEN = ["-p", "tidegate-history", "--test", "broken"]
 CONTRACT = ["-p", "tidegate", "--test", "contract"]
@@ -754,10 +758,144 @@ RULES = {
     ),
     "256 results": (
         COMMIT,
+        "let is_kept = mid.get() + KEPT_RESULTS > client.last.get();",
+        "let is_kept = true;",
+        LIB,
+        "store::embedded::tests::writing::results_are_kept_for_the_last_mutations_of_a_client",
+    ),
+    "256 results of format 2": (
+        COMMIT,
         ".checked_sub(KEPT_RESULTS)",
         ".checked_sub(KEPT_RESULTS / 2)",
         LIB,
+        RESULTS_2,
+    ),
+    "results of format 2 are where it had them": (
+        "gateway/src/store/embedded/records.rs",
+        "            Some(from) if mid >= from => keys::result(space, writer, mid),",
+        "            Some(_) => keys::result(space, writer, mid),",
+        LIB,
+        RESULTS_2,
+    ),
+    "what outgrows a record is spread": (
+        DOCUMENT,
+        "    if HEADER_BYTES + size > PACKED_BYTES {",
+        "    if size > 1 << 15 {",
+        LIB,
+        CROSSING,
+    ),
+    "what has come down is packed again": (
+        REWRITE,
+        "let is_tried = (!was_large || shrank) &&",
+        "let is_tried = (!was_large || shrank && false) &&",
+        LIB,
+        CROSSING,
+    ),
+    "what is packed is nowhere else": (
+        REWRITE,
+        "            overlay.remove(Table::Fields, key.to_vec());\n            overlay.remove(Table::Cells, key.to_vec());\n",
+        "            drop(key);\n",
+        LIB,
+        "store::embedded::tests::packing::documents_of_format_2_are_read_as_they_are_and_packed_as_they_are_written_to",
+    ),
+    "what is pending is not packed by what is on disk": (
+        REWRITE,
+        "(!was_large || shrank) && !overlay.is_pending(Table::Cells, &key);",
+        "!was_large || shrank;",
+        LIB,
+        "store::embedded::tests::packing::what_outgrows_its_record_and_comes_down_in_one_write_loses_nothing",
+    ),
+    "results of one run share a record": (
+        "gateway/src/store/embedded/results.rs",
+        "first.get() / RUN == mid.get() / RUN);",
+        "first.get() / RUN < mid.get() / RUN);",
+        LIB,
         "store::embedded::tests::writing::results_are_kept_for_the_last_mutations_of_a_client",
+    ),
+    "a new run takes the place of the oldest": (
+        "gateway/src/store/embedded/results.rs",
+        "first.get() / RUN == mid.get() / RUN);",
+        "first <= mid);",
+        LIB,
+        RESULTS_2,
+    ),
+    "a run more than what is kept": (
+        "gateway/src/store/embedded/results.rs",
+        "pub(super) const SLOTS: u64 = KEPT_RESULTS / RUN + 1;",
+        "pub(super) const SLOTS: u64 = KEPT_RESULTS / RUN;",
+        LIB,
+        RESULTS_2,
+    ),
+    "a commit writes few records": (
+        "gateway/src/store/embedded/results.rs",
+        "pub(super) const RUN: u64 = 16;",
+        "pub(super) const RUN: u64 = 1;",
+        LIB,
+        "store::embedded::tests::packing::a_commit_to_one_field_writes_four_records_and_what_its_group_shares",
+    ),
+    "no run of a record that was replaced": (
+        "gateway/src/store/embedded/results.rs",
+        "(last.saturating_sub(KEPT_RESULTS + RUN - 1)..=last)",
+        "(last.saturating_sub(KEPT_RESULTS / 2)..=last)",
+        LIB,
+        "store::embedded::tests::collection::of_a_record_that_was_replaced_or_forgotten_no_result_is_left",
+    ),
+    "what the writer remembers is bounded in bytes": (
+        "gateway/src/store/embedded/recent.rs",
+        "if self.records.len() >= RECORDS || self.bytes + bytes > BYTES {",
+        "if self.records.len() >= RECORDS {",
+        LIB,
+        "store::embedded::recent::tests::what_is_remembered_is_bounded_in_bytes_and_counted_right",
+    ),
+    "a tombstone in a record is collected": (
+        COLLECT,
+        "            overlay.put(Table::Cells, doc_key, record);\n",
+        "            let _ = record;\n",
+        LIB,
+        CROSSING,
+    ),
+    "a walk meets no cell of a packed document": (
+        "gateway/src/store/embedded/sweep.rs",
+        "records::cell_parts(&record).filter(|_| !is_packed);",
+        "records::cell_parts(&record).filter(|_| !is_packed || true);",
+        LIB,
+        "store::embedded::tests::damage::damaged_records_are_told_by_table_and_key",
+    ),
+    "check looks at the order in a record": (
+        "gateway/src/store/embedded/check/docs.rs",
+        "            if cell.field <= last {",
+        "            if cell.field < last {",
+        LIB,
+        "store::embedded::tests::check::each_thing_that_can_be_wrong_is_found_and_named",
+    ),
+    "check finds cells beside a record": (
+        "gateway/src/store/embedded/check/docs.rs",
+        "        if document.is_packed {",
+        "        if false {",
+        LIB,
+        "store::embedded::tests::check::each_thing_that_can_be_wrong_is_found_and_named",
+    ),
+    "check finds results where they do not belong": (
+        "gateway/src/store/embedded/check/logs.rs",
+        "if !is_there || mid > client.last ||",
+        "if mid > client.last ||",
+        LIB,
+        "store::embedded::tests::check::each_thing_that_can_be_wrong_is_found_and_named",
+    ),
+    "a packed document that cannot be read is erased": (
+        "gateway/src/store/embedded/erase.rs",
+        "        let before = before.filter(|_| packed != Some(None));\n",
+        "",
+        LIB,
+        "store::embedded::tests::damage::a_packed_document_of_which_a_part_is_missing_is_told_and_goes_with_an_erasure",
+    ),
+    "what others wrote of a packed document is kept": (
+        "gateway/src/store/embedded/erase.rs",
+        "                let is_kept = !whose.contains(&cell.stamp.writer);",
+        "                let is_kept = false;",
+        LIB,
+        "store::embedded::tests::erasing::"
+        "a_user_who_was_being_erased_when_the_process_ended_leaves_what_others_wrote_and_no_more",
     ),
     "record retention": (
         COMMIT,
@@ -768,8 +906,8 @@ RULES = {
     ),
     "tombstone written over while it waits": (
         COLLECT,
-        "cell.is_some_and(|cell| cell.value.is_none() && cell.stamp.seq == seq)",
-        "cell.is_some()",
+        "|stamp: Stamp, value: Option<&[u8]>| value.is_none() && stamp.seq == seq;",
+        "|stamp: Stamp, value: Option<&[u8]>| value.is_none() || stamp.seq > Seq::ZERO;",
         LIB,
         "store::embedded::tests::collection::a_cell_or_document_written_again_before_its_tombstone_is_collected_stays",
     ),
@@ -785,7 +923,7 @@ RULES = {
         "        count(&cut, &space, &mut meta)?;",
         "        let _ = count;",
         CONTRACT,
-        "format::a_directory_of_format_1_is_brought_to_this_one_and_answers_as_it_did",
+        "format::a_directory_of_an_older_format_is_brought_to_this_one_and_answers_as_it_did",
     ),
     "a clock far ahead that forgot": (
         "gateway/src/store/mod.rs",
@@ -796,8 +934,8 @@ RULES = {
     ),
     "results go with their record": (
         COMMIT,
-        "for old in replaces.into_iter().flat_map(kept_up_to) {",
-        "for old in replaces.into_iter().flat_map(kept_up_to).take(0) {",
+        "        for old in results::in_slots(client.last) {",
+        "        for old in results::in_slots(client.last).take(0) {",
         LIB,
         "store::embedded::tests::collection::of_a_record_that_was_replaced_or_forgotten_no_result_is_left",
     ),
@@ -1072,7 +1210,7 @@ RULES = {
     ),
     "files looked over before they are opened": (
         "gateway/src/store/embedded/disk.rs",
-        "        trees::check(&home.database(), found == FORMAT)?;\n",
+        "        trees::check(&home.database(), found >= TABLES_SINCE)?;\n",
         "",
         FAULTS,
         "damaged::whatever_file_is_damaged_or_gone_a_gateway_names_it_does_not_start_and_touches_nothing",

@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Restore(RestoreArgs),
     /// Erase a space, or all data of a user in it, for good
     Erase(EraseArgs),
+    /// Carry a stopped gateway's embedded store over to Redis; devices go on as if nothing had happened
+    Migrate(MigrateArgs),
     /// Look over a Redis server's settings: what would lose data, and what to do
     Doctor(DoctorArgs),
 }
@@ -150,6 +152,17 @@ pub(crate) struct DataArgs {
     /// Where the embedded store keeps its files, as in serve
     #[arg(long, value_name = "DIR", env = "TIDEGATE_DATA_DIR", default_value = DEFAULT_DATA_DIR)]
     pub data_dir: PathBuf,
+}
+
+/// Options of `migrate`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct MigrateArgs {
+    /// Where the embedded store keeps its files; it stays as it is
+    #[arg(long, value_name = "DIR")]
+    pub from: PathBuf,
+    /// Where Redis is, as in redis://localhost:6379
+    #[arg(long, value_name = "URL")]
+    pub to: String,
 }
 
 /// Options of `doctor`.

@@ -66,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Backup(args) => operate::backup(args, &mut io::stdout().lock()),
         Command::Restore(args) => operate::restore(args, &mut io::stdout().lock()),
         Command::Erase(args) => operate::erase(args, &mut io::stdout().lock()),
+        Command::Migrate(args) => operate::migrate(args, &mut io::stdout().lock()),
         Command::Doctor(args) => doctor::main(args, &mut io::stdout().lock()),
         command => client(&cli.gateway, command),
     };

@@ -10,6 +10,7 @@ mod faults;
 mod fleet;
 mod loss;
 mod many;
+mod migrate;
 mod nodes;
 mod order;
 mod proxy;

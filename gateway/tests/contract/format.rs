@@ -219,7 +219,8 @@ fn request(after: Option<Position>, writer: Option<Writer>) -> ChangesRequest {
     }
 }
 
-const TABLES: [&str; 9] = [
+/// In the order in which they came to be; format 1 had no `users`.
+const TABLES: [&str; 10] = [
     "spaces",
     "log",
     "cells",
@@ -229,11 +230,14 @@ const TABLES: [&str; 9] = [
     "clients",
     "results",
     "conflicts",
+    "users",
 ];
 
 /// What format 1 stored of [`make`]: a table, a key and a value in hexadecimal a line.
 const RECORDS: &str = include_str!("../fixtures/format-1.records");
-/// What the version that wrote it answered.
+/// What format 2 stored of it.
+const RECORDS_2: &str = include_str!("../fixtures/format-2.records");
+/// What the versions that wrote them answered.
 const ANSWERS: &str = include_str!("../fixtures/format-1.answers");
 
 fn bytes(hex: &str) -> Vec<u8> {
@@ -241,10 +245,18 @@ fn bytes(hex: &str) -> Vec<u8> {
     (0..hex.len()).step_by(2).map(digit).collect()
 }
 
-/// Puts records of format 1 into a directory's database, whatever it holds.
-fn put(dir: &Path, records: impl Iterator<Item = &'static str>) {
+fn tables(format: u32) -> &'static [&'static str] {
+    &TABLES[..if format == 1 { 9 } else { 10 }]
+}
+
+fn records(format: u32) -> &'static str {
+    if format == 1 { RECORDS } else { RECORDS_2 }
+}
+
+/// Puts records of a format into a directory's database, whatever it holds.
+fn put(dir: &Path, format: u32, records: impl Iterator<Item = &'static str>) {
     let db = fjall::Database::builder(dir.join("db")).open().expect("opens");
-    for table in TABLES {
+    for table in tables(format) {
         db.keyspace(table, fjall::KeyspaceCreateOptions::default)
             .expect("opens");
     }
@@ -268,12 +280,21 @@ fn marked(dir: &Path) -> String {
     std::fs::read_to_string(dir.join("FORMAT")).expect("readable")
 }
 
-/// A directory as format 1 left it.
-fn of_format_1() -> tempfile::TempDir {
+/// A directory as a format left it.
+fn of_format(format: u32) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a directory");
-    mark(dir.path(), 1);
-    put(dir.path(), RECORDS.lines());
+    mark(dir.path(), format);
+    put(dir.path(), format, records(format).lines());
     dir
+}
+
+/// What this version marks a directory with.
+const MARKED: &str = "tidegate-store 3\n";
+
+fn checked(dir: &Path) {
+    let mut wrong = vec![];
+    embedded::check(dir, &mut |violation| wrong.push(violation)).expect("checks");
+    assert_eq!(wrong, []);
 }
 
 async fn usage(store: &EmbeddedStore) -> Vec<Usage> {
@@ -302,27 +323,30 @@ async fn counted(store: &EmbeddedStore) -> Vec<Usage> {
 }
 
 #[test]
-fn a_directory_of_format_1_is_brought_to_this_one_and_answers_as_it_did() {
+fn a_directory_of_an_older_format_is_brought_to_this_one_and_answers_as_it_did() {
     let runtime = runtime();
-    let dir = of_format_1();
-    let told = runtime.block_on(async {
-        let store = embedded::open(dir.path(), options()).expect("opens");
-        assert_eq!(marked(dir.path()), "tidegate-store 2\n");
-        let usage = usage(&store).await;
-        assert_eq!(usage, counted(&store).await);
-        assert!(usage.iter().all(|usage| usage.docs > 0 && usage.bytes > 0), "{usage:?}");
-        let told = answers(&store).await;
-        assert_eq!(counted(&store).await, self::usage(&store).await, "commits count on");
-        store.close();
-        told
-    });
-    assert!(told == ANSWERS, "{}", first_difference(&told));
+    for format in [1, 2] {
+        let dir = of_format(format);
+        let told = runtime.block_on(async {
+            let store = embedded::open(dir.path(), options()).expect("opens");
+            assert_eq!(marked(dir.path()), MARKED);
+            let usage = usage(&store).await;
+            assert_eq!(usage, counted(&store).await);
+            assert!(usage.iter().all(|usage| usage.docs > 0 && usage.bytes > 0), "{usage:?}");
+            let told = answers(&store).await;
+            assert_eq!(counted(&store).await, self::usage(&store).await, "commits count on");
+            store.close();
+            told
+        });
+        assert!(told == ANSWERS, "{format}: {}", first_difference(&told, ANSWERS));
+        checked(dir.path());
+    }
     // What this version itself makes of the same mutations counts the same.
     let fresh = tempfile::tempdir().expect("a directory");
     runtime.block_on(async {
         make(fresh.path()).await;
         let store = embedded::open(fresh.path(), options()).expect("opens");
-        let migrated = of_format_1();
+        let migrated = of_format(1);
         let migrated = embedded::open(migrated.path(), options()).expect("opens");
         assert_eq!(usage(&store).await, usage(&migrated).await);
     });
@@ -330,7 +354,7 @@ fn a_directory_of_format_1_is_brought_to_this_one_and_answers_as_it_did() {
 
 #[test]
 fn whose_the_writers_of_format_1_are_is_known_once_they_write_again() {
-    let dir = of_format_1();
+    let dir = of_format(1);
     runtime().block_on(async {
         let store = embedded::open(dir.path(), options()).expect("opens");
         let s = space(SPACES[0]);
@@ -360,7 +384,7 @@ fn whose_the_writers_of_format_1_are_is_known_once_they_write_again() {
 #[test]
 fn a_migration_that_was_cut_short_is_done_again() {
     let runtime = runtime();
-    let dir = of_format_1();
+    let dir = of_format(1);
     embedded::open(dir.path(), options()).expect("opens").close();
     // All is written but the marker; and some spaces are still as format 1 had them.
     for old in [None, Some(SPACES[0]), Some(SPACES[2])] {
@@ -368,11 +392,15 @@ fn a_migration_that_was_cut_short_is_done_again() {
         if let Some(name) = old {
             let records: Vec<_> = name.bytes().map(|b| format!("{b:02x}")).collect();
             let prefix = format!("spaces {}00", records.concat());
-            put(dir.path(), RECORDS.lines().filter(|record| record.starts_with(&prefix)));
+            put(
+                dir.path(),
+                1,
+                RECORDS.lines().filter(|record| record.starts_with(&prefix)),
+            );
         }
         runtime.block_on(async {
             let store = embedded::open(dir.path(), options()).expect("opens");
-            assert_eq!(marked(dir.path()), "tidegate-store 2\n");
+            assert_eq!(marked(dir.path()), MARKED);
             assert_eq!(usage(&store).await, counted(&store).await, "{old:?}");
             store.close();
         });
@@ -381,24 +409,58 @@ fn a_migration_that_was_cut_short_is_done_again() {
         let store = embedded::open(dir.path(), options()).expect("opens");
         answers(&store).await
     });
-    assert!(told == ANSWERS, "{}", first_difference(&told));
+    assert!(told == ANSWERS, "{}", first_difference(&told, ANSWERS));
 }
 
-/// The backup that format 1 would have made of the same records.
-fn backup_of_format_1() -> Vec<u8> {
+/// What is written to an older directory, and to one of this format with the same in it, leads to the same.
+#[test]
+fn a_directory_of_an_older_format_is_written_on_as_if_it_had_always_been_of_this_one() {
+    let runtime = runtime();
+    let fresh = tempfile::tempdir().expect("a directory");
+    let made = runtime.block_on(make(fresh.path()));
+    let mut all = vec![];
+    for dir in [fresh, of_format(2), of_format(1)] {
+        let mut made = made.clone();
+        let told = runtime.block_on(async {
+            let mut store = embedded::open(dir.path(), options()).expect("opens");
+            for round in 60..300 {
+                if round % 80 == 0 {
+                    store.close();
+                    checked(dir.path());
+                    let env: Arc<dyn Env> = Arc::new(Count(AtomicU64::new(1_000 + round)));
+                    store = embedded::open(dir.path(), EmbeddedOptions { env, ..options() }).expect("opens");
+                }
+                made.round(&store, round).await;
+            }
+            let usage = usage(&store).await;
+            assert_eq!(usage, counted(&store).await);
+            let told = answers(&store).await;
+            store.close();
+            told
+        });
+        checked(dir.path());
+        all.push(told);
+    }
+    for told in &all[1..] {
+        assert!(*told == all[0], "{}", first_difference(told, &all[0]));
+    }
+}
+
+/// The backup that a format would have made of the same records.
+fn backup_of(format: u32) -> Vec<u8> {
     use sha2::{Digest as _, Sha256};
-    let mut out = b"tidegate-backup 1 store 1\n".to_vec();
+    let mut out = format!("tidegate-backup 1 store {format}\n").into_bytes();
     let end = |out: &mut Vec<u8>, tag: u8, records: usize| {
         out.push(tag);
         out.extend((records as u64).to_be_bytes());
         let digest = Sha256::digest(&out);
         out.extend(digest);
     };
-    for table in TABLES {
+    for table in tables(format) {
         out.extend([b'T', u8::try_from(table.len()).expect("short")]);
         out.extend(table.bytes());
-        let records = RECORDS.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-        let records: Vec<_> = records.filter(|words| words[0] == table).collect();
+        let records = records(format).lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let records: Vec<_> = records.filter(|words| words[0] == *table).collect();
         for words in &records {
             let [key, value] = [bytes(words[1]), bytes(words[2])];
             out.push(b'R');
@@ -409,23 +471,25 @@ fn backup_of_format_1() -> Vec<u8> {
         }
         end(&mut out, b'D', records.len());
     }
-    end(&mut out, b'E', RECORDS.lines().count());
+    end(&mut out, b'E', records(format).lines().count());
     out
 }
 
 #[test]
-fn a_backup_of_format_1_is_restored_as_such_and_brought_to_this_one_when_it_is_opened() {
+fn a_backup_of_an_older_format_is_restored_as_such_and_brought_to_this_one_when_it_is_opened() {
+    [1, 2].into_iter().for_each(is_restored);
+}
+
+fn is_restored(format: u32) {
     let dir = tempfile::tempdir().expect("a directory");
     let env = Count(AtomicU64::new(500));
-    let done = embedded::restore(&*backup_of_format_1(), dir.path(), &env).expect("restores");
-    assert_eq!((done.spaces, done.records), (3, RECORDS.lines().count() as u64));
-    assert_eq!(marked(dir.path()), "tidegate-store 1\n");
-    let mut wrong = vec![];
-    embedded::check(dir.path(), &mut |violation| wrong.push(violation)).expect("checks");
-    assert_eq!(wrong, []);
-    assert_eq!(marked(dir.path()), "tidegate-store 2\n");
+    let done = embedded::restore(&*backup_of(format), dir.path(), &env).expect("restores");
+    assert_eq!((done.spaces, done.records), (3, records(format).lines().count() as u64));
+    assert_eq!(marked(dir.path()), format!("tidegate-store {format}\n"));
+    checked(dir.path());
+    assert_eq!(marked(dir.path()), MARKED);
     runtime().block_on(async {
-        let [old, new] = [of_format_1(), dir].map(|dir| embedded::open(dir.path(), options()).expect("opens"));
+        let [old, new] = [of_format(format), dir].map(|dir| embedded::open(dir.path(), options()).expect("opens"));
         let spaces = SPACES.map(space);
         let [old, new] = [old.positions(&spaces).await, new.positions(&spaces).await].map(|all| all.expect("answers"));
         for (old, mut new) in old.into_iter().zip(new) {
@@ -443,12 +507,12 @@ fn a_backup_of_format_1_is_restored_as_such_and_brought_to_this_one_when_it_is_o
     });
 }
 
-fn first_difference(told: &str) -> String {
-    let pair = told.lines().zip(ANSWERS.lines()).find(|(a, b)| a != b);
+fn first_difference(told: &str, before: &str) -> String {
+    let pair = told.lines().zip(before.lines()).find(|(a, b)| a != b);
     format!(
         "{pair:#?}, {} lines and {} before",
         told.lines().count(),
-        ANSWERS.lines().count()
+        before.lines().count()
     )
 }
 
@@ -461,19 +525,41 @@ fn runtime() -> tokio::runtime::Runtime {
 
 /// Writes what the fixture holds: three spaces in three lives of the store, every kind of op, conflicts of
 /// every policy, refusals, deletions, a raised floor and a trimmed log. The version at the last commit
-/// before format 2 ran this, and then wrote down every record of every table, and [`answers`].
-async fn make(dir: &Path) {
+/// before format 2 ran this, and then wrote down every record of every table, and [`answers`]; so did the last one
+/// before format 3, whose answers were the same.
+async fn make(dir: &Path) -> Made {
     let mut store = embedded::open(dir, options()).expect("opens");
-    let mut at = 1_000;
-    let mut mids = std::collections::BTreeMap::<(&str, u64), u64>::new();
-    let mut seen: Vec<Position> = vec![];
+    let mut made = Made {
+        at: 1_000,
+        ..Made::default()
+    };
     for round in 0..60_u64 {
         if round == 25 || round == 45 {
             store.close();
             let env: Arc<dyn Env> = Arc::new(Count(AtomicU64::new(1_000 + round)));
             store = embedded::open(dir, EmbeddedOptions { env, ..options() }).expect("opens");
         }
-        at += 7_000;
+        made.round(&store, round).await;
+    }
+    store
+        .raise_floor(&space(SPACES[0]), Seq::new(12).expect("small"))
+        .await
+        .expect("it answers");
+    store.close();
+    made
+}
+
+/// What [`make`] has come to.
+#[derive(Clone, Default)]
+struct Made {
+    at: u64,
+    mids: std::collections::BTreeMap<(&'static str, u64), u64>,
+    seen: Vec<Position>,
+}
+
+impl Made {
+    async fn round(&mut self, store: &EmbeddedStore, round: u64) {
+        self.at += 7_000;
         let name = if round % 4 == 3 { SPACES[1] } else { SPACES[0] };
         let name = if round == 10 || round == 30 { SPACES[2] } else { name };
         let client = 1 + round * 7 % 4;
@@ -491,25 +577,20 @@ async fn make(dir: &Path) {
             7 => OpKind::Replace(fields(&[("fresh", n), ("m.x", list)])),
             _ => OpKind::Now { path: path("when") },
         };
-        let base = (name == SPACES[0] && round > 12 && round % 3 != 0).then(|| {
-            let base = seen[seen.len().saturating_sub(9)];
+        let base = (name == SPACES[0] && round > 12 && !round.is_multiple_of(3)).then(|| {
+            let base = self.seen[self.seen.len().saturating_sub(9)];
             (
                 base,
                 [Policy::Lww, Policy::Reject, Policy::Merge][usize::try_from(round / 3 % 3).expect("small")],
             )
         });
-        let mid = mids.entry((name, client)).or_default();
+        let mid = self.mids.entry((name, client)).or_default();
         *mid += 1;
-        let outcome = send(&store, name, (client, *mid, at), base, vec![op(d, kind)]).await;
+        let outcome = send(store, name, (client, *mid, self.at), base, vec![op(d, kind)]).await;
         match outcome {
-            Outcome::Applied { position, .. } if name == SPACES[0] => seen.push(position),
+            Outcome::Applied { position, .. } if name == SPACES[0] => self.seen.push(position),
             Outcome::Applied { .. } | Outcome::Refused { .. } => {}
             other => panic!("{other:?}"),
         }
     }
-    store
-        .raise_floor(&space(SPACES[0]), Seq::new(12).expect("small"))
-        .await
-        .expect("it answers");
-    store.close();
 }

@@ -149,11 +149,14 @@ impl DocChanges {
             map,
             leaves,
         } = self.open.take().expect("a document is begun");
-        let mut head = Vec::with_capacity(5);
-        write::map(&mut head, leaves);
-        match *head {
-            [one] => self.bytes[map] = one,
-            _ => drop(self.bytes.splice(map..=map, head)),
+        match u8::try_from(leaves) {
+            // In the head that stands there.
+            Ok(few @ ..16) => self.bytes[map] |= few,
+            _ => {
+                let mut head = Vec::with_capacity(5);
+                write::map(&mut head, leaves);
+                drop(self.bytes.splice(map..=map, head));
+            }
         }
         (self.last, self.count) = (name, self.count + 1);
         start

@@ -4,13 +4,14 @@ mod file;
 mod gateway;
 
 use super::Failure;
-use super::args::{BackupArgs, DataArgs, EraseArgs, RestoreArgs};
+use super::args::{BackupArgs, DataArgs, EraseArgs, MigrateArgs, RestoreArgs};
 use super::serve::{self, quote};
 use crate::env::{Env as _, SystemEnv};
 use crate::metrics::{Metrics, RedisMetrics};
 use crate::server::control::{self, Done, ErasedCounts, Request};
+use crate::store::embedded::export::Export;
 use crate::store::embedded::{self, BackedUp, BackupError, Durability, EmbeddedOptions, OpenError, RestoreError};
-use crate::store::redis::{RedisConfig, RedisStore};
+use crate::store::redis::{Imported, Level, RedisConfig, RedisStore};
 use crate::store::{Retention, Store as _};
 use file::{Part, Tee};
 use std::fs::File;
@@ -185,12 +186,48 @@ fn erase_stopped(dir: &Path, space: &str, user: Option<&str>) -> Result<ErasedCo
     erased.map(ErasedCounts::from).map_err(|error| error.to_string())
 }
 
+/// Carries an embedded store over to Redis.
+pub(crate) fn migrate(args: &MigrateArgs, out: &mut impl Write) -> Result<(), Failure> {
+    let from = Export::open(&args.from).map_err(|error| error.to_string())?;
+    let store = on_redis(&args.to)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
+    let findings = runtime.block_on(store.doctor()).map_err(|error| error.to_string())?;
+    if let Some(wrong) = findings.iter().find(|finding| finding.level == Level::Wrong) {
+        return Err(format!("Redis: {}\n{}", wrong.what, wrong.advice).into());
+    }
+    let Imported {
+        spaces,
+        before,
+        docs,
+        commits,
+        clients,
+    } = store
+        .import(&from, runtime.handle())
+        .map_err(|error| error.to_string())?;
+    if before > 0 {
+        writeln!(out, "{before} spaces were carried over before")?;
+    }
+    writeln!(
+        out,
+        "carried over: {spaces} spaces, {docs} documents, {commits} commits of logs, {clients} clients"
+    )?;
+    Ok(())
+}
+
+fn on_redis(url: &str) -> Result<Arc<RedisStore>, String> {
+    let metrics = RedisMetrics::new(&Metrics::default());
+    let store = RedisStore::new(url, RedisConfig::default(), Retention::default(), metrics);
+    store.map_err(|error| error.to_string())
+}
+
 /// Erases on Redis. Gateways that run on it are told by the bus.
 fn erase_on_redis(url: &str, space: &str, user: Option<&str>) -> Result<ErasedCounts, String> {
     let (space, whom) = control::to_erase(space, user)?;
-    let metrics = RedisMetrics::new(&Metrics::default());
-    let store = RedisStore::new(url, RedisConfig::default(), Retention::default(), metrics);
-    let store = store.map_err(|error| error.to_string())?;
+    let store = on_redis(url)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
     let fresh = Epoch(SystemEnv.random().max(1));

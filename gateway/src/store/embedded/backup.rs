@@ -4,7 +4,7 @@
 //! in order, and an end with counts. Integers are big-endian:
 //!
 //! ```text
-//! tidegate-backup 1 store 2\n
+//! tidegate-backup 1 store 3\n
 //! T len(1) name                    a table begins
 //! R len(4) key, len(4) value       a record of it: both lengths, then both
 //! D count(8) SHA-256               it ends: its records, and the digest of everything before

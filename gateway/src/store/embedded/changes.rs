@@ -8,11 +8,12 @@
 //! What has been touched since then follows in order of its commits, as ever.
 
 use super::disk::{Cut, Look, Table, damaged, told};
+use super::document::{self, Document, StoredCell};
 use super::keys;
 use super::packs::{Packs, Since};
 use super::read::{each_cell, last_mid};
 use super::sweep::{self, Sweep};
-use crate::store::{ChangesReply, ChangesRequest, Cursor, Header, ResetReason, SpaceState, StoreError};
+use crate::store::{ChangesReply, ChangesRequest, Cursor, ResetReason, SpaceState, StoreError};
 use std::ops::Bound;
 use std::sync::Arc;
 use tidegate_protocol::msgpack::DocChanges;
@@ -79,12 +80,17 @@ pub(super) fn changes(
         let key = guard.key().map_err(told)?;
         let (seq, doc) = keys::idx_parts(space, &key).ok_or_else(|| damaged(Table::Idx, &key))?;
         if request.view.covers(&doc) {
-            let header: Option<Header> = cut.record(Table::Cells, &keys::doc(space, &doc))?;
+            let doc_key = keys::doc(space, &doc);
+            let stored = cut.get(Table::Cells, &doc_key)?;
+            let document = stored
+                .as_deref()
+                .map(|bytes| document::parse(bytes).ok_or_else(|| damaged(Table::Cells, &doc_key)))
+                .transpose()?;
             // A header that disagrees with the index: some of the document is missing.
-            let header = header
-                .filter(|header| header.last.seq == seq)
+            let document = document
+                .filter(|document| document.header.last.seq == seq)
                 .ok_or_else(|| damaged(Table::Idx, &key))?;
-            if !page.add(cut, space, &doc, &header, request, begin)? {
+            if !page.add(cut, &doc, (&doc_key, document), request, begin)? {
                 return Ok(page.end(request, &state, begin));
             }
         }
@@ -185,12 +191,12 @@ impl Page {
     fn add(
         &mut self,
         cut: &Cut<'_>,
-        space: &SpaceId,
         doc: &DocPath,
-        header: &Header,
+        (key, document): (&[u8], Document<'_>),
         request: &ChangesRequest,
         begin: Seq,
     ) -> Result<bool, StoreError> {
+        let header = document.header;
         if !header.alive {
             // In a reset only a page before this one can have brought it.
             let may_be_held = request.after.is_some() || header.last.seq > begin;
@@ -203,25 +209,26 @@ impl Page {
         let after = request.after.map(|after| after.seq);
         let after = after.filter(|after| header.born.seq <= *after);
         let Some(after) = after else {
-            return self.add_whole(cut, space, doc);
+            return self.add_whole(cut, doc, (key, document));
         };
         let mut begun = self.begin(doc.as_str());
         let mut unset: Vec<String> = Vec::new();
-        each_cell(cut, &keys::doc(space, doc), |field, seq, value| {
+        each_cell(cut, key, Some(document), |StoredCell { field, stamp, value }| {
             self.cells += 1;
             match value {
-                _ if seq <= after => {}
+                _ if stamp.seq <= after => {}
                 Some(value) => self.leaf(&mut begun, field, value),
                 None => {
                     begun.size += field.len() + OVERHEAD;
                     unset.push(field.to_owned());
                 }
             }
+            Some(())
         })?;
         // A delta names every tombstone, and of those there may be more than the document could ever hold.
         if begun.size > request.budget && begun.size as u64 > header.size {
             self.docs.take_back();
-            return self.add_whole(cut, space, doc);
+            return self.add_whole(cut, doc, (key, document));
         }
         if self.docs.leaves() == 0 && unset.is_empty() {
             self.docs.take_back();
@@ -236,13 +243,19 @@ impl Page {
     }
 
     /// Adds all leaves of a document. False if the page has no room for it.
-    fn add_whole(&mut self, cut: &Cut<'_>, space: &SpaceId, doc: &DocPath) -> Result<bool, StoreError> {
+    fn add_whole(
+        &mut self,
+        cut: &Cut<'_>,
+        doc: &DocPath,
+        (key, document): (&[u8], Document<'_>),
+    ) -> Result<bool, StoreError> {
         let mut begun = self.begin(doc.as_str());
-        each_cell(cut, &keys::doc(space, doc), |field, _, value| {
+        each_cell(cut, key, Some(document), |StoredCell { field, value, .. }| {
             self.cells += 1;
             if let Some(value) = value {
                 self.leaf(&mut begun, field, value);
             }
+            Some(())
         })?;
         Ok(self.end_whole(&begun))
     }

@@ -5,15 +5,16 @@
 
 use super::commit::Space;
 use super::disk::{Cut, Disk, Look, Table, damaged, told};
+use super::document::{self, Document, Form};
 use super::erase::{self, Wanted};
 use super::overlay::Overlay;
 use super::read::spaces_after;
-use super::records::{Client, Erasing, Record};
+use super::records::{self, Client, Erasing, Record};
 use super::{EmbeddedStore, keys};
-use crate::store::{Cell, ConflictRecord, Erased, Header, SpaceState, StoreError};
+use crate::store::{ConflictRecord, Erased, SpaceState, Stamp, StoreError};
 use std::collections::HashMap;
 use std::ops::Bound;
-use tidegate_protocol::{DocPath, Seq, SpaceId, Writer};
+use tidegate_protocol::{DocPath, FieldPath, Seq, SpaceId, Writer};
 
 /// Entries that one step deletes at most: a few milliseconds between commits.
 pub(super) const STEP: usize = 512;
@@ -155,16 +156,7 @@ fn sweep(name: &SpaceId, floor: Seq, cut: &Cut<'_>, overlay: &mut Overlay<'_>) -
         let key = guard.key().map_err(told)?;
         let (seq, doc, field) = keys::dead_parts(name, &key).ok_or_else(|| damaged(Table::Dead, &key))?;
         match field {
-            Some(field) => {
-                let cell_key = keys::cell(name, &doc, &field);
-                let cell: Option<Cell> = overlay.record(Table::Cells, &cell_key)?;
-                // It may have been written again, or have gone with its document.
-                if cell.is_some_and(|cell| cell.value.is_none() && cell.stamp.seq == seq) {
-                    overlay.remove(Table::Fields, cell_key.clone());
-                    overlay.remove(Table::Cells, cell_key);
-                    deleted += 1;
-                }
-            }
+            Some(field) => deleted += usize::from(sweep_cell(name, seq, &doc, &field, overlay)?),
             None => {
                 let (gone, more) = sweep_doc(name, seq, &doc, STEP - deleted, cut, overlay)?;
                 deleted += gone;
@@ -196,6 +188,50 @@ fn sweep(name: &SpaceId, floor: Seq, cut: &Cut<'_>, overlay: &mut Overlay<'_>) -
     Ok((deleted, false))
 }
 
+/// Deletes a tombstone of a field, if that still is one of this seq: it may have been written again, or have gone with
+/// its document.
+fn sweep_cell(
+    name: &SpaceId,
+    seq: Seq,
+    doc: &DocPath,
+    field: &FieldPath,
+    overlay: &mut Overlay<'_>,
+) -> Result<bool, StoreError> {
+    let doc_key = keys::doc(name, doc);
+    let stored = overlay.get(Table::Cells, &doc_key)?;
+    let unreadable = || damaged(Table::Cells, &doc_key);
+    let is_gone = |stamp: Stamp, value: Option<&[u8]>| value.is_none() && stamp.seq == seq;
+    let document = stored
+        .as_deref()
+        .map(|bytes| document::parse(bytes).ok_or_else(unreadable));
+    if let Some(Document {
+        header,
+        form: Form::Packed(cells),
+    }) = document.transpose()?
+    {
+        let mut cells = cells.all().ok_or_else(unreadable)?;
+        let before = cells.len();
+        cells.retain(|cell| cell.field != field.as_str() || !is_gone(cell.stamp, cell.value));
+        let is_swept = cells.len() < before;
+        if is_swept {
+            let record = document::packed(&header, &cells).ok_or_else(unreadable)?;
+            overlay.put(Table::Cells, doc_key, record);
+        }
+        return Ok(is_swept);
+    }
+    let key = keys::cell(name, doc, field);
+    let Some(record) = overlay.get(Table::Cells, &key)? else {
+        return Ok(false);
+    };
+    let (stamp, value) = records::cell_parts(&record).ok_or_else(|| damaged(Table::Cells, &key))?;
+    let is_swept = is_gone(stamp, value);
+    if is_swept {
+        overlay.remove(Table::Fields, key.clone());
+        overlay.remove(Table::Cells, key);
+    }
+    Ok(is_swept)
+}
+
 /// Deletes a document if it has been dead since `seq`: up to `most` of its cells, and the header and
 /// its place in the index with the last of them, so that cells never stand without a header.
 fn sweep_doc(
@@ -207,10 +243,13 @@ fn sweep_doc(
     overlay: &mut Overlay<'_>,
 ) -> Result<(usize, bool), StoreError> {
     let header_key = keys::doc(name, doc);
-    let header: Option<Header> = overlay.record(Table::Cells, &header_key)?;
+    let stored = overlay.get(Table::Cells, &header_key)?;
+    let header = stored.map(|bytes| document::header(&bytes).ok_or_else(|| damaged(Table::Cells, &header_key)));
+    let header = header.transpose()?;
     if header.is_none_or(|header| header.alive || header.last.seq != seq) {
         return Ok((0, false));
     }
+    // Of a packed one there are none.
     let start = Bound::Included(header_key.clone());
     for (n, guard) in cut.range(Table::Fields, start, keys::doc_end(name, doc)).enumerate() {
         if n >= most {

@@ -2,17 +2,21 @@
 //!
 //! An item is checked in full before its first write, so an error leaves no item half applied.
 
-use super::disk::{Look, Table};
+use super::disk::{Look, Table, damaged};
+use super::document;
 use super::erase::Stage;
 use super::keys;
 use super::overlay::Overlay;
 use super::records::{Client, KeptResult, Record, SpaceMeta};
+use super::results;
+use super::rewrite::Rewrite;
 use super::totals::{Taken, Totals};
 use crate::store::{
-    Action, Cell, CommitGroup, Committed, ConflictEntry, ConflictRecord, DocEffect, Effects, Header, KEPT_RESULTS,
-    Kept, Lineage, Outcome, Prepared, Retention, Stamp, StoreError, Usage, UserTag, Version,
+    Action, CommitGroup, Committed, ConflictEntry, ConflictRecord, DocEffect, Effects, Header, KEPT_RESULTS, Kept,
+    Lineage, Outcome, Prepared, Retention, Stamp, StoreError, Usage, UserTag, Version,
 };
-use tidegate_protocol::{DocPath, FieldPath, Mid, MutationKey, Position, Seq, SpaceId, Writer, msgpack};
+use fjall::Slice;
+use tidegate_protocol::{DocPath, Mid, MutationKey, Position, Seq, SpaceId, Writer, msgpack};
 
 /// Marks of time are this far apart at least: collection is that coarse, ms.
 const MARK_EVERY_MS: u64 = 60_000;
@@ -176,7 +180,8 @@ impl Apply<'_, '_> {
             .filter(|client| !client.expired(self.retention.clients_ms, self.now_ms));
         // Who a writer is stays known after its record has gone.
         let enrol = client.as_ref().is_none_or(|client| client.user.is_none());
-        let replaces = stored.filter(|_| client.is_none()).map(|client| client.last);
+        let replaces = stored.filter(|_| client.is_none());
+        let runs = client.as_ref().and_then(|client| client.runs).unwrap_or(item.mid);
         if let Some(answer) = self.check_mid(&item, client.as_ref())? {
             if let (Outcome::Duplicate(_), Some(mut client)) = (&answer, client) {
                 // A client that only repeats itself is alive: its record's time starts anew.
@@ -197,29 +202,37 @@ impl Apply<'_, '_> {
             key: item.key,
             user: item.user,
             enrol,
-            replaces,
+            runs,
         };
+        let run = self.run(&item, replaces.as_ref())?;
         match item.action {
             Action::Apply(effects) => {
                 let at = self.now_ms.max(self.space.meta.last_ms);
                 if effects.now_ms.is_some_and(|now| now != at) {
                     return Ok(stale);
                 }
-                let before = effects
+                let stamp = Stamp {
+                    seq: self.space.meta.head.next(),
+                    writer: item.writer,
+                };
+                let docs = effects
                     .docs
                     .iter()
-                    .map(|effect| self.before(effect))
+                    .map(|effect| Rewrite::plan(self.overlay, self.name, stamp, effect))
                     .collect::<Result<Vec<_>, _>>()?;
-                Ok(self.apply(named, effects, before))
+                self.forget_replaced(item.writer, replaces.as_ref());
+                Ok(self.apply(named, run.as_deref(), stamp, effects, docs))
             }
             Action::Refuse {
                 code,
                 conflicts,
                 detail,
             } => {
+                self.forget_replaced(item.writer, replaces.as_ref());
                 let position = self.space.head();
                 self.keep(
                     named,
+                    run.as_deref(),
                     Kept {
                         refused: Some(code),
                         position,
@@ -247,10 +260,7 @@ impl Apply<'_, '_> {
             return Ok((!new).then_some(Outcome::ClientUnknown));
         };
         if item.mid <= client.last {
-            let kept: Option<KeptResult> = self
-                .overlay
-                .record(Table::Results, &keys::result(self.name, item.writer, item.mid))?;
-            return Ok(Some(match kept {
+            return Ok(Some(match self.kept(client, item.writer, item.mid)? {
                 Some(result) if result.key == item.key => Outcome::Duplicate(result.kept),
                 Some(_) => Outcome::ClientCloned,
                 None => Outcome::ClientUnknown,
@@ -263,22 +273,30 @@ impl Apply<'_, '_> {
         Ok((item.prev != Some(client.key)).then_some(Outcome::ClientCloned))
     }
 
-    fn header(&self, doc: &DocPath) -> Result<Option<Header>, StoreError> {
-        self.overlay.record(Table::Cells, &keys::doc(self.name, doc))
+    /// The kept result of a mutation.
+    fn kept(&self, client: &Client, writer: Writer, mid: Mid) -> Result<Option<KeptResult>, StoreError> {
+        results::look(&*self.overlay, self.name, (writer, client), mid)
     }
 
-    fn before(&self, effect: &DocEffect) -> Result<Before, StoreError> {
-        let header = self.header(&effect.doc)?;
-        let new = |(field, _): &(FieldPath, _)| match header {
-            None => Ok(true),
-            Some(_) => Ok(!self
-                .overlay
-                .has(Table::Fields, &keys::cell(self.name, &effect.doc, field))?),
-        };
-        Ok(Before {
-            new: effect.cells.iter().map(new).collect::<Result<_, StoreError>>()?,
-            header,
-        })
+    /// The run that the result of an item comes to, as it is; none where the results of a replaced record go.
+    fn run(&self, item: &Prepared, replaced: Option<&Client>) -> Result<Option<Slice>, StoreError> {
+        if replaced.is_some() {
+            return Ok(None);
+        }
+        let key = keys::result(self.name, item.writer, item.mid);
+        let run = self.overlay.get(Table::Results, &key)?;
+        // So that keeping it cannot fail.
+        match run.as_deref().is_none_or(results::is_run) {
+            true => Ok(run),
+            false => Err(damaged(Table::Results, &key)),
+        }
+    }
+
+    fn header(&self, doc: &DocPath) -> Result<Option<Header>, StoreError> {
+        let key = keys::doc(self.name, doc);
+        let stored = self.overlay.get(Table::Cells, &key)?;
+        let header = |bytes: Slice| document::header(&bytes).ok_or_else(|| damaged(Table::Cells, &key));
+        stored.map(header).transpose()
     }
 
     fn expectations_hold(&self, expects: &[(DocPath, Version)]) -> Result<bool, StoreError> {
@@ -300,9 +318,16 @@ impl Apply<'_, '_> {
     }
 
     /// Takes the next seq and writes. Nothing here can fail.
-    fn apply(&mut self, named: Named, effects: Effects, before: Vec<Before>) -> Outcome {
+    fn apply(
+        &mut self,
+        named: Named,
+        run: Option<&[u8]>,
+        stamp: Stamp,
+        effects: Effects,
+        docs: Vec<Rewrite>,
+    ) -> Outcome {
         let meta = &mut self.space.meta;
-        let seq = meta.head.next();
+        let seq = stamp.seq;
         let at = self.now_ms.max(meta.last_ms);
         (meta.head, meta.last_ms) = (seq, at);
         if meta.mark_ms.is_none_or(|last| at - last.min(at) >= MARK_EVERY_MS) {
@@ -315,16 +340,13 @@ impl Apply<'_, '_> {
         self.overlay
             .put(Table::Log, keys::log(self.name, seq), payload.as_ref());
 
-        let stamp = Stamp {
-            seq,
-            writer: named.writer,
-        };
-        for (effect, before) in effects.docs.into_iter().zip(before) {
-            self.write_doc(stamp, effect, before);
+        for (effect, doc) in effects.docs.iter().zip(docs) {
+            self.write_doc(seq, effect, doc);
         }
         let position = self.space.head();
         self.keep(
             named,
+            run,
             Kept {
                 refused: None,
                 position,
@@ -335,84 +357,70 @@ impl Apply<'_, '_> {
         Outcome::Applied { position, at, payload }
     }
 
-    fn write_doc(&mut self, stamp: Stamp, effect: DocEffect, before: Before) {
-        let (doc, old) = (&effect.doc, before.header);
-        let header = Header {
-            last: stamp,
-            born: old.filter(|_| !effect.born).map_or(stamp, |old| old.born),
-            deleted: if effect.deleted {
-                Some(stamp)
-            } else {
-                old.and_then(|old| old.deleted)
-            },
-            alive: effect.alive,
-            size: effect.size,
-        };
+    fn write_doc(&mut self, seq: Seq, effect: &DocEffect, rewrite: Rewrite) {
+        let doc = &effect.doc;
         let usage = &mut self.space.meta.usage;
-        usage.replace(Usage::of(old.as_ref()), Usage::of(Some(&header)));
-        self.overlay
-            .put_record(Table::Cells, keys::doc(self.name, doc), &header);
-        if let Some(old) = old {
+        usage.replace(Usage::of(rewrite.old.as_ref()), Usage::of(Some(&rewrite.header)));
+        if let Some(old) = rewrite.old {
             self.overlay
                 .remove_once_written(Table::Idx, keys::idx(self.name, old.last.seq, doc));
         }
-        self.overlay.put(Table::Idx, keys::idx(self.name, stamp.seq, doc), []);
+        self.overlay.put(Table::Idx, keys::idx(self.name, seq, doc), []);
         if !effect.alive {
-            self.overlay
-                .put(Table::Dead, keys::dead(self.name, stamp.seq, doc, None), []);
+            self.overlay.put(Table::Dead, keys::dead(self.name, seq, doc, None), []);
         }
-        for ((field, value), new) in effect.cells.into_iter().zip(before.new) {
-            if value.is_none() {
-                self.overlay
-                    .put(Table::Dead, keys::dead(self.name, stamp.seq, doc, Some(&field)), []);
-            }
-            let key = keys::cell(self.name, doc, &field);
-            if new {
-                self.overlay.put(Table::Fields, key.clone(), []);
-            }
-            self.overlay.put_record(Table::Cells, key, &Cell { stamp, value });
+        for (field, _) in effect.cells.iter().filter(|(_, value)| value.is_none()) {
+            self.overlay
+                .put(Table::Dead, keys::dead(self.name, seq, doc, Some(field)), []);
+        }
+        rewrite.put(self.overlay);
+    }
+
+    /// Of the expired record that one takes the place of nothing may be left: what it answered would pass for the other's.
+    fn forget_replaced(&mut self, writer: Writer, replaced: Option<&Client>) {
+        let Some(client) = replaced else { return };
+        for old in results::in_slots(client.last) {
+            self.overlay
+                .remove(Table::Results, client.result_key(self.name, writer, old));
         }
     }
 
     /// Consumes the mid.
-    fn keep(&mut self, named: Named, kept: Kept) {
+    fn keep(&mut self, named: Named, run: Option<&[u8]>, kept: Kept) {
         let Named {
             writer,
             mid,
             key,
             user,
             enrol,
-            replaces,
+            runs,
         } = named;
         if enrol {
             self.overlay.put(Table::Users, keys::user(self.name, user, writer), []);
-        }
-        // Of the record before nothing may be left: what it answered would pass for this one's.
-        for old in replaces.into_iter().flat_map(kept_up_to) {
-            self.overlay
-                .remove(Table::Results, keys::result(self.name, writer, old));
         }
         let client = Client {
             last: mid,
             key,
             when: self.now_ms,
             user: Some(user),
+            runs: Some(runs),
         };
         self.overlay
             .put_record(Table::Clients, keys::client(self.name, writer), &client);
-        self.overlay.put_record(
+        self.overlay.put(
             Table::Results,
             keys::result(self.name, writer, mid),
-            &KeptResult { key, kept },
+            results::with(run, mid, &KeptResult { key, kept }),
         );
+        // A new run takes the place of the oldest; what format 2 kept goes one by one.
         if let Some(old) = mid
             .get()
             .checked_sub(KEPT_RESULTS)
             .and_then(Mid::new)
-            .filter(|old| *old > Mid::ZERO)
+            .filter(|old| *old > Mid::ZERO && *old < runs)
         {
             self.overlay
-                .remove(Table::Results, keys::result(self.name, writer, old));
+                .remove(Table::Results, keys::result_2(self.name, writer, old));
         }
     }
 
@@ -463,19 +471,6 @@ impl Apply<'_, '_> {
     }
 }
 
-/// The mids whose results a client has whose last one this is.
-fn kept_up_to(last: Mid) -> impl Iterator<Item = Mid> {
-    let last = last.get();
-    (last.saturating_sub(KEPT_RESULTS) + 1..=last).filter_map(Mid::new)
-}
-
-/// What a document was before it is written.
-struct Before {
-    header: Option<Header>,
-    /// Of each cell to be written, whether the document has had none of that name.
-    new: Vec<bool>,
-}
-
 /// What names a mutation.
 #[derive(Clone, Copy)]
 struct Named {
@@ -485,6 +480,6 @@ struct Named {
     user: UserTag,
     /// Whether it is still to be noted that this is the user's writer.
     enrol: bool,
-    /// The last mid of an expired record that this one takes the place of.
-    replaces: Option<Mid>,
+    /// From which of the writer's mutations on results are in runs.
+    runs: Mid,
 }

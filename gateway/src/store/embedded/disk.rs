@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use tidegate_protocol::{Position, SpaceId};
 
 /// The format that this version reads and writes.
-pub(super) const FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 3;
+/// The format whose tables this one has.
+const TABLES_SINCE: u32 = 2;
 /// The file that says which format a directory is in, as text, so that any version can read it.
 pub(super) const MARKER: &str = "FORMAT";
 /// The marker while it is written.
@@ -43,9 +45,10 @@ pub(super) enum Table {
     Spaces,
     /// Payloads of recent commits.
     Log,
-    /// Documents: the header under the empty field, and the cells.
+    /// Documents: the record under the empty field, with all of a small document (see [`super::document`]), and the cells
+    /// of others.
     Cells,
-    /// The names of the cells, under the same keys. A name is written once, a cell again and again; and
+    /// The names of the cells that have records of their own, under the same keys. A name is written once, a cell again and again; and
     /// a range over a table walks over every version of a key that its memory still holds, where a
     /// look-up goes straight to the newest. So names are walked, and cells looked up: a document that
     /// was written 60,000 times is read in microseconds instead of 40 ms.
@@ -183,7 +186,10 @@ impl Home {
             known: FORMAT,
             source,
         };
-        migrate::from_1(disk).map_err(failed)?;
+        // What format 2 wrote is read as it is; the marker keeps away versions that know no more than that.
+        if found == 1 {
+            migrate::from_1(disk).map_err(failed)?;
+        }
         // Last: until it stands there, all of it is done again.
         write_format(&self.dir, FORMAT)
     }
@@ -211,7 +217,7 @@ impl Disk {
     /// power cut.
     pub(super) fn open(home: &Home, found: u32, durability: Durability) -> Result<Self, OpenError> {
         // Tables that came with a later format are created now.
-        trees::check(&home.database(), found == FORMAT)?;
+        trees::check(&home.database(), found >= TABLES_SINCE)?;
         journal::check(&home.database(), durability)?;
         journal::remove_copies(&home.database())?;
         let (db, tables) = open_database(&home.database())?;

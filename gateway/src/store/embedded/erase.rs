@@ -11,13 +11,13 @@
 use super::collect::{STEP, forget_results};
 use super::commit::Space;
 use super::disk::{Cut, Look, Table, damaged, told};
+use super::document::{self, Form, StoredCell};
 use super::overlay::Overlay;
 use super::records::{Client, Erasing, Record};
 use super::writer::stopped;
 use super::{EmbeddedStore, keys};
 use crate::store::{
-    Begun, Cell, ConflictRecord, Erase, Erased, Header, Lineage, LineageEntry, NOBODY, Stamp, StoreError, Usage,
-    UserTag,
+    Begun, ConflictRecord, Erase, Erased, Header, Lineage, LineageEntry, NOBODY, Stamp, StoreError, Usage, UserTag,
 };
 use std::collections::{HashSet, VecDeque};
 use std::ops::Bound;
@@ -198,16 +198,29 @@ struct Run<'r, 'c, 'd> {
 impl Run<'_, '_, '_> {
     /// Deletes up to a step of what lies in a range of a table.
     fn range(&mut self, table: Table, start: Vec<u8>, end: Vec<u8>, at: At) -> Result<(u64, Option<At>), StoreError> {
+        self.range_seen(table, (start, end), at, |_| {})
+    }
+
+    /// As [`Self::range`]; `see` is shown every record.
+    fn range_seen(
+        &mut self,
+        table: Table,
+        (start, end): (Vec<u8>, Vec<u8>),
+        at: At,
+        mut see: impl FnMut(&[u8]),
+    ) -> Result<(u64, Option<At>), StoreError> {
         let start = match at {
             At::Key(key) => key,
             _ => start,
         };
         let mut deleted = 0;
         for guard in self.cut.range(table, Bound::Included(start), end) {
-            let key = guard.key().map_err(told)?.to_vec();
+            let (key, record) = guard.into_inner().map_err(told)?;
+            let key = key.to_vec();
             if deleted >= STEP as u64 {
                 return Ok((deleted, Some(At::Key(key))));
             }
+            see(&record);
             self.overlay.remove(table, key);
             deleted += 1;
         }
@@ -216,13 +229,21 @@ impl Run<'_, '_, '_> {
 
     fn table(&mut self, table: Table, at: At) -> Result<Step, StoreError> {
         let (start, end) = (keys::space(self.name), keys::space_end(self.name));
-        let (n, next) = self.range(table, start, end, at)?;
+        let mut packed = 0;
+        let (n, next) = self.range_seen(table, (start, end), at, |record| {
+            if let (Table::Cells, Some(Form::Packed(cells))) = (table, document::parse(record).map(|found| found.form))
+            {
+                packed += cells.into_iter().count() as u64;
+            }
+        })?;
         let mut erased = Erased::default();
         match table {
             Table::Log => erased.commits = n,
             Table::Conflicts => erased.conflicts = n,
             Table::Idx => erased.docs = n,
+            // Every cell once: the others are under keys of their own.
             Table::Fields => erased.cells = n,
+            Table::Cells => erased.cells = packed,
             _ => {}
         }
         Ok((erased, next))
@@ -379,15 +400,36 @@ impl Run<'_, '_, '_> {
         erased: &mut Erased,
     ) -> Result<Option<Within>, StoreError> {
         let header_key = keys::doc(self.name, doc);
-        let header = self.overlay.get(Table::Cells, &header_key)?;
+        let unreadable = || damaged(Table::Cells, &header_key);
+        let stored = self.overlay.get(Table::Cells, &header_key)?;
+        let document = stored.as_deref().and_then(document::parse);
+        let packed = match document.map(|document| document.form) {
+            Some(Form::Packed(cells)) => Some(cells.all()),
+            _ => None,
+        };
         // What cannot be read may be theirs: a document without its header goes altogether.
-        let before = header.and_then(|bytes| Header::decode(&bytes));
+        let before = document.map(|document| document.header);
+        let before = before.filter(|_| packed != Some(None));
         let mut size = before.map_or(0, |header| header.size);
         let (start, mut kept) = match within {
             Some(Within { from, kept }) => (from, kept),
             None => (header_key.clone(), false),
         };
+        let mut left = packed.flatten();
+        if let Some(cells) = &mut left {
+            *visited += cells.len();
+            cells.retain(|cell| {
+                let is_kept = !whose.contains(&cell.stamp.writer);
+                if !is_kept {
+                    self.cell_goes(doc, cell, &mut size);
+                    erased.cells += 1;
+                }
+                is_kept
+            });
+            kept = !cells.is_empty();
+        }
         let mut more = None;
+        // Of a packed one there are none.
         for guard in self
             .cut
             .range(Table::Fields, Bound::Included(start), keys::doc_end(self.name, doc))
@@ -398,27 +440,16 @@ impl Run<'_, '_, '_> {
                 break;
             }
             *visited += 1;
-            let cell = self.overlay.get(Table::Cells, &key)?;
-            let cell = cell.and_then(|bytes| Cell::decode(&bytes));
-            if before.is_some() && cell.as_ref().is_some_and(|cell| !whose.contains(&cell.stamp.writer)) {
+            let record = self.overlay.get(Table::Cells, &key)?;
+            let cell = record
+                .as_deref()
+                .and_then(|record| document::cell(&header_key, &key, record));
+            if before.is_some() && cell.is_some_and(|cell| !whose.contains(&cell.stamp.writer)) {
                 kept = true;
                 continue;
             }
-            let field = &key[header_key.len()..];
-            match &cell {
-                Some(Cell { value: Some(value), .. }) => {
-                    size = size.saturating_sub((field.len() + value.as_bytes().len()) as u64);
-                }
-                Some(Cell { stamp, value: None }) => {
-                    let field = std::str::from_utf8(field)
-                        .ok()
-                        .and_then(|text| FieldPath::parse(text).ok());
-                    if let Some(field) = field {
-                        let dead = keys::dead(self.name, stamp.seq, doc, Some(&field));
-                        self.overlay.remove(Table::Dead, dead);
-                    }
-                }
-                None => {}
+            if let Some(cell) = &cell {
+                self.cell_goes(doc, cell, &mut size);
             }
             self.overlay.remove(Table::Fields, key.clone());
             self.overlay.remove(Table::Cells, key);
@@ -449,7 +480,14 @@ impl Run<'_, '_, '_> {
                 ..header
             });
         match &after {
-            Some(header) => self.overlay.put_record(Table::Cells, header_key, header),
+            Some(header) => {
+                let record = match (&left, document.map(|document| document.form)) {
+                    (Some(left), _) => document::packed(header, left).ok_or_else(unreadable)?,
+                    (None, Some(Form::Spread { is_large })) => document::spread(header, is_large),
+                    (None, _) => return Err(unreadable()),
+                };
+                self.overlay.put(Table::Cells, header_key, record);
+            }
             None if more.is_none() => {
                 self.overlay.remove(Table::Cells, header_key);
                 self.overlay.remove(Table::Idx, keys::idx(self.name, seq, doc));
@@ -462,6 +500,19 @@ impl Run<'_, '_, '_> {
         usage.replace(Usage::of(before.as_ref()), Usage::of(after.as_ref()));
         self.space.meta_changed = true;
         Ok(more)
+    }
+
+    /// A cell is erased: its document has so many bytes less, and its tombstone goes.
+    fn cell_goes(&mut self, doc: &DocPath, cell: &StoredCell<'_>, size: &mut u64) {
+        match cell.value {
+            Some(value) => *size = size.saturating_sub((cell.field.len() + value.len()) as u64),
+            None => {
+                if let Ok(field) = FieldPath::parse(cell.field) {
+                    let dead = keys::dead(self.name, cell.stamp.seq, doc, Some(&field));
+                    self.overlay.remove(Table::Dead, dead);
+                }
+            }
+        }
     }
 }
 

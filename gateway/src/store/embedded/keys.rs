@@ -4,6 +4,7 @@
 //! can lie among another's, whatever their names, and byte order is (seq, path) order. A field path
 //! may hold any character; it is always last.
 
+use super::results;
 use crate::store::UserTag;
 use tidegate_protocol::{Collection, DocPath, FieldPath, Mid, Seq, SpaceId, Writer};
 
@@ -123,17 +124,34 @@ pub(super) fn client_writer(key: &[u8]) -> Option<Writer> {
     Some(Writer(u64::from_be_bytes(*writer)))
 }
 
-/// A kept result.
+/// The run of a client's results that a mutation's is in.
 pub(super) fn result(space: &SpaceId, writer: Writer, mid: Mid) -> Vec<u8> {
+    let mut key = numbered_with(space, writer.0, 1);
+    key.push(results::slot(mid));
+    key
+}
+
+/// A kept result of format 2, under its mid.
+pub(super) fn result_2(space: &SpaceId, writer: Writer, mid: Mid) -> Vec<u8> {
     let mut key = numbered_with(space, writer.0, 8);
     key.extend_from_slice(&mid.get().to_be_bytes());
     key
 }
 
-/// The mid of a kept result's key.
-pub(super) fn result_mid(space: &SpaceId, key: &[u8]) -> Option<Mid> {
-    let mid = key.get(space.as_str().len() + 1 + 8..)?;
-    Mid::new(u64::from_be_bytes(mid.try_into().ok()?))
+/// What a kept result's key ends with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum ResultKey {
+    Slot(u8),
+    /// In format 2.
+    Mid(Mid),
+}
+
+/// The end of a kept result's key.
+pub(super) fn result_key(space: &SpaceId, key: &[u8]) -> Option<ResultKey> {
+    match key.get(space.as_str().len() + 1 + 8..)? {
+        [slot] => Some(ResultKey::Slot(*slot)),
+        mid => Mid::new(u64::from_be_bytes(mid.try_into().ok()?)).map(ResultKey::Mid),
+    }
 }
 
 /// The number of an entry of the conflict log.
@@ -180,7 +198,7 @@ pub(super) fn results_end(space: &SpaceId, writer: Writer) -> Vec<u8> {
     after_number(space, writer.0)
 }
 
-/// A document's cells: the prefix of all, and the key of its header.
+/// A document: the key of its record, and the prefix of the keys of its cells, where they have some.
 pub(super) fn doc(space: &SpaceId, doc: &DocPath) -> Vec<u8> {
     let path = doc.as_str().as_bytes();
     let mut key = named(space, path.len() + 1);
@@ -220,6 +238,14 @@ pub(super) fn cell(space: &SpaceId, path: &DocPath, field: &FieldPath) -> Vec<u8
     key.extend_from_slice(path);
     key.push(END);
     key.extend_from_slice(field);
+    key
+}
+
+/// As [`cell`], by the key of the document's header.
+pub(super) fn cell_below(doc: &[u8], field: &str) -> Vec<u8> {
+    let mut key = Vec::with_capacity(doc.len() + field.len());
+    key.extend_from_slice(doc);
+    key.extend_from_slice(field.as_bytes());
     key
 }
 

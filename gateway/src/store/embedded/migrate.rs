@@ -1,13 +1,15 @@
-//! From format 1, which counted nothing: every space gets the counts that its record now holds.
+//! From format 1, which counted nothing: every space gets the counts that its record now holds. What format 2 wrote is
+//! read as it is.
 //!
 //! Done again it leads to the same, whatever has been done of it. What cannot be read stays as it is, and
 //! is told when it is asked for, as before.
 
 use super::disk::{Cut, Disk, Look, Table, told};
+use super::document;
 use super::keys;
 use super::read::spaces_after;
 use super::records::{Record, SpaceMeta};
-use crate::store::{Header, StoreError, Usage};
+use crate::store::{StoreError, Usage};
 use fjall::PersistMode;
 use std::ops::Bound;
 use tidegate_protocol::SpaceId;
@@ -25,7 +27,7 @@ pub(super) fn from_1(disk: &Disk) -> Result<(), StoreError> {
         let Some(bytes) = cut.get(Table::Spaces, &key)? else {
             continue;
         };
-        // Of format 2 already, if this was begun before and did not come to its end.
+        // With counts already, if this was begun before and did not come to its end.
         let Some(mut meta) = SpaceMeta::decode_1(&bytes).or_else(|| SpaceMeta::decode(&bytes)) else {
             tracing::warn!(%space, "the space's record cannot be read, and stays as it is");
             continue;
@@ -40,7 +42,7 @@ pub(super) fn from_1(disk: &Disk) -> Result<(), StoreError> {
         }
     }
     batch.commit().map_err(told)?;
-    tracing::info!(spaces, "the store is brought from format 1 to 2");
+    tracing::info!(spaces, "the spaces of a store of format 1 are counted");
     Ok(())
 }
 
@@ -53,7 +55,7 @@ fn count(cut: &Cut<'_>, space: &SpaceId, meta: &mut SpaceMeta) -> Result<(), Sto
             .map(|(_, doc)| cut.get(Table::Cells, &keys::doc(space, &doc)))
             .transpose()?
             .flatten()
-            .and_then(|bytes| Header::decode(&bytes));
+            .and_then(|bytes| document::header(&bytes));
         if header.is_none() {
             tracing::warn!(%space, key = %key.escape_ascii(), "a document's header is missing, and is not counted");
         }

@@ -10,7 +10,9 @@ mod check;
 mod collect;
 mod commit;
 mod disk;
+mod document;
 mod erase;
+pub(crate) mod export;
 mod journal;
 mod keys;
 mod migrate;
@@ -20,6 +22,8 @@ mod read;
 mod recent;
 pub(in crate::store) mod records;
 mod restore;
+mod results;
+mod rewrite;
 mod shared;
 mod sweep;
 #[cfg(test)]

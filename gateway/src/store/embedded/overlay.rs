@@ -4,7 +4,7 @@
 //! what earlier ones wrote. A key is in the batch once, with its last value: the database gives all
 //! writes of a batch the same number, so two of one key would have no order.
 
-use super::disk::{Disk, Look, Table, told};
+use super::disk::{Cut, Disk, Look, Table, told};
 use super::recent::{Recent, Seeded};
 use super::records::Record;
 use crate::store::StoreError;
@@ -33,7 +33,7 @@ impl<'a> Overlay<'a> {
 
     /// Makes room for the writes of so many items that are about a document each.
     pub(super) fn reserve(&mut self, items: usize) {
-        for (table, each) in [(Table::Log, 1), (Table::Cells, 2), (Table::Idx, 2), (Table::Results, 2)] {
+        for (table, each) in [(Table::Log, 1), (Table::Cells, 1), (Table::Idx, 2), (Table::Results, 1)] {
             self.writes[table as usize].reserve(each * items);
         }
     }
@@ -91,14 +91,25 @@ impl<'a> Overlay<'a> {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.writes.iter().all(HashMap::is_empty)
+    /// Whether a key is written or removed, and that is not on disk yet.
+    pub(super) fn is_pending(&self, table: Table, key: &[u8]) -> bool {
+        self.writes[table as usize].contains_key(key)
+    }
+
+    /// What is on disk, without what is pending.
+    pub(super) fn cut(&self) -> Cut<'a> {
+        self.disk.cut()
+    }
+
+    /// How many records it writes or removes.
+    pub(super) fn len(&self) -> usize {
+        self.writes.iter().map(HashMap::len).sum()
     }
 
     /// Writes all of it or, if it fails, perhaps nothing: then only opening the store again tells. Returns what is
     /// remembered, which a failure so takes with it.
     pub(super) fn write(self, mode: PersistMode) -> Result<Recent, StoreError> {
-        if self.is_empty() {
+        if self.len() == 0 {
             return Ok(self.recent);
         }
         let mut batch = self.disk.batch(mode);

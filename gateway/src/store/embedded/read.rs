@@ -1,12 +1,13 @@
 //! Reads: each from one snapshot of all tables.
 
 use super::disk::{Cut, Look, Table, damaged, told};
+use super::document::{self, Document, Form, StoredCell};
 use super::keys;
 use super::records::{self, Client, Record};
 use crate::store::{Cell, ConflictRecord, DocState, LogEntry, LogReply, ReadCut, ResetReason, SpaceState, StoreError};
 use bytes::Bytes;
 use std::ops::Bound;
-use tidegate_protocol::{DocPath, FieldPath, Mid, Position, Seq, SpaceId, Writer};
+use tidegate_protocol::{DocPath, FieldPath, Mid, Position, Seq, SpaceId, Value, Writer};
 
 /// The spaces after one (`None`: all), in the order of their names.
 pub(super) fn spaces_after<'c>(
@@ -44,51 +45,52 @@ pub(super) fn read(cut: &Cut<'_>, space: &SpaceId, docs: &[DocPath]) -> Result<R
     Ok(ReadCut { state, docs })
 }
 
-fn document(cut: &Cut<'_>, space: &SpaceId, doc: &DocPath) -> Result<DocState, StoreError> {
+pub(super) fn document(cut: &Cut<'_>, space: &SpaceId, doc: &DocPath) -> Result<DocState, StoreError> {
     let key = keys::doc(space, doc);
+    let stored = cut.get(Table::Cells, &key)?;
+    let document = stored
+        .as_deref()
+        .map(|bytes| document::parse(bytes).ok_or_else(|| damaged(Table::Cells, &key)))
+        .transpose()?;
     let mut found = DocState {
-        header: cut.record(Table::Cells, &key)?,
+        header: document.as_ref().map(|document| document.header),
         ..DocState::default()
     };
-    let has_header = found.header.is_some();
-    each_record(cut, &key, has_header, |field, record| {
-        found.cells.insert(FieldPath::parse(field).ok()?, Cell::decode(record)?);
+    each_cell(cut, &key, document, |StoredCell { field, stamp, value }| {
+        let value = value.map(|value| Value::from_trusted(Bytes::copy_from_slice(value)));
+        found.cells.insert(FieldPath::parse(field).ok()?, Cell { stamp, value });
         Some(())
     })?;
     Ok(found)
 }
 
-/// Hands every cell of a document that has a header on, by field, seq and value, sorted by field. `doc` is its key.
+/// Hands the cells of a document to `each`, sorted by field; it answers `None` to one that it cannot read. `key` is the
+/// document's, and `document` what is under it.
 pub(super) fn each_cell(
     cut: &Cut<'_>,
-    doc: &[u8],
-    mut each: impl FnMut(&str, Seq, Option<&[u8]>),
+    key: &[u8],
+    document: Option<Document<'_>>,
+    mut each: impl FnMut(StoredCell<'_>) -> Option<()>,
 ) -> Result<(), StoreError> {
-    each_record(cut, doc, true, |field, record| {
-        let (seq, value) = records::cell_parts(record)?;
-        each(field, seq, value);
-        Some(())
-    })
-}
-
-/// Hands the records of a document's cells to `each`, which answers `None` to one that it cannot read.
-fn each_record(
-    cut: &Cut<'_>,
-    doc: &[u8],
-    has_header: bool,
-    mut each: impl FnMut(&str, &[u8]) -> Option<()>,
-) -> Result<(), StoreError> {
-    let end = keys::after(doc.to_vec());
-    for guard in cut.range(Table::Fields, Bound::Included(doc.to_vec()), end) {
-        let key = guard.key().map_err(told)?;
+    let has_header = document.is_some();
+    if let Some(Form::Packed(cells)) = document.map(|document| document.form) {
+        return cells
+            .into_iter()
+            .try_for_each(|cell| each(cell?))
+            .ok_or_else(|| damaged(Table::Cells, key));
+    }
+    for guard in cut.range(Table::Fields, Bound::Included(key.to_vec()), keys::after(key.to_vec())) {
+        let name = guard.key().map_err(told)?;
         // Cells without a header would pass for a document that never was.
-        let field = std::str::from_utf8(&key[doc.len()..]).ok();
+        let field = std::str::from_utf8(&name[key.len()..]).ok();
         let field = field.filter(|field| has_header && !field.is_empty());
-        let field = field.ok_or_else(|| damaged(Table::Fields, &key))?;
-        let record = cut.get(Table::Cells, &key)?;
+        let field = field.ok_or_else(|| damaged(Table::Fields, &name))?;
+        let record = cut.get(Table::Cells, &name)?;
         record
-            .and_then(|record| each(field, &record))
-            .ok_or_else(|| damaged(Table::Cells, &key))?;
+            .as_deref()
+            .and_then(records::cell_parts)
+            .and_then(|(stamp, value)| each(StoredCell { field, stamp, value }))
+            .ok_or_else(|| damaged(Table::Cells, &name))?;
     }
     Ok(())
 }

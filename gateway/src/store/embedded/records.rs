@@ -2,12 +2,15 @@
 //!
 //! Decoding never panics: a record that is not whole is `None`, and its reader says which one it was.
 
+use super::keys;
 use crate::store::{
-    Cell, ConflictDone, ConflictEntry, ConflictRecord, Erase, Header, Kept, Lineage, LineageEntry, Stamp, StoreError,
-    Usage, UserTag,
+    Cell, ConflictDone, ConflictEntry, ConflictRecord, Erase, Kept, Lineage, LineageEntry, Stamp, StoreError, Usage,
+    UserTag,
 };
 use bytes::Bytes;
-use tidegate_protocol::{Code, DocPath, Epoch, FieldPath, Mid, MutationKey, Position, Seq, Value, Writer, msgpack};
+use tidegate_protocol::{
+    Code, DocPath, Epoch, FieldPath, Mid, MutationKey, Position, Seq, SpaceId, Value, Writer, msgpack,
+};
 
 /// Something that is stored.
 pub(in crate::store) trait Record: Sized {
@@ -37,19 +40,33 @@ pub(in crate::store) trait Record: Sized {
 }
 
 /// Bytes yet to be read.
-pub(in crate::store) struct Take<'a>(&'a [u8]);
+pub(in crate::store) struct Take<'a>(pub(in crate::store) &'a [u8]);
 
 impl<'a> Take<'a> {
-    fn u8(&mut self) -> Option<u8> {
+    pub(in crate::store) fn u8(&mut self) -> Option<u8> {
         let (first, rest) = self.0.split_first()?;
         self.0 = rest;
         Some(*first)
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub(in crate::store) fn u64(&mut self) -> Option<u64> {
         let (first, rest) = self.0.split_first_chunk::<8>()?;
         self.0 = rest;
         Some(u64::from_be_bytes(*first))
+    }
+
+    /// 16 bits.
+    pub(in crate::store) fn u16(&mut self) -> Option<usize> {
+        let (first, rest) = self.0.split_first_chunk::<2>()?;
+        self.0 = rest;
+        Some(usize::from(u16::from_be_bytes(*first)))
+    }
+
+    /// So many bytes.
+    pub(in crate::store) fn split(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (first, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(first)
     }
 
     fn seq(&mut self) -> Option<Seq> {
@@ -62,23 +79,21 @@ impl<'a> Take<'a> {
         usize::try_from(u32::from_be_bytes(*first)).ok()
     }
 
-    fn bytes(&mut self) -> Option<&'a [u8]> {
+    pub(in crate::store) fn bytes(&mut self) -> Option<&'a [u8]> {
         let len = self.len()?;
-        let (first, rest) = self.0.split_at_checked(len)?;
-        self.0 = rest;
-        Some(first)
+        self.split(len)
     }
 
     fn text(&mut self) -> Option<&'a str> {
         std::str::from_utf8(self.bytes()?).ok()
     }
 
-    fn rest(&mut self) -> &'a [u8] {
+    pub(in crate::store) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
     }
 }
 
-fn put_u64(out: &mut Vec<u8>, n: u64) {
+pub(in crate::store) fn put_u64(out: &mut Vec<u8>, n: u64) {
     out.extend_from_slice(&n.to_be_bytes());
 }
 
@@ -87,7 +102,7 @@ fn put_len(out: &mut Vec<u8>, len: usize) {
     out.extend_from_slice(&len.to_be_bytes());
 }
 
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(in crate::store) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put_len(out, bytes.len());
     out.extend_from_slice(bytes);
 }
@@ -288,39 +303,6 @@ impl Record for Stamp {
     }
 }
 
-impl Record for Header {
-    fn put(&self, out: &mut Vec<u8>) {
-        self.last.put(out);
-        self.born.put(out);
-        put_u64(out, self.size);
-        out.push(u8::from(self.alive));
-        if let Some(deleted) = &self.deleted {
-            deleted.put(out);
-        }
-    }
-
-    fn take(from: &mut Take<'_>) -> Option<Self> {
-        let (last, born, size) = (Stamp::take(from)?, Stamp::take(from)?, from.u64()?);
-        let alive = match from.u8()? {
-            0 => false,
-            1 => true,
-            _ => return None,
-        };
-        let deleted = if from.0.is_empty() {
-            None
-        } else {
-            Some(Stamp::take(from)?)
-        };
-        Some(Self {
-            last,
-            born,
-            deleted,
-            alive,
-            size,
-        })
-    }
-}
-
 /// `seq ‖ writer ‖ MessagePack value`; nothing after the writer for a tombstone.
 impl Record for Cell {
     fn about(&self) -> usize {
@@ -328,10 +310,10 @@ impl Record for Cell {
     }
 
     fn put(&self, out: &mut Vec<u8>) {
-        self.stamp.put(out);
-        if let Some(value) = &self.value {
-            out.extend_from_slice(value.as_bytes());
-        }
+        out.extend(Self::record(
+            self.stamp,
+            self.value.as_ref().map(|value| &value.as_bytes()[..]),
+        ));
     }
 
     fn take(from: &mut Take<'_>) -> Option<Self> {
@@ -344,12 +326,23 @@ impl Record for Cell {
     }
 }
 
-/// Seq and value of a cell, as it is stored; no value is a tombstone.
-pub(in crate::store) fn cell_parts(record: &[u8]) -> Option<(Seq, Option<&[u8]>)> {
+impl Cell {
+    /// The bytes of a cell whose value has these.
+    pub(in crate::store) fn record(stamp: Stamp, value: Option<&[u8]>) -> Vec<u8> {
+        let value = value.unwrap_or_default();
+        let mut out = Vec::with_capacity(16 + value.len());
+        stamp.put(&mut out);
+        out.extend_from_slice(value);
+        out
+    }
+}
+
+/// Stamp and value of a cell, as it is stored under a key of its own; no value is a tombstone.
+pub(in crate::store) fn cell_parts(record: &[u8]) -> Option<(Stamp, Option<&[u8]>)> {
     let mut from = Take(record);
     let stamp = Stamp::take(&mut from)?;
     let value = from.rest();
-    Some((stamp.seq, (!value.is_empty()).then_some(value)))
+    Some((stamp, (!value.is_empty()).then_some(value)))
 }
 
 /// What is known of a client.
@@ -363,6 +356,9 @@ pub(in crate::store) struct Client {
     pub(in crate::store) when: u64,
     /// Whose it is; `None` if it last wrote in format 1, and of a marker.
     pub(in crate::store) user: Option<UserTag>,
+    /// From which mutation on its results are in runs; those before are where format 2 had them. `None` if it last
+    /// wrote then, and of a marker.
+    pub(in crate::store) runs: Option<Mid>,
 }
 
 impl Client {
@@ -373,6 +369,15 @@ impl Client {
             key: MutationKey(0),
             when,
             user: None,
+            runs: None,
+        }
+    }
+
+    /// Where the result of one of its mutations is kept: in a run, or by itself.
+    pub(in crate::store) fn result_key(&self, space: &SpaceId, writer: Writer, mid: Mid) -> Vec<u8> {
+        match self.runs {
+            Some(from) if mid >= from => keys::result(space, writer, mid),
+            _ => keys::result_2(space, writer, mid),
         }
     }
 
@@ -392,9 +397,8 @@ impl Record for Client {
         put_u64(out, self.last.get());
         put_u64(out, self.key.0);
         put_u64(out, self.when);
-        if let Some(user) = self.user {
-            put_u64(out, user.0);
-        }
+        let last = [self.user.map(|user| user.0), self.runs.map(Mid::get)];
+        last.into_iter().flatten().for_each(|n| put_u64(out, n));
     }
 
     fn take(from: &mut Take<'_>) -> Option<Self> {
@@ -406,6 +410,11 @@ impl Record for Client {
                 None
             } else {
                 Some(UserTag(from.u64()?))
+            },
+            runs: if from.0.is_empty() {
+                None
+            } else {
+                Some(Mid::new(from.u64()?)?)
             },
         })
     }

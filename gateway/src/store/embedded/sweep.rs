@@ -6,9 +6,10 @@
 
 use super::changes::{Begun, Page};
 use super::disk::{Cut, Table, damaged, told};
+use super::document::{self, Form};
 use super::keys;
-use super::records::{self, Record};
-use crate::store::{ChangesRequest, Header, SpaceState, StoreError, View};
+use super::records;
+use crate::store::{ChangesRequest, SpaceState, StoreError, View};
 use std::ops::Bound;
 use tidegate_protocol::{DocPath, Seq, SpaceId};
 
@@ -61,14 +62,17 @@ impl Sweep<'_, '_> {
         // sent at all.
         let (mut done, mut at_hand) = (Vec::new(), Vec::new());
         let mut begun: Option<Begun> = None;
+        let mut is_packed = false;
         let mut has_room = true;
         for entry in self.cut.range(Table::Cells, Bound::Included(start), end) {
             let (key, record) = entry.into_inner().map_err(told)?;
             let unreadable = || damaged(Table::Cells, &key);
             page.cells += 1;
             if let Some(field) = key.strip_prefix(&*at_hand).filter(|_| !at_hand.is_empty()) {
+                // Of a packed document everything is in its record.
                 let Some(begun) = &mut begun else { continue };
-                let (_, value) = records::cell_parts(&record).ok_or_else(unreadable)?;
+                let parts = records::cell_parts(&record).filter(|_| !is_packed);
+                let (_, value) = parts.ok_or_else(unreadable)?;
                 if let Some(value) = value {
                     let field = std::str::from_utf8(field).map_err(|_| unreadable())?;
                     page.leaf(begun, field, value);
@@ -85,11 +89,22 @@ impl Sweep<'_, '_> {
             }
             // A document begins with its header; cells without one would pass for a document that never was.
             let doc = keys::header_doc(&key[prefix..]).ok_or_else(unreadable)?;
-            let header = Header::decode(&record).ok_or_else(unreadable)?;
+            let document = document::parse(&record).ok_or_else(unreadable)?;
+            let header = document.header;
+            is_packed = matches!(document.form, Form::Packed(_));
             at_hand.clear();
             at_hand.extend_from_slice(&key);
             if header.alive && header.last.seq <= self.begin && view.covers_path(doc) {
-                begun = Some(page.begin(doc));
+                let begun = begun.insert(page.begin(doc));
+                if let Form::Packed(cells) = document.form {
+                    for cell in cells {
+                        let cell = cell.ok_or_else(unreadable)?;
+                        page.cells += 1;
+                        if let Some(value) = cell.value {
+                            page.leaf(begun, cell.field, value);
+                        }
+                    }
+                }
             }
         }
         has_room = has_room && begun.is_none_or(|begun| page.end_whole(&begun));

@@ -42,6 +42,8 @@ pub struct Stats {
     pub syncs: u64,
     /// Atomic writes.
     pub batches: u64,
+    /// Records that these wrote or removed.
+    pub records: u64,
     /// Calls of `commit` answered.
     pub groups: u64,
     /// Commits: items applied.
@@ -58,6 +60,7 @@ pub struct Stats {
 pub(super) struct Counters {
     syncs: AtomicU64,
     batches: AtomicU64,
+    records: AtomicU64,
     groups: AtomicU64,
     commits: AtomicU64,
     refused: AtomicU64,
@@ -71,6 +74,7 @@ impl Counters {
         Stats {
             syncs: read(&self.syncs),
             batches: read(&self.batches),
+            records: read(&self.records),
             groups: read(&self.groups),
             commits: read(&self.commits),
             refused: read(&self.refused),
@@ -524,11 +528,12 @@ impl Writer {
     }
 
     fn flush(&mut self, overlay: Overlay<'_>, mode: PersistMode) -> Result<(), StoreError> {
-        let empty = overlay.is_empty();
+        let records = overlay.len();
         self.recent = overlay.write(mode)?;
-        if empty {
+        if records == 0 {
             return Ok(());
         }
+        self.counters.records.fetch_add(records as u64, Ordering::Relaxed);
         self.counters.batches.fetch_add(1, Ordering::Relaxed);
         if mode == PersistMode::SyncAll {
             self.counters.synced();

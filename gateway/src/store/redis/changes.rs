@@ -215,8 +215,8 @@ impl Doc {
 
     fn cells(&self) -> impl Iterator<Item = Result<(&str, Seq, Option<&[u8]>), StoreError>> {
         self.cells.iter().map(|(field, record)| {
-            let (seq, value) = cell_parts(record).ok_or_else(|| unexpected("a cell"))?;
-            Ok((field.as_str(), seq, value))
+            let (stamp, value) = cell_parts(record).ok_or_else(|| unexpected("a cell"))?;
+            Ok((field.as_str(), stamp.seq, value))
         })
     }
 }

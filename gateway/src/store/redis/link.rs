@@ -132,6 +132,32 @@ impl Link {
         self.until_answered(cmd, None).await
     }
 
+    /// Sends commands once, in their order, on one connection. An error says nothing of which of them were done.
+    pub(super) async fn in_order(&self, cmds: Vec<Cmd>) -> Result<(), LinkError> {
+        let _permit = self.permits.acquire().await;
+        let other = |why: String| LinkError::Other(StoreError::Unavailable(why));
+        let cell = self.slots[0].lock().clone();
+        let made = cell.get_or_try_init(|| self.connect()).await;
+        let mut connection = made.map_err(other)?.clone();
+        let mut pipe = redis::pipe();
+        let count = cmds.len();
+        for cmd in cmds {
+            pipe.add_command(cmd);
+        }
+        let sent = timeout(self.config.response, connection.send_packed_commands(&pipe, 0, count));
+        let answers = match sent.await {
+            Ok(Ok(answers)) => answers,
+            Ok(Err(error)) => return Err(self.refused(&error)),
+            Err(_) => return Err(other(format!("nothing in {:?}", self.config.response))),
+        };
+        for answer in answers {
+            if let Value::ServerError(error) = answer {
+                return Err(self.refused(&error.into()));
+            }
+        }
+        Ok(())
+    }
+
     async fn until_answered(&self, cmd: &Cmd, script: Option<&Script>) -> Result<Value, LinkError> {
         let _permit = self.permits.acquire().await;
         let started = Instant::now();

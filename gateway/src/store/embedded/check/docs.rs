@@ -1,10 +1,11 @@
 //! Documents: headers, cells and their names, side by side; the index; tombstones.
 
 use super::super::disk::{Look as _, Table};
+use super::super::document::{self, Form, StoredCell};
 use super::super::keys;
-use super::super::records::Record as _;
+use super::super::records;
 use super::{Check, Rule, Space};
-use crate::store::{Header, Stamp, StoreError, Usage};
+use crate::store::{Header, StoreError, Usage};
 use tidegate_protocol::{DocPath, FieldPath, Seq, msgpack};
 
 impl Check<'_> {
@@ -28,11 +29,11 @@ impl Check<'_> {
             let document = open.as_mut().expect("just opened");
             match field {
                 None => {
-                    document.header = self.header(space, &doc, &value)?;
                     document.seen = true;
+                    self.record_of(space, document, &value)?;
                     usage.replace(Usage::default(), Usage::of(document.header.as_ref()));
                 }
-                Some(field) => self.cell(space, document, &field, &key, &value)?,
+                Some(field) => self.spread_cell(space, document, &field, &key, &value)?,
             }
         }
         if let Some(done) = open {
@@ -59,11 +60,42 @@ impl Check<'_> {
         );
     }
 
-    fn header(&mut self, space: &Space<'_>, doc: &DocPath, value: &[u8]) -> Result<Option<Header>, StoreError> {
+    /// What is under a document's own key: its header, and the cells of a packed one.
+    fn record_of(&mut self, space: &Space<'_>, document: &mut Document, record: &[u8]) -> Result<(), StoreError> {
         const TABLE: Table = Table::Cells;
-        let Some(header) = self.decode::<Header>(TABLE, space.name, doc.as_str(), value) else {
-            return Ok(None);
+        let Some(stored) = document::parse(record) else {
+            self.unreadable(space, document.doc.as_str(), record);
+            return Ok(());
         };
+        document.header = Some(stored.header);
+        self.header(space, &document.doc, &stored.header)?;
+        let Form::Packed(cells) = stored.form else {
+            return Ok(());
+        };
+        document.is_packed = true;
+        let mut last = "";
+        for cell in cells {
+            let Some((cell, field)) = cell.and_then(|cell| Some((cell, FieldPath::parse(cell.field).ok()?))) else {
+                self.unreadable(space, document.doc.as_str(), record);
+                return Ok(());
+            };
+            if cell.field <= last {
+                let found = format!("{field} after {last}");
+                self.broken(Rule::CellOrder, TABLE, space.name, &document.doc, found);
+            }
+            last = cell.field;
+            self.cell(space, document, &field, &cell)?;
+        }
+        Ok(())
+    }
+
+    fn unreadable(&mut self, space: &Space<'_>, place: &str, record: &[u8]) {
+        let found = format!("{} bytes", record.len());
+        self.broken(Rule::Record, Table::Cells, space.name, place, found);
+    }
+
+    fn header(&mut self, space: &Space<'_>, doc: &DocPath, header: &Header) -> Result<(), StoreError> {
+        const TABLE: Table = Table::Cells;
         let last = header.last.seq;
         let deleted = header.deleted.map_or(Seq::ZERO, |stamp| stamp.seq);
         if last == Seq::ZERO || last > space.meta.head || header.born.seq > last || deleted > last {
@@ -80,7 +112,7 @@ impl Check<'_> {
         if !header.alive && last > space.meta.floor {
             self.listed(space, last, doc, None)?;
         }
-        Ok(Some(header))
+        Ok(())
     }
 
     /// Whether collection will find a tombstone.
@@ -108,16 +140,21 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn cell(
+    /// A cell under a key of its own.
+    fn spread_cell(
         &mut self,
         space: &Space<'_>,
         document: &mut Document,
         field: &FieldPath,
         key: &[u8],
-        value: &[u8],
+        record: &[u8],
     ) -> Result<(), StoreError> {
         const TABLE: Table = Table::Cells;
         let place = format!("{} {field}", document.doc);
+        if document.is_packed {
+            let found = "the document's cells are in its record";
+            self.broken(Rule::Packed, TABLE, space.name, &place, found);
+        }
         if !std::mem::replace(&mut document.seen, true) {
             self.broken(
                 Rule::Header,
@@ -153,20 +190,29 @@ impl Check<'_> {
                 }
             }
         }
-        // By hand: what makes a value of these bytes trusts them.
-        let Some((stamp, value)) = value.split_at_checked(STAMP_BYTES) else {
-            self.broken(
-                Rule::Record,
-                TABLE,
-                space.name,
-                &place,
-                format_args!("{} bytes", value.len()),
-            );
+        let Some((stamp, value)) = records::cell_parts(record) else {
+            self.unreadable(space, &place, record);
             return Ok(());
         };
-        let Some(Stamp { seq, .. }) = self.decode::<Stamp>(TABLE, space.name, &place, stamp) else {
-            return Ok(());
+        let cell = StoredCell {
+            field: field.as_str(),
+            stamp,
+            value,
         };
+        self.cell(space, document, field, &cell)
+    }
+
+    /// A cell, wherever it is.
+    fn cell(
+        &mut self,
+        space: &Space<'_>,
+        document: &mut Document,
+        field: &FieldPath,
+        cell: &StoredCell<'_>,
+    ) -> Result<(), StoreError> {
+        const TABLE: Table = Table::Cells;
+        let place = format!("{} {field}", document.doc);
+        let seq = cell.stamp.seq;
         let last = document.header.map_or(space.meta.head, |header| header.last.seq);
         if seq == Seq::ZERO || seq > last {
             self.broken(
@@ -177,12 +223,12 @@ impl Check<'_> {
                 format_args!("{seq}, the document {last}"),
             );
         }
-        if value.is_empty() {
+        let Some(value) = cell.value else {
             if seq > space.meta.floor {
                 self.listed(space, seq, &document.doc, Some(field))?;
             }
             return Ok(());
-        }
+        };
         match msgpack::value(value) {
             Ok(canonical) if canonical.as_bytes() == value && canonical.is_leaf() => {}
             Ok(_) => self.broken(
@@ -237,7 +283,7 @@ impl Check<'_> {
             self.is_empty(TABLE, space.name, doc.as_str(), &value);
             let header = self.cut.get(Table::Cells, &keys::doc(space.name, &doc))?;
             let last = header
-                .and_then(|bytes| Header::decode(&bytes))
+                .and_then(|bytes| document::header(&bytes))
                 .map(|header| header.last.seq);
             if last != Some(seq) {
                 let last = last.map_or("nothing".to_owned(), |last| last.to_string());
@@ -270,15 +316,14 @@ impl Check<'_> {
     }
 }
 
-/// Seq and writer.
-const STAMP_BYTES: usize = 16;
-
 /// A document under check.
 struct Document {
     doc: DocPath,
     header: Option<Header>,
     /// Whether a header, or its absence, has been met.
     seen: bool,
+    /// Whether its cells are in its record.
+    is_packed: bool,
     /// The bytes of live leaves so far.
     size: u64,
     /// How many.
@@ -293,6 +338,7 @@ impl Document {
             doc,
             header: None,
             seen: false,
+            is_packed: false,
             size: 0,
             leaves: 0,
             open: Vec::new(),

@@ -1,11 +1,12 @@
 //! What a space remembers beside its documents: the log, clients with their results, conflicts.
 
 use super::super::disk::Table;
-use super::super::keys;
-use super::super::records::{Client, KeptResult, SpaceMeta};
+use super::super::keys::{self, ResultKey};
+use super::super::records::{Client, KeptResult, Record as _, SpaceMeta};
+use super::super::results::{self, RUN, SLOTS};
 use super::{Check, Rule, Space};
 use crate::store::{ConflictRecord, KEPT_RESULTS, StoreError};
-use tidegate_protocol::{Writer, msgpack};
+use tidegate_protocol::{Mid, Writer, msgpack};
 
 impl Check<'_> {
     /// Recent commits.
@@ -117,38 +118,58 @@ impl Check<'_> {
     fn results(&mut self, space: &Space<'_>, writer: Writer, client: &Client, key: &[u8]) -> Result<(), StoreError> {
         const TABLE: Table = Table::Results;
         let last = client.last.get();
-        let mut expected = last.saturating_sub(KEPT_RESULTS) + 1;
+        let kept = last.saturating_sub(KEPT_RESULTS) + 1..=last;
+        // Of a run that is kept the first ones may be older.
+        let oldest = (last / RUN + 1).saturating_sub(SLOTS) * RUN;
+        let mut found = [false; 1 << u8::BITS];
         let mut newest = None;
         while let Some((key, value)) = self.next(TABLE, key)? {
-            let Some(mid) = keys::result_mid(space.name, &key) else {
+            let Some(end) = keys::result_key(space.name, &key) else {
                 let place = space.rest(&key).escape_ascii();
-                self.broken(Rule::Key, TABLE, space.name, place, "it is no writer and mid");
+                self.broken(Rule::Key, TABLE, space.name, place, "it is no writer, and slot or mid");
                 continue;
             };
-            let place = format!("{} mid {mid}", name(writer));
-            if mid.get() != expected || mid > client.last {
-                let found = format!("{expected} should come here, the last is {last}");
-                self.broken(Rule::Results, TABLE, space.name, &place, found);
-            }
-            expected = mid.get() + 1;
-            let Some(result) = self.decode::<KeptResult>(TABLE, space.name, &place, &value) else {
+            let (place, results) = match end {
+                ResultKey::Slot(slot) => (format!("{} slot {slot}", name(writer)), results::parse(&value)),
+                ResultKey::Mid(mid) => (
+                    format!("{} mid {mid}", name(writer)),
+                    KeptResult::decode(&value).map(|result| (mid, vec![result])),
+                ),
+            };
+            let Some((first, results)) = results else {
+                let found = format!("{} bytes", value.len());
+                self.broken(Rule::Record, TABLE, space.name, &place, found);
                 continue;
             };
-            let position = result.kept.position;
-            if !space.has_seen(position) {
-                let found = format!(
-                    "seq {} of epoch {}, head {}",
-                    position.seq, position.epoch.0, space.meta.head
-                );
-                self.broken(Rule::ResultSeq, TABLE, space.name, &place, found);
-            }
-            if mid == client.last {
-                newest = Some(result.key);
+            for (mid, result) in (first.get()..).map_while(Mid::new).zip(results) {
+                let is_there = *key == *client.result_key(space.name, writer, mid);
+                let least = match end {
+                    ResultKey::Slot(_) => oldest,
+                    ResultKey::Mid(_) => *kept.start(),
+                };
+                if !is_there || mid > client.last || mid.get() < least || mid.get() / RUN != first.get() / RUN {
+                    let found = format!("mid {mid} is not kept there, the last is {last}");
+                    self.broken(Rule::Results, TABLE, space.name, &place, found);
+                } else if kept.contains(&mid.get()) {
+                    found[place_among(mid)] = true;
+                }
+                let position = result.kept.position;
+                if !space.has_seen(position) {
+                    let found = format!(
+                        "seq {} of epoch {}, head {}",
+                        position.seq, position.epoch.0, space.meta.head
+                    );
+                    self.broken(Rule::ResultSeq, TABLE, space.name, &place, found);
+                }
+                if mid == client.last {
+                    newest = Some(result.key);
+                }
             }
         }
         // The marker of an erased client has no last mid, and no results.
-        if expected != last + 1 {
-            let found = format!("they end before {expected}, the last is {last}");
+        let missing = kept.filter_map(Mid::new).find(|mid| !found[place_among(*mid)]);
+        if let Some(missing) = missing {
+            let found = format!("that of mid {missing} is missing, the last is {last}");
             self.broken(Rule::Results, TABLE, space.name, name(writer), found);
         }
         if newest.is_some_and(|newest| newest != client.key) {
@@ -223,4 +244,11 @@ impl Check<'_> {
 
 fn name(writer: Writer) -> String {
     format!("writer {:016x}", writer.0)
+}
+
+/// The place of a mutation among those whose results are kept.
+fn place_among(mid: Mid) -> usize {
+    const { assert!(KEPT_RESULTS == 1 << u8::BITS) };
+    let [.., last] = mid.get().to_be_bytes();
+    usize::from(last)
 }

@@ -41,6 +41,10 @@ pub enum Rule {
     Usage,
     /// A cell has a name in the table of names, and a name a cell.
     FieldName,
+    /// The cells of a packed document are in its record, and none of it has a key of its own.
+    Packed,
+    /// The cells in a packed document's record are in the order of their paths, each once.
+    CellOrder,
     /// A cell was not written after its document was last touched.
     CellSeq,
     /// A value is one leaf in canonical MessagePack.
@@ -51,7 +55,7 @@ pub enum Rule {
     Index,
     /// A tombstone above the floor is where collection will find it.
     Tombstone,
-    /// A client's results are those of its last mutations, without a gap.
+    /// A client's results are those of its last mutations, without a gap, each where it belongs.
     Results,
     /// A client's newest result is that of its last mutation.
     LastResult,
@@ -87,6 +91,8 @@ impl Rule {
             Self::DeadLeaf => "a deleted document has a live leaf",
             Self::Usage => "the space's documents are not what its record counts",
             Self::FieldName => "a cell and the table of names disagree",
+            Self::Packed => "a cell of a packed document has a key of its own",
+            Self::CellOrder => "the cells of a packed document are out of order",
             Self::CellSeq => "a cell is newer than its document",
             Self::Value => "a value is no leaf in canonical form",
             Self::Structure => "a live leaf lies below another",

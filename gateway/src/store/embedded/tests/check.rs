@@ -4,6 +4,7 @@ use super::super::check::{Checked, Rule, Violation, walk};
 use super::*;
 use crate::store::{Cell, ConflictDone, ConflictEntry, ConflictRecord, Header, Kept, Lineage, LineageEntry, Stamp};
 use disk::{Look as _, Table};
+use document::{Form, StoredCell};
 use records::{Client, KeptResult, Record, SpaceMeta};
 use std::collections::HashSet;
 
@@ -92,6 +93,8 @@ fn exchange(store: &EmbeddedStore, entries: Vec<Entry>) -> Vec<Entry> {
 async fn each_thing_that_can_be_wrong_is_found_and_named() {
     let place = Place::new();
     let store = real(&place).await;
+    assert_eq!(violations(&store).1, []);
+    as_format_2(&store);
     let (checked, clean) = violations(&store);
     assert_eq!(clean, []);
     assert_eq!((checked.spaces, checked.docs), (1, 2));
@@ -117,9 +120,9 @@ async fn each_thing_that_can_be_wrong_is_found_and_named() {
         (Table::Spaces, keys::lineage(&s), Some(lineage.encode()))
     };
     let header = |doc: &DocPath, change: fn(&mut Header)| {
-        let mut header = Header::decode(&read(Table::Cells, &keys::doc(&s, doc))).expect("a record");
+        let mut header = document::header(&read(Table::Cells, &keys::doc(&s, doc))).expect("a record");
         change(&mut header);
-        (Table::Cells, keys::doc(&s, doc), Some(header.encode()))
+        (Table::Cells, keys::doc(&s, doc), Some(document::spread(&header, false)))
     };
     let stamp = |n| Stamp {
         seq: seq(n),
@@ -145,7 +148,7 @@ async fn each_thing_that_can_be_wrong_is_found_and_named() {
             key: MutationKey(key),
             kept,
         };
-        let key = keys::result(&s, Writer(1), Mid::new(mid).expect("small"));
+        let key = keys::result_2(&s, Writer(1), Mid::new(mid).expect("small"));
         (Table::Results, key, Some(record.encode()))
     };
     let gone = |table, key: Vec<u8>| (table, key, None);
@@ -193,8 +196,7 @@ async fn each_thing_that_can_be_wrong_is_found_and_named() {
     let unread = |table, key: Vec<u8>| (table, key, Some(b"\x01?".to_vec()));
     let mark = |at: u64, n: u64| (Table::Spaces, keys::mark(&s, at), Some(seq(n).encode()));
 
-    // What is put in place, the rule that no longer holds, and words of the line that says so.
-    let cases: Vec<(Vec<Entry>, Rule, &str)> = vec![
+    let cases: Vec<Case> = vec![
         (
             vec![(Table::Log, b"no space".to_vec(), Some(vec![]))],
             Rule::Key,
@@ -233,7 +235,7 @@ async fn each_thing_that_can_be_wrong_is_found_and_named() {
         (
             vec![(
                 Table::Results,
-                [&keys::client(&s, Writer(1))[..], b"?"].concat(),
+                [&keys::client(&s, Writer(1))[..], b"??"].concat(),
                 Some(vec![]),
             )],
             Rule::Key,
@@ -300,7 +302,7 @@ async fn each_thing_that_can_be_wrong_is_found_and_named() {
             "clients: s: writer 0000000000000001: ",
         ),
         (
-            vec![unread(Table::Results, keys::result(&s, Writer(2), Mid::ZERO.next()))],
+            vec![unread(Table::Results, keys::result_2(&s, Writer(2), Mid::ZERO.next()))],
             Rule::Record,
             "results: s: writer 0000000000000002 mid 1: ",
         ),
@@ -450,9 +452,17 @@ async fn each_thing_that_can_be_wrong_is_found_and_named() {
             "of 5, the head is 4",
         ),
         (
-            vec![gone(Table::Results, keys::result(&s, Writer(1), Mid::ZERO.next()))],
+            vec![gone(Table::Results, keys::result_2(&s, Writer(1), Mid::ZERO.next()))],
             Rule::Results,
-            "mid 2: ",
+            "that of mid 1 is missing",
+        ),
+        (
+            vec![gone(
+                Table::Results,
+                keys::result_2(&s, Writer(1), Mid::new(2).expect("small")),
+            )],
+            Rule::Results,
+            "that of mid 2 is missing",
         ),
         (vec![result(4, 0, 1)], Rule::Results, "mid 4: "),
         (
@@ -482,20 +492,11 @@ async fn each_thing_that_can_be_wrong_is_found_and_named() {
         (vec![valued(70_000, 1)], Rule::Record, "entry 3: "),
         (vec![valued(1, 70_000)], Rule::Record, "entry 3: "),
     ];
-    let mut seen = HashSet::new();
-    for (entries, rule, words) in cases {
-        let before = exchange(&store, entries);
-        let (_, found) = violations(&store);
-        let lines: Vec<_> = found.iter().map(ToString::to_string).collect();
-        let named = found
-            .iter()
-            .zip(&lines)
-            .any(|(violation, line)| violation.rule == rule && line.contains(words));
-        assert!(named, "{rule:?}, {words:?}: {lines:#?}");
-        seen.insert(rule);
-        exchange(&store, before);
-    }
-    assert_eq!(violations(&store).1, []);
+    let mut seen = each_is_found(&store, cases);
+    drop(store);
+    let place = Place::new();
+    let store = real(&place).await;
+    seen.extend(each_is_found(&store, of_format_3(&store)));
     assert_eq!(
         seen.len(),
         Rule::ConflictSeq as usize + 1,
@@ -503,22 +504,208 @@ async fn each_thing_that_can_be_wrong_is_found_and_named() {
     );
 }
 
+/// What is put in place, the rule that no longer holds, and words of the line that says so.
+type Case = (Vec<Entry>, Rule, &'static str);
+
+/// Breaks one thing after the other. Returns the rules that were broken.
+fn each_is_found(store: &EmbeddedStore, cases: Vec<Case>) -> HashSet<Rule> {
+    let mut seen = HashSet::new();
+    for (entries, rule, words) in cases {
+        let before = exchange(store, entries);
+        let (_, found) = violations(store);
+        let lines: Vec<_> = found.iter().map(ToString::to_string).collect();
+        let named = found
+            .iter()
+            .zip(&lines)
+            .any(|(violation, line)| violation.rule == rule && line.contains(words));
+        assert!(named, "{rule:?}, {words:?}: {lines:#?}");
+        seen.insert(rule);
+        exchange(store, before);
+    }
+    assert_eq!(violations(store).1, []);
+    seen
+}
+
+/// What can be wrong with packed documents, and with results in slots.
+fn of_format_3(store: &EmbeddedStore) -> Vec<Case> {
+    let s = space("s");
+    let (a, b) = (doc("c/a"), doc("c/b"));
+    let read = |table, key: &[u8]| {
+        let found = database(store).cut().get(table, key).expect("reads");
+        found.expect("is there").to_vec()
+    };
+    let put = |doc: &DocPath, record: Vec<u8>| (Table::Cells, keys::doc(&s, doc), Some(record));
+    let changed = |doc: &DocPath, change: &dyn Fn(&mut Header, &mut Vec<StoredCell<'_>>)| {
+        let record = read(Table::Cells, &keys::doc(&s, doc));
+        let document::Document { mut header, form } = document::parse(&record).expect("a record");
+        let Form::Packed(cells) = form else {
+            panic!("it is small")
+        };
+        let mut cells = cells.all().expect("cells");
+        change(&mut header, &mut cells);
+        put(doc, document::packed(&header, &cells).expect("it is small"))
+    };
+    let whole = read(Table::Cells, &keys::doc(&s, &a));
+    let first = Mid::ZERO.next();
+    // The three results of the writer, by mid.
+    let key = keys::result(&s, Writer(1), first);
+    let (_, results) = results::parse(&read(Table::Results, &key)).expect("a run");
+    let run = |mids: &[u64]| {
+        let mids = mids.iter().map(|mid| Mid::new(*mid).expect("small"));
+        let run = mids.zip(&results).fold(None, |run: Option<Vec<u8>>, (mid, result)| {
+            Some(results::with(run.as_deref(), mid, result))
+        });
+        (Table::Results, key.clone(), run)
+    };
+    let cell = |path: &str| {
+        let key = keys::cell(&s, &a, &field(path));
+        (
+            Table::Cells,
+            key,
+            Some(Cell::record(
+                Stamp {
+                    seq: seq(4),
+                    writer: Writer(1),
+                },
+                Some(&[3]),
+            )),
+        )
+    };
+    let name = |path: &str| (Table::Fields, keys::cell(&s, &a, &field(path)), Some(vec![]));
+    vec![
+        (
+            vec![put(&a, whole[..whole.len() - 1].to_vec())],
+            Rule::Record,
+            "cells: s: c/a: ",
+        ),
+        (vec![put(&a, whole[..40].to_vec())], Rule::Record, "cells: s: c/a: "),
+        (
+            vec![changed(&a, &|_, cells| cells[0].field = "x.")],
+            Rule::Record,
+            "cells: s: c/a: ",
+        ),
+        (
+            vec![changed(&a, &|header, _| header.size += 1)],
+            Rule::Size,
+            "6 bytes, the header says 7",
+        ),
+        (
+            vec![changed(&a, &|header, _| (header.alive, header.size) = (false, 0))],
+            Rule::DeadLeaf,
+            "2 of them",
+        ),
+        (
+            vec![changed(&a, &|header, _| header.last.seq = seq(3))],
+            Rule::CellSeq,
+            "4, the document 3",
+        ),
+        (
+            vec![changed(&b, &|header, _| {
+                header.deleted = Some(Stamp {
+                    seq: seq(4),
+                    writer: Writer(1),
+                })
+            })],
+            Rule::HeaderSeq,
+            "c/b: ",
+        ),
+        (
+            vec![changed(&a, &|_, cells| cells.swap(0, 1))],
+            Rule::CellOrder,
+            "x after y",
+        ),
+        (
+            vec![changed(&a, &|_, cells| cells.push(cells[2]))],
+            Rule::CellOrder,
+            "y-z after y-z",
+        ),
+        (
+            vec![changed(&a, &|_, cells| cells[1].value = Some(&[0xd0, 3]))],
+            Rule::Value,
+            "c/a y: ",
+        ),
+        (
+            vec![changed(&a, &|_, cells| cells[2].field = "y.z")],
+            Rule::Structure,
+            "below y",
+        ),
+        (vec![cell("w"), name("w")], Rule::Packed, "c/a w: "),
+        (vec![name("x")], Rule::FieldName, "c/a x: "),
+        (
+            vec![(Table::Dead, keys::dead(&s, seq(2), &a, Some(&field("x"))), None)],
+            Rule::Tombstone,
+            "c/a x: ",
+        ),
+        (
+            vec![(Table::Dead, keys::dead(&s, seq(3), &b, Some(&field("x"))), None)],
+            Rule::Tombstone,
+            "c/b x: ",
+        ),
+        (
+            vec![(Table::Idx, keys::idx(&s, seq(4), &a), None)],
+            Rule::Index,
+            "not there under 4",
+        ),
+        (vec![run(&[])], Rule::Results, "that of mid 1 is missing"),
+        (vec![run(&[1, 2])], Rule::Results, "that of mid 3 is missing"),
+        (vec![run(&[2, 3])], Rule::Results, "that of mid 1 is missing"),
+        (
+            vec![run(&[2, 3, 4])],
+            Rule::Results,
+            "slot 0: a client's results have a gap, or reach too far: mid 4",
+        ),
+        (vec![run(&[272, 273])], Rule::Results, "mid 272 is not kept there"),
+        (
+            vec![(
+                Table::Results,
+                keys::result(&s, Writer(1), Mid::new(16).expect("small")),
+                run(&[1]).2,
+            )],
+            Rule::Results,
+            "slot 1: a client's results have a gap, or reach too far: mid 1",
+        ),
+        // Of a mutation since there are runs.
+        (
+            vec![(
+                Table::Results,
+                keys::result_2(&s, Writer(1), first),
+                Some(results[0].encode()),
+            )],
+            Rule::Results,
+            "mid 1 is not kept there",
+        ),
+        (
+            vec![(Table::Results, key.clone(), Some(b"?".to_vec()))],
+            Rule::Record,
+            "slot 0: ",
+        ),
+    ]
+}
+
 #[tokio::test]
 async fn results_of_an_epoch_end_with_it() {
     let place = Place::new();
     let store = real(&place).await;
     let lineage = state(&store, "s").await.lineage;
-    let key = keys::result(&space("s"), Writer(1), Mid::ZERO.next());
+    let mid = Mid::ZERO.next();
+    let key = keys::result(&space("s"), Writer(1), mid);
     let kept = Kept {
         refused: None,
         position: Position::new(lineage.0[0].epoch, seq(3)),
         detail: Bytes::new(),
     };
-    let record = KeptResult {
+    let result = KeptResult {
         key: super::key(1, 1),
         kept,
     };
-    exchange(&store, vec![(Table::Results, key, Some(record.encode()))]);
+    let run = database(&store).cut().get(Table::Results, &key).expect("reads");
+    let (_, results) = results::parse(&run.expect("is there")).expect("a run");
+    let run = (2..)
+        .zip(&results[1..])
+        .fold(results::with(None, mid, &result), |run, (mid, result)| {
+            results::with(Some(&run), Mid::new(mid).expect("small"), result)
+        });
+    exchange(&store, vec![(Table::Results, key, Some(run))]);
     let (_, found) = violations(&store);
     assert_eq!(
         found.iter().map(|violation| violation.rule).collect::<Vec<_>>(),

@@ -222,6 +222,7 @@ async fn a_user_who_was_being_erased_when_the_process_ended_leaves_what_others_w
                         Client::decode(&value).is_some_and(|client| client.is_erased()) != key.ends_with(&writer)
                     }
                     Table::Results | Table::Users => key.windows(8).any(|eight| eight == writer),
+                    Table::Cells => value.windows(8).any(|eight| eight == writer),
                     _ => {
                         value.windows(8).any(|eight| eight == writer)
                             && !value.windows(8).any(|eight| eight == Writer(BOB).0.to_be_bytes())

@@ -7,6 +7,7 @@ mod damage;
 mod erasing;
 mod journals;
 mod opening;
+mod packing;
 mod scan;
 mod writing;
 
@@ -80,6 +81,56 @@ impl Place {
     fn open(&self) -> EmbeddedStore {
         open(self.dir.path(), self.options()).expect("opens")
     }
+}
+
+/// Puts what there is into the form of format 2: documents spread, results under their mids. The store is not to have
+/// written since it was opened: what its writer has, it knows.
+fn as_format_2(store: &EmbeddedStore) {
+    use disk::{Look as _, Table};
+    use document::Form;
+    use records::{Client, Record as _};
+    let disk = database(store);
+    let cut = disk.cut();
+    let mut batch = disk.batch(fjall::PersistMode::Buffer);
+    let rows = |table| cut.iter(table).map(|entry| entry.into_inner().expect("reads"));
+    for (key, record) in rows(Table::Cells) {
+        if !key.ends_with(&[0]) {
+            continue;
+        }
+        let found = document::parse(&record).expect("a document");
+        batch.insert(
+            disk.table(Table::Cells),
+            key.to_vec(),
+            document::spread(&found.header, false),
+        );
+        let Form::Packed(cells) = found.form else { continue };
+        for cell in cells.all().expect("cells") {
+            let cell_key = keys::cell_below(&key, cell.field);
+            let record = crate::store::Cell::record(cell.stamp, cell.value);
+            batch.insert(disk.table(Table::Fields), cell_key.clone(), []);
+            batch.insert(disk.table(Table::Cells), cell_key, record);
+        }
+    }
+    for (key, record) in rows(Table::Clients) {
+        let client = Client::decode(&record).expect("a client");
+        let old = Client { runs: None, ..client };
+        batch.insert(disk.table(Table::Clients), key, old.encode());
+    }
+    for (key, record) in rows(Table::Results) {
+        let (first, results) = results::parse(&record).expect("a run");
+        let space = keys::space_of(&key).expect("a space");
+        let writer = keys::client_writer(&key[..key.len() - 1]).expect("a writer");
+        let client = cut.record::<Client>(Table::Clients, &keys::client(&space, writer));
+        let last = client.expect("reads").expect("is there").last;
+        for (mid, result) in (first.get()..).map_while(Mid::new).zip(results) {
+            if mid.get() + crate::store::KEPT_RESULTS > last.get() {
+                let key = keys::result_2(&space, writer, mid);
+                batch.insert(disk.table(Table::Results), key, result.encode());
+            }
+        }
+        batch.remove(disk.table(Table::Results), key);
+    }
+    batch.commit().expect("writes");
 }
 
 /// The open database. While it is held, the store cannot be closed or its database opened again.
@@ -179,7 +230,8 @@ async fn commit_at(
     let planned_on = store.positions(std::slice::from_ref(&space)).await?[0]
         .lineage
         .last_epoch();
-    static FRESH: AtomicU64 = AtomicU64::new(1);
+    // Far from what the environment's random numbers are, which name epochs, too.
+    static FRESH: AtomicU64 = AtomicU64::new(1 << 32);
     let fresh = Epoch(FRESH.fetch_add(1, Ordering::Relaxed));
     store
         .commit(CommitGroup {

@@ -110,10 +110,10 @@ fn a_directory_of_a_newer_format_is_left_alone() {
     let place = Place::new();
     place.open().close();
     let marker = place.dir.path().join("FORMAT");
-    std::fs::write(&marker, "tidegate-store 3\n").expect("writes");
+    std::fs::write(&marker, "tidegate-store 4\n").expect("writes");
     let error = open(place.dir.path(), place.options()).err().expect("refused");
     assert!(
-        matches!(error, OpenError::Newer { found: 3, known: 2, .. }),
+        matches!(error, OpenError::Newer { found: 4, known: 3, .. }),
         "{error:?}"
     );
     assert!(error.to_string().contains(&marker.display().to_string()), "{error}");
