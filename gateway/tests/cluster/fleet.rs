@@ -474,7 +474,7 @@ async fn write(shared: Arc<Shared>, mut pen: Pen, number: u64) {
                 let write = pen.issue(&peer, vec![]);
                 let sent = peer.try_send(&write).await;
                 // Every tenth is sent elsewhere while the first attempt is under way.
-                if !plan.may_lose && pen.made() % 10 == 0 {
+                if !plan.may_lose && pen.made().is_multiple_of(10) {
                     let mut other = connect(&pen, &mut turn).await;
                     if other.try_send(&write).await {
                         shared.twice.fetch_add(1, Ordering::Relaxed);

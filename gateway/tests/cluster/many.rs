@@ -128,7 +128,7 @@ async fn bus_subscriptions(redis: &Server) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_sent_for_a_space_is_that_spaces_however_many_come_and_go() {
-    let spaces = std::env::var("CLUSTER_SPACES").map_or(SPACES, |text| text.parse().expect("CLUSTER_SPACES"));
+    let spaces = crate::setting("CLUSTER_SPACES").unwrap_or(SPACES);
     let redis = Server::start(&["--appendonly", "no"]);
     let settings = ["fan_out.linger=300ms", "fan_out.head_check=500ms"];
     let nodes: Vec<Node> = nodes(&redis.url(), 2, &settings).await;

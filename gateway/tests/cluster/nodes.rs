@@ -2,17 +2,12 @@
 
 use crate::fleet::{Fleet, Plan, durable, nodes};
 use crate::order::{HEAD_CHECK, PLAN, SLACK};
+use crate::setting;
 use std::time::Duration;
 
 const WITHIN: Duration = Duration::from_secs(HEAD_CHECK.as_secs() + 2 * SLACK.as_secs());
 /// How long a gateway stands still.
 const FROZEN: Duration = Duration::from_secs(10);
-
-/// A setting of this test's from the environment, for longer runs.
-fn seconds(name: &str) -> Option<Duration> {
-    let text = std::env::var(name).ok()?;
-    Some(Duration::from_secs(text.parse().expect(name)))
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gateways_that_are_killed_in_the_middle_of_writes_cost_time_and_nothing_else() {
@@ -36,7 +31,7 @@ async fn gateways_that_are_killed_in_the_middle_of_writes_cost_time_and_nothing_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_that_stands_still_and_goes_on_costs_time_and_nothing_else() {
-    let frozen = seconds("CLUSTER_FROZEN_SECONDS").unwrap_or(FROZEN);
+    let frozen = setting("CLUSTER_FROZEN_SECONDS").map_or(FROZEN, Duration::from_secs);
     let redis = durable();
     let nodes = nodes(&redis.url(), 3, &[]).await;
     // As long as it stands still, the others are written to.

@@ -85,6 +85,7 @@ impl Server {
                 started.elapsed() < Duration::from_secs(30),
                 "the replica is not in sync"
             );
+            #[expect(clippy::disallowed_methods, reason = "a test's own thread")]
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -151,6 +152,7 @@ impl Server {
             if info.is_ok_and(|info| info.contains(&format!("process_id:{}\r", child.id()))) {
                 return true;
             }
+            #[expect(clippy::disallowed_methods, reason = "a test's own thread")]
             std::thread::sleep(Duration::from_millis(5));
         }
         let _ = child.kill();
