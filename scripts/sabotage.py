@@ -1320,6 +1320,13 @@ RULES = {
         CLUSTER,
         "wiped::a_space_without_its_log_brings_what_has_changed_and_nobody_resets",
     ),
+    "redis: a document that is gone holds up nobody else": (
+        "gateway/src/store/redis/link.rs",
+        '"WRONGTYPE" | "TGTORN" => LinkError',
+        '"WRONGTYPE" => LinkError',
+        CLUSTER,
+        "wiped::a_document_that_is_gone_holds_up_nobody_who_does_not_write_to_it",
+    ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",
         'self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)',

@@ -212,6 +212,35 @@ async fn a_document_that_is_gone_is_unavailable_and_the_others_are_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_document_that_is_gone_holds_up_nobody_who_does_not_write_to_it() {
+    let mut world = World::new().await;
+    let addr = world.nodes[0].addr;
+    let now = Peer::try_welcomed(addr, "somebody").await.unwrap().now;
+    let mut writer = WriterState::new(&name(0), 1, now);
+    answer(addr, &mut writer, "d/x").await.unwrap();
+    world.delete("d:d/x");
+    let mut others = tokio::task::JoinSet::new();
+    for n in 0..4 {
+        others.spawn(async move {
+            for client in 0.. {
+                let now = Peer::try_welcomed(addr, "somebody").await.unwrap().now;
+                let mut writer = WriterState::new(&name(0), 10 + n + 10 * client, now);
+                let refused = answer(addr, &mut writer, "d/x").await.unwrap_err();
+                assert_eq!(refused.code, Code::Unavailable, "{}", refused.message);
+            }
+        });
+    }
+    let began = Instant::now();
+    world.pen.write(addr, 5).await;
+    println!("five commits in {:?}, {} refusals", began.elapsed(), world.pen.refused);
+    assert_eq!(world.pen.refused, 0);
+    assert!(others.try_join_next().is_none(), "they still try");
+    for reader in &mut world.live {
+        reader.reach_seq(14).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_goes_missing_under_load_holds_nobody_up() {
     let redis = durable();
     let nodes = nodes(&redis.url(), 3, &[]).await;

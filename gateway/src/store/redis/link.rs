@@ -255,7 +255,8 @@ impl Link {
         self.count(kind(code));
         match code {
             "TGERASING" => LinkError::Erasing("the space is being erased".to_owned()),
-            "WRONGTYPE" => LinkError::Other(StoreError::Damaged(error.to_string())),
+            // It holds up nobody but those who need what is damaged.
+            "WRONGTYPE" | "TGTORN" => LinkError::Other(StoreError::Damaged(error.to_string())),
             _ => LinkError::Other(StoreError::Unavailable(format!("Redis refuses: {error}"))),
         }
     }
@@ -269,7 +270,7 @@ fn kind(code: &str) -> &'static str {
         "OOM" => "oom",
         "MISCONF" => "misconf",
         "BUSY" => "busy",
-        "TGPARTIAL" => "partial",
+        "TGPARTIAL" | "TGTORN" => "partial",
         "TGERASING" => "erasing",
         _ => "other",
     }

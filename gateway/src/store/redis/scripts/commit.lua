@@ -65,7 +65,7 @@ for i = 1, doc_count do
   local header = redis.call('HGET', KEYS[FIXED + i], '')
   local score = redis.call('ZSCORE', idx, paths[i])
   if (header and unpack_at(header, 1)) ~= (score and tonumber(score)) then
-    return partial('header and index disagree on ' .. paths[i])
+    return torn(paths[i])
   end
   headers[i] = header
 end
