@@ -1327,6 +1327,13 @@ RULES = {
         CLUSTER,
         "wiped::a_document_that_is_gone_holds_up_nobody_who_does_not_write_to_it",
     ),
+    "redis: a server that is no primary any more is left": (
+        "gateway/src/store/redis/link.rs",
+        'if matches!(refused.code(), Some("TGROLE" | "READONLY")) {',
+        "if refused.code().is_none() {",
+        CLUSTER,
+        "failover::a_primary_that_is_demoted_in_place_is_left_for_the_one_that_took_over",
+    ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",
         'self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)',

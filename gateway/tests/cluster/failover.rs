@@ -227,6 +227,7 @@ async fn a_failover_under_load_loses_commits_and_all_agree_on_what_is_left() {
     let nodes = nodes(&proxy.url(), 3, &[]).await;
     let fleet = Fleet::start(&nodes, LOSSY).await;
     fleet.all_beyond(LOSSY.spaces, 4).await;
+    two.catch_up(&one);
     two.detach();
     let acked = fleet.acked();
     fleet.reaches(acked + 3 * LOSSY.spaces).await;
@@ -301,5 +302,31 @@ async fn of_two_primaries_that_are_both_written_to_the_one_that_is_given_up_rese
         ends.push((reader.number, reader.replica.clone()));
     }
     rest(&judge, 0, &truth, ends);
+    judge.verdict();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_is_demoted_in_place_is_left_for_the_one_that_took_over() {
+    let (one, two) = (server(), server());
+    two.replicate(&one);
+    let proxy = Proxy::before(one.addr()).await;
+    let nodes = nodes(&proxy.url(), 1, &[]).await;
+    let judge = Judge::new();
+    let mut pen = Pen::new(&judge, 2_000, 0);
+    pen.write(nodes[0].addr, 3).await;
+    let mut live = Reader::new(&judge, 1, 0);
+    live.follow(nodes[0].addr).await;
+    two.in_sync(&one);
+    two.detach();
+    // Nobody ends the connections to the old one, which answers, and takes no writes.
+    proxy.lead_to(two.addr());
+    one.replicate(&two);
+    let began = std::time::Instant::now();
+    pen.write(nodes[0].addr, 3).await;
+    println!("written {:?} after", began.elapsed());
+    live.reach_seq(6).await;
+    assert_eq!((live.resets, pen.lost, live.replica.epochs.len()), (0, 0, 1));
+    nodes[0].ready().await;
+    assert!(nodes[0].metric("tidegate_redis_errors_total{kind=\"role\"}").await > Some(0));
     judge.verdict();
 }

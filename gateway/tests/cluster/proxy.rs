@@ -33,6 +33,8 @@ pub(crate) struct Proxy {
     pub addr: SocketAddr,
     fault: watch::Sender<Fault>,
     target: watch::Sender<SocketAddr>,
+    /// Where new connections lead, if elsewhere than those that are there.
+    next: watch::Sender<Option<SocketAddr>>,
     counts: Arc<Counts>,
     _task: JoinSet<()>,
 }
@@ -50,6 +52,7 @@ impl Proxy {
         let addr = listener.local_addr().unwrap();
         let (fault, faults) = watch::channel(Fault::None);
         let (target, targets) = watch::channel(redis);
+        let (next, nexts) = watch::channel(None);
         let counts = Arc::new(Counts::default());
         let mut task = JoinSet::new();
         let counted = counts.clone();
@@ -62,8 +65,9 @@ impl Proxy {
                 while open.try_join_next().is_some() {}
                 let (faults, counts) = (faults.clone(), counted.clone());
                 let mut targets = targets.clone();
+                let next = *nexts.borrow();
                 open.spawn(async move {
-                    let redis = *targets.borrow_and_update();
+                    let redis = next.unwrap_or(*targets.borrow_and_update());
                     if *faults.borrow() != Fault::Cut
                         && let Ok(far) = TcpStream::connect(redis).await
                     {
@@ -79,6 +83,7 @@ impl Proxy {
             addr,
             fault,
             target,
+            next,
             counts,
             _task: task,
         }
@@ -95,6 +100,11 @@ impl Proxy {
     /// From now on it stands before another server; connections to the one before end.
     pub(crate) fn switch(&self, redis: SocketAddr) {
         self.target.send_replace(redis);
+    }
+
+    /// New connections are made to another server; those that are there stay.
+    pub(crate) fn lead_to(&self, redis: SocketAddr) {
+        self.next.send_replace(Some(redis));
     }
 
     /// Messages of subscriptions that have come, and how many of them were left out.

@@ -69,7 +69,14 @@ impl Server {
 
     /// Makes it a replica of another, and waits until it is in sync.
     pub(crate) fn replicate(&self, primary: &Self) {
-        self.command(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
+        let port = primary.port.to_string();
+        let started = Instant::now();
+        // It refuses while it reads what it left.
+        while self.command(&["REPLICAOF", "127.0.0.1", &port]) != redis::Value::Okay {
+            assert!(started.elapsed() < Duration::from_secs(30), "it becomes no replica");
+            #[expect(clippy::disallowed_methods, reason = "a test's own thread")]
+            std::thread::sleep(Duration::from_millis(10));
+        }
         self.in_sync(primary);
     }
 
@@ -83,8 +90,29 @@ impl Server {
         {
             assert!(
                 started.elapsed() < Duration::from_secs(30),
-                "the replica is not in sync"
+                "the replica is not in sync: {} {}; {} {} {}",
+                self.info("replication", "master_link_status"),
+                self.info("replication", "master_repl_offset"),
+                primary.info("replication", "role"),
+                primary.info("replication", "slave0"),
+                primary.info("replication", "master_repl_offset"),
             );
+            #[expect(clippy::disallowed_methods, reason = "a test's own thread")]
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until it has all that its primary has now, which goes on.
+    pub(crate) fn catch_up(&self, primary: &Self) {
+        let offset = |server: &Self| -> u64 {
+            server
+                .info("replication", "master_repl_offset")
+                .parse()
+                .expect("a number")
+        };
+        let (now, started) = (offset(primary), Instant::now());
+        while offset(self) < now {
+            assert!(started.elapsed() < Duration::from_secs(30), "the replica lags");
             #[expect(clippy::disallowed_methods, reason = "a test's own thread")]
             std::thread::sleep(Duration::from_millis(10));
         }
