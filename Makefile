@@ -91,6 +91,8 @@ soak: data ## Run the contract suite with SEEDS seeds, SIM_SEEDS simulated histo
 	TIDEGATE_CONTRACT_SEEDS=$(SEEDS) TIDEGATE_CONTRACT_KILLS=$(KILLS) cargo test --release --locked -p tidegate --test contract -- --nocapture
 	$(STEP) 'the wire, $(CASES) cases a property'
 	PROPTEST_CASES=$(CASES) cargo test --release --locked -p tidegate-protocol -p tidegate-client
+	$(STEP) 'the cluster: 20,000 spaces on a node, and one that stands still for a minute'
+	CLUSTER_SPACES=20000 CLUSTER_FROZEN_SECONDS=60 cargo test --release --locked -p tidegate --test cluster -- --nocapture
 	$(STEP) 'the sockets, $(ROUNDS) times'
 	for round in $$(seq $(ROUNDS)); do cargo test --release --locked -p tidegate --test e2e || exit 1; done
 	@$(MAKE) --no-print-directory sabotage

@@ -41,6 +41,7 @@ CONTRACT = ["-p", "tidegate", "--test", "contract"]
 CONFIG = ["-p", "tidegate", "--test", "config"]
 OPERATE = ["-p", "tidegate", "--test", "operate"]
 FAULTS = ["-p", "tidegate", "--test", "faults"]
+CLUSTER = ["-p", "tidegate", "--test", "cluster"]
 STREAM = "client/src/sync/space/stream.rs"
 OUTBOX = "gateway/src/outbox.rs"
 QUEUE = "gateway/src/outbox/queue.rs"
@@ -49,6 +50,8 @@ SCENARIOS = ["-p", "tidegate-client", "--test", "scenarios"]
 DEFLATE = "protocol/src/deflate.rs"
 MEMORY = ["-p", "tidegate-protocol", "--test", "memory"]
 BOMB = "a_megabyte_that_would_inflate_to_a_gigabyte_takes_no_more_than_a_message_may"
+
+FAILOVER = "failover::a_failover_that_loses_commits_and_the_failback_after_it_are_hidden_from_nobody"
 
 # name: (file, code, what to put in its place, cargo arguments, test)
 RULES = {
@@ -1372,6 +1375,62 @@ RULES = {
         "        if count < 0 {",
         BROKEN,
         "views::",
+    ),
+    "redis: who asks for the log stands in this history": (
+        "gateway/src/store/redis/mod.rs",
+        "if !state.lineage.holds(after, state.head.seq) {",
+        "if after.seq > state.head.seq {",
+        CLUSTER,
+        FAILOVER,
+    ),
+    "redis: a scan goes on in this history alone": (
+        "gateway/src/store/redis/changes.rs",
+        "let lost = |position: Position| !state.lineage.holds(position, state.head.seq);",
+        "let lost = |position: Position| position.seq > state.head.seq;",
+        CLUSTER,
+        FAILOVER,
+    ),
+    "redis: the first commit of another life begins an epoch": (
+        "gateway/src/store/redis/scripts/commit.lua",
+        "local minted = life ~= meta.life",
+        "local minted = meta.life == ''",
+        CLUSTER,
+        FAILOVER,
+    ),
+    "redis: a log that lacks commits brings nothing in their place": (
+        "gateway/src/store/redis/mod.rs",
+        "            if seq != expected {\n                break;\n            }\n",
+        "",
+        CLUSTER,
+        "wiped::a_log_that_lacks_a_commit_is_read_up_to_that_and_what_has_changed_after_it",
+    ),
+    "redis: a space without meta can be read page by page": (
+        "gateway/src/store/redis/changes.rs",
+        "if cursor.head != state.head && lost(cursor.head) {",
+        "if lost(cursor.head) {",
+        CLUSTER,
+        "wiped::a_space_without_its_meta_goes_on_from_its_highest_number_and_every_position_resets",
+    ),
+    "redis: a log that is gone begins anew": (
+        "gateway/src/store/redis/scripts/commit.lua",
+        "elseif redis.call('XLEN', log) ~= meta.head + 1 - meta.log_first then",
+        "elseif false then",
+        CLUSTER,
+        "wiped::a_space_without_its_log_brings_what_has_changed_and_nobody_resets",
+    ),
+    "redis: a document that is gone holds up nobody else": (
+        "gateway/src/store/redis/link.rs",
+        '"WRONGTYPE" | "TGTORN" => LinkError',
+        '"WRONGTYPE" => LinkError',
+        CLUSTER,
+        "wiped::a_document_that_is_gone_holds_up_nobody_who_does_not_write_to_it",
+    ),
+    "redis: a server that is no primary any more is left": (
+        "gateway/src/store/redis/link.rs",
+        'if matches!(refused.code(), Some("TGROLE" | "READONLY")) {',
+        "if refused.code().is_none() {",
+        CLUSTER,
+        "failover::a_primary_that_is_demoted_in_place_is_left_for_the_one_that_took_over",
     ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",

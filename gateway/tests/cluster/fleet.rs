@@ -1,19 +1,22 @@
 //! Gateways on one Redis as processes, and writers and subscribers that go from one to the other.
 
 use crate::cli::{Process, start};
+use crate::clients::{Pen, connect, is_reset, name, rest, truth};
 use crate::redis_server::Server;
-use crate::support::{Judge, Peer, Replica, WriterState};
-use std::collections::{BTreeMap, VecDeque};
+use crate::support::{Judge, Peer, Replica};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tidegate_history::{Counts, Installation, Tag, workload};
+use tidegate_history::{Counts, workload};
 use tidegate_protocol::*;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// How long anything may take before a test gives up on it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A gateway.
 pub(crate) struct Node {
@@ -102,13 +105,13 @@ impl Node {
         tokio::time::timeout(Duration::from_secs(3), asking).await.ok()?
     }
 
-    /// A number of its metrics page.
-    pub(crate) async fn metric(&self, series: &str) -> u64 {
+    /// A number of its metrics page; what has never been counted is not there.
+    pub(crate) async fn metric(&self, series: &str) -> Option<u64> {
         let page = self.http("/metrics").await.expect("a page");
         let line = page
             .lines()
             .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        line.expect(series).parse().unwrap()
+        line.map(|number| number.parse().expect(series))
     }
 }
 
@@ -165,76 +168,140 @@ pub(crate) struct Plan {
     pub pause: Duration,
     /// After about so long a subscriber goes to another node, but for the first of each space.
     pub hop: Duration,
+    /// What was acknowledged may be lost: nothing is sent twice at once, and writers report.
+    pub may_lose: bool,
+}
+
+impl Plan {
+    /// Mutations that are made.
+    pub(crate) fn all(&self) -> u64 {
+        self.writers * self.wide * self.each
+    }
+}
+
+/// What all of a fleet know.
+struct Shared {
+    plan: Plan,
+    addrs: Vec<SocketAddr>,
+    judge: Judge,
+    /// Mutations that were sent on two connections at once.
+    twice: AtomicU64,
+    acked: AtomicU64,
+    lost: AtomicU64,
+    uncertain: AtomicU64,
+    refused: AtomicU64,
+    /// Subscribers that have caught up once.
+    following: AtomicU64,
+    /// The seq at which each subscriber stands.
+    seen: Vec<AtomicU64>,
+    /// Where each space ends, once that is known.
+    goals: watch::Sender<BTreeMap<u64, Position>>,
 }
 
 /// Writers and subscribers at work.
 pub(crate) struct Fleet {
-    plan: Plan,
-    judge: Judge,
-    writers: tokio::task::JoinSet<()>,
-    subscribers: tokio::task::JoinSet<(u64, u64, Replica)>,
-    /// What each space counts to in the end.
-    totals: BTreeMap<u64, u64>,
-    /// Mutations that were sent on two connections at once.
-    pub twice: Arc<AtomicU64>,
+    shared: Arc<Shared>,
+    writers: JoinSet<()>,
+    subscribers: JoinSet<End>,
 }
 
-fn name(space: u64) -> String {
-    format!("space:{space}")
+/// A subscriber at the end.
+pub(crate) struct End {
+    pub number: u64,
+    pub space: u64,
+    pub replica: Replica,
+    /// How often it was told to drop what it held.
+    pub resets: u64,
+}
+
+/// How it ended.
+pub(crate) struct Ended {
+    /// From the last answer to a writer until all subscribers had all.
+    pub took: Duration,
+    pub counts: Counts,
+    /// What a new subscriber is given, by space.
+    pub truths: BTreeMap<u64, Replica>,
+    pub ends: Vec<End>,
+    /// What writers have reported lost, what they know nothing of, and temporary refusals.
+    pub lost: u64,
+    pub uncertain: u64,
+    pub refused: u64,
+}
+
+impl Ended {
+    /// How many subscribers were told to drop what they held.
+    pub(crate) fn reset(&self) -> usize {
+        self.ends.iter().filter(|end| end.resets > 0).count()
+    }
 }
 
 impl Fleet {
     pub(crate) async fn start(nodes: &[Node], plan: Plan) -> Self {
-        let addrs: Arc<[SocketAddr]> = nodes.iter().map(|node| node.addr).collect();
-        let mut fleet = Self {
+        let shared = Arc::new(Shared {
             plan,
+            addrs: nodes.iter().map(|node| node.addr).collect(),
             judge: Judge::new(),
-            writers: tokio::task::JoinSet::new(),
-            subscribers: tokio::task::JoinSet::new(),
-            totals: BTreeMap::new(),
-            twice: Arc::default(),
+            twice: AtomicU64::new(0),
+            acked: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+            uncertain: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            following: AtomicU64::new(0),
+            seen: (0..plan.subscribers).map(|_| AtomicU64::new(0)).collect(),
+            goals: watch::Sender::default(),
+        });
+        let mut fleet = Self {
+            shared: shared.clone(),
+            writers: JoinSet::new(),
+            subscribers: JoinSet::new(),
         };
-        let spaces = |w: u64| (0..plan.wide).map(move |k| (w * plan.wide + k) % plan.spaces);
-        for w in 0..plan.writers {
-            for space in spaces(w) {
-                *fleet.totals.entry(space).or_default() += plan.each;
-            }
-        }
-        let following = Arc::new(AtomicU64::new(0));
-        for s in 0..plan.subscribers {
-            let space = s % plan.spaces;
+        for number in 0..plan.subscribers {
             let follow = Follow {
-                addrs: addrs.clone(),
-                judge: fleet.judge.clone(),
-                number: s,
-                following: following.clone(),
-                space,
-                target: fleet.totals.get(&space).copied().unwrap_or(0),
+                shared: shared.clone(),
+                number,
+                space: number % plan.spaces,
                 // The first of each space stays, and sees every commit.
-                hop: if s < plan.spaces { PATIENCE } else { plan.hop },
+                hop: if number < plan.spaces { 10 * PATIENCE } else { plan.hop },
             };
             fleet.subscribers.spawn(follow.run());
         }
         // So that somebody sees every commit of a space.
         until("all follow", async || {
-            following.load(Ordering::Relaxed) == plan.subscribers
+            shared.following.load(Ordering::Relaxed) == plan.subscribers
         })
         .await;
-        for w in 0..plan.writers {
-            for (k, space) in spaces(w).enumerate() {
-                let number = 1_000 + w * plan.wide + k as u64;
-                let write = Write_ {
-                    addrs: addrs.clone(),
-                    judge: fleet.judge.clone(),
-                    number,
-                    space,
-                    plan,
-                    twice: fleet.twice.clone(),
-                };
-                fleet.writers.spawn(write.run());
-            }
+        for w in 0..plan.writers * plan.wide {
+            let number = 1_000 + w;
+            let pen = Pen::new(&shared.judge, number, w % plan.spaces);
+            fleet.writers.spawn(write(shared.clone(), pen, number));
         }
         fleet
+    }
+
+    /// Mutations that were sent on two connections at once.
+    pub(crate) fn twice(&self) -> u64 {
+        self.shared.twice.load(Ordering::Relaxed)
+    }
+
+    /// Mutations that were acknowledged.
+    pub(crate) fn acked(&self) -> u64 {
+        self.shared.acked.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many are acknowledged.
+    pub(crate) async fn reaches(&self, acked: u64) {
+        until("mutations are acknowledged", async || self.acked() >= acked).await;
+    }
+
+    /// Waits until every subscriber of the first `spaces` stands beyond a seq.
+    pub(crate) async fn all_beyond(&self, spaces: u64, seq: u64) {
+        let seen = self.shared.seen.iter().enumerate();
+        let mut theirs = seen.filter(|(number, _)| *number as u64 % self.shared.plan.spaces < spaces);
+        let theirs: Vec<_> = theirs.by_ref().map(|(_, seen)| seen).collect();
+        until("all have seen more", async || {
+            theirs.iter().all(|seen| seen.load(Ordering::Relaxed) > seq)
+        })
+        .await;
     }
 
     /// Waits until everything is written and answered.
@@ -244,183 +311,203 @@ impl Fleet {
         }
     }
 
-    /// Waits until all subscribers have all, for `within` at most, and returns how long that took. The history
-    /// must be without a fault.
-    pub(crate) async fn converge(mut self, within: Duration) -> (Duration, Counts) {
+    /// As `end`, where nothing may be lost.
+    pub(crate) async fn converge(self, within: Duration) -> (Duration, Counts) {
+        let ended = self.end(within).await;
+        (ended.took, ended.counts)
+    }
+
+    /// Waits until everything is written, and until all subscribers have all, for `within` at most. They must hold what
+    /// new ones are given, and the history must be without a fault.
+    pub(crate) async fn end(mut self, within: Duration) -> Ended {
         self.written().await;
         let began = Instant::now();
-        let mut ends: BTreeMap<u64, Vec<(u64, Replica)>> = BTreeMap::new();
+        let plan = self.shared.plan;
+        let mut truths = BTreeMap::new();
+        for space in 0..plan.spaces {
+            truths.insert(space, truth(self.shared.addrs[0], space).await);
+        }
+        let goals = truths.iter().map(|(space, truth)| (*space, truth.at));
+        self.shared.goals.send_replace(goals.collect());
+        let mut ends = Vec::new();
         let all = async {
             while let Some(done) = self.subscribers.join_next().await {
-                let (number, space, replica) = done.unwrap();
-                ends.entry(space).or_default().push((number, replica));
+                ends.push(done.unwrap());
             }
         };
-        let in_time = tokio::time::timeout(within, all).await;
+        let in_time = tokio::time::timeout(within.saturating_sub(began.elapsed()), all).await;
         let left = self.subscribers.len();
         assert!(
             in_time.is_ok(),
             "{left} of {} have not arrived within {within:?}",
-            self.plan.subscribers
+            plan.subscribers
         );
         let took = began.elapsed();
-        for (space, ends) in &ends {
-            let end = |(number, replica): &(u64, Replica)| {
-                let installation = Installation(u32::try_from(*number).unwrap());
-                (installation, Some(replica.at), replica.by_path(), 0)
-            };
-            self.judge.rest(&name(*space), &ends[0].1, ends.iter().map(end));
+        for end in &ends {
+            assert_eq!(end.replica.docs, truths[&end.space].docs, "subscriber {}", end.number);
         }
-        (took, self.judge.verdict())
+        for (space, truth) in &truths {
+            let theirs = ends.iter().filter(|end| end.space == *space);
+            let theirs = theirs.map(|end| (end.number, end.replica.clone()));
+            rest(&self.shared.judge, *space, truth, theirs);
+        }
+        let shared = &self.shared;
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        if !plan.may_lose {
+            let counted = |truth: &Replica| truth.int(workload::COUNTER, workload::COUNT).unwrap_or(0);
+            let all: i64 = truths.values().map(counted).sum();
+            assert_eq!(all.cast_unsigned(), plan.all(), "each is applied once");
+            assert!(ends.iter().all(|end| end.resets == 0), "nothing was lost");
+            assert_eq!((load(&shared.lost), load(&shared.uncertain)), (0, 0));
+        }
+        Ended {
+            took,
+            counts: shared.judge.clone().verdict(),
+            truths,
+            ends,
+            lost: load(&shared.lost),
+            uncertain: load(&shared.uncertain),
+            refused: load(&shared.refused),
+        }
     }
 }
 
 /// A subscriber.
 struct Follow {
-    addrs: Arc<[SocketAddr]>,
-    judge: Judge,
+    shared: Arc<Shared>,
     number: u64,
     space: u64,
-    /// Subscribers that have caught up once.
-    following: Arc<AtomicU64>,
-    /// What the space counts to in the end.
-    target: u64,
     hop: Duration,
 }
 
 impl Follow {
-    async fn run(self) -> (u64, u64, Replica) {
+    async fn run(self) -> End {
         let user = format!("reader{}", self.number);
-        let mut replica = Replica::default();
+        let seen = &self.shared.seen[usize::try_from(self.number).unwrap()];
+        let mut goals = self.shared.goals.subscribe();
+        let (mut replica, mut resets) = (Replica::default(), 0);
         let mut turn = self.number;
         let mut is_following = false;
         let is_done = |replica: &Replica| {
-            let count = replica.int(workload::COUNTER, workload::COUNT).unwrap_or(0);
-            count.cast_unsigned() == self.target && !replica.staging
+            let goal = self.shared.goals.borrow().get(&self.space).copied();
+            goal == Some(replica.at) && !replica.staging
         };
         while !is_done(&replica) {
             turn += 1;
-            let at = usize::try_from(turn).unwrap() % self.addrs.len();
-            let Some(mut peer) = Peer::try_welcomed(self.addrs[at], &user).await else {
+            let at = usize::try_from(turn).unwrap() % self.shared.addrs.len();
+            let to = self.shared.addrs[at];
+            let Some(mut peer) = connect(to, &self.shared.judge, self.number, &user).await else {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
-            self.judge.follow(&mut peer, u32::try_from(self.number).unwrap(), &user);
             if !peer.try_sub(&name(self.space), &replica).await {
                 continue;
             }
             let stay = tokio::time::sleep(self.hop / 2 + self.hop * u32::try_from(turn % 7).unwrap() / 7);
             tokio::pin!(stay);
+            let mut is_pinged = false;
             while !is_done(&replica) {
                 let message = tokio::select! {
                     () = &mut stay => break,
-                    message = peer.maybe_next() => message,
+                    _ = goals.changed() => continue,
+                    message = tokio::time::timeout(SILENCE, peer.maybe_next()) => message,
                 };
                 match message {
-                    None | Some(ServerMessage::Goaway { .. } | ServerMessage::Error { .. }) => break,
-                    Some(ServerMessage::Denied { code, .. }) => {
+                    Err(_) => {
+                        // As clients do: whoever does not answer is left.
+                        let ping = ClientMessage::Ping { at: 0 };
+                        if std::mem::replace(&mut is_pinged, true) || !peer.try_send(&ping).await {
+                            break;
+                        }
+                        continue;
+                    }
+                    Ok(None | Some(ServerMessage::Goaway { .. } | ServerMessage::Error { .. })) => break,
+                    Ok(Some(ServerMessage::Denied { code, .. })) => {
                         assert_eq!(code, Code::Unavailable);
                         tokio::time::sleep(Duration::from_millis(100)).await;
                         break;
                     }
-                    Some(message) => {
+                    Ok(Some(message)) => {
+                        resets += u64::from(is_reset(&replica, &message));
                         replica.take(&message);
+                        seen.store(replica.at.seq.get(), Ordering::Relaxed);
                         if !is_following && matches!(message, ServerMessage::Current { .. }) {
                             is_following = true;
-                            self.following.fetch_add(1, Ordering::Relaxed);
+                            self.shared.following.fetch_add(1, Ordering::Relaxed);
                         }
                     }
                 }
+                is_pinged = false;
             }
         }
-        (self.number, self.space, replica)
+        End {
+            number: self.number,
+            space: self.space,
+            replica,
+            resets,
+        }
     }
 }
+
+/// Without a word for so long, a client asks whether anybody is there, or goes elsewhere.
+const SILENCE: Duration = Duration::from_secs(4);
 
 /// A writer in a space.
-struct Write_ {
-    addrs: Arc<[SocketAddr]>,
-    judge: Judge,
-    number: u64,
-    space: u64,
-    plan: Plan,
-    twice: Arc<AtomicU64>,
-}
-
-impl Write_ {
-    async fn connect(&self, turn: &mut u64, user: &str) -> Peer {
-        loop {
-            *turn += 1;
-            let at = usize::try_from(*turn).unwrap() % self.addrs.len();
-            if let Some(mut peer) = Peer::try_welcomed(self.addrs[at], user).await {
-                self.judge.follow(&mut peer, u32::try_from(self.number).unwrap(), user);
-                return peer;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+async fn write(shared: Arc<Shared>, mut pen: Pen, number: u64) {
+    let plan = shared.plan;
+    let mut turn = number;
+    let connect = async |pen: &Pen, turn: &mut u64| loop {
+        *turn += 1;
+        let at = usize::try_from(*turn).unwrap() % shared.addrs.len();
+        if let Some(peer) = pen.connect(shared.addrs[at]).await {
+            return peer;
         }
-    }
-
-    async fn run(self) {
-        let user = format!("writer{}", self.number);
-        let mut turn = self.number;
-        let mut peer = self.connect(&mut turn, &user).await;
-        let mut writer = WriterState::new(&name(self.space), self.number, peer.now);
-        let mut unanswered: VecDeque<Write> = VecDeque::new();
-        let mut others: Vec<Peer> = vec![];
-        let mut made = 0;
-        let mut next = tokio::time::Instant::now();
-        while made < self.plan.each || !unanswered.is_empty() {
-            let message = tokio::select! {
-                () = tokio::time::sleep_until(next), if made < self.plan.each => {
-                    next += self.plan.pause;
-                    let ops = workload::counting(Tag(self.number << 20 | made)).unwrap();
-                    made += 1;
-                    let write = writer.write(ops);
-                    unanswered.push_back(write.clone());
-                    let write = ClientMessage::Write(write);
-                    let sent = peer.try_send(&write).await;
-                    // Every tenth is sent elsewhere while the first attempt is under way.
-                    if made % 10 == 0 {
-                        let mut other = self.connect(&mut turn, &user).await;
-                        if other.try_send(&write).await {
-                            self.twice.fetch_add(1, Ordering::Relaxed);
-                        }
-                        others.push(other);
-                        if others.len() > 2 {
-                            others.remove(0);
-                        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let mut peer = connect(&pen, &mut turn).await;
+    let mut others: Vec<Peer> = vec![];
+    let mut next = tokio::time::Instant::now();
+    while pen.made() < plan.each || !pen.is_settled() {
+        let message = tokio::select! {
+            () = tokio::time::sleep_until(next), if pen.made() < plan.each => {
+                next += plan.pause;
+                let write = pen.issue(&peer, vec![]);
+                let sent = peer.try_send(&write).await;
+                // Every tenth is sent elsewhere while the first attempt is under way.
+                if !plan.may_lose && pen.made().is_multiple_of(10) {
+                    let mut other = connect(&pen, &mut turn).await;
+                    if other.try_send(&write).await {
+                        shared.twice.fetch_add(1, Ordering::Relaxed);
                     }
-                    if sent {
-                        continue;
+                    others.push(other);
+                    if others.len() > 2 {
+                        others.remove(0);
                     }
-                    None
                 }
-                message = tokio::time::timeout(Duration::from_secs(8), peer.maybe_next()) => message.unwrap_or(None),
-            };
-            let again = match message {
-                Some(ServerMessage::Ack(ack)) => {
-                    unanswered.retain(|write| write.head.mid != ack.mid);
+                if sent {
                     continue;
                 }
-                Some(ServerMessage::Reject(reject)) => match reject.code {
-                    Code::Unavailable | Code::RateLimited | Code::OutOfOrder => {
-                        // What was sent behind it is refused as well: all of it again, in a moment.
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                        true
-                    }
-                    code => panic!("{code:?}: {}", reject.message),
-                },
-                Some(ServerMessage::Pong { .. }) => continue,
-                None | Some(_) => true,
-            };
-            if again {
-                peer = self.connect(&mut turn, &user).await;
-                for write in &unanswered {
-                    if !peer.try_send(&ClientMessage::Write(write.clone())).await {
-                        break;
-                    }
-                }
+                None
             }
+            message = tokio::time::timeout(2 * SILENCE, peer.maybe_next()) => message.unwrap_or(None),
+        };
+        if matches!(message, Some(ServerMessage::Ack(_))) {
+            shared.acked.fetch_add(1, Ordering::Relaxed);
+        }
+        if !pen.take(message.as_ref(), peer.now) {
+            // What was sent behind a refused one is refused as well: all of it again, in a moment.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            peer = connect(&pen, &mut turn).await;
+            pen.resend(&mut peer).await;
+            next = next.max(tokio::time::Instant::now());
         }
     }
+    assert!(
+        plan.may_lose || pen.lost + pen.uncertain == 0,
+        "{} writes what is lost",
+        pen.user
+    );
+    shared.lost.fetch_add(pen.lost, Ordering::Relaxed);
+    shared.uncertain.fetch_add(pen.uncertain, Ordering::Relaxed);
+    shared.refused.fetch_add(pen.refused, Ordering::Relaxed);
 }

@@ -4,7 +4,7 @@ use crate::fleet::{Fleet, Plan, durable, nodes};
 use crate::proxy::{Fault, Proxy};
 use std::time::Duration;
 
-const PLAN: Plan = Plan {
+pub(crate) const PLAN: Plan = Plan {
     spaces: 50,
     writers: 20,
     subscribers: 60,
@@ -12,24 +12,27 @@ const PLAN: Plan = Plan {
     wide: 5,
     pause: Duration::from_millis(60),
     hop: Duration::from_millis(700),
+    may_lose: false,
 };
-const ALL: u64 = PLAN.writers * PLAN.wide * PLAN.each;
 /// The head check's interval, and what a loaded machine needs beside.
-const HEAD_CHECK: Duration = Duration::from_secs(3);
-const SLACK: Duration = Duration::from_secs(3);
+pub(crate) const HEAD_CHECK: Duration = Duration::from_secs(3);
+pub(crate) const SLACK: Duration = Duration::from_secs(3);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_hop_between_three_nodes_agree_on_one_order_and_nothing_is_applied_twice() {
     let redis = durable();
     let nodes = nodes(&redis.url(), 3, &[]).await;
-    let fleet = Fleet::start(&nodes, PLAN).await;
-    let twice = fleet.twice.clone();
+    let mut fleet = Fleet::start(&nodes, PLAN).await;
+    fleet.written().await;
+    let twice = fleet.twice();
     let (took, counts) = fleet.converge(HEAD_CHECK + SLACK).await;
-    let twice = twice.load(std::sync::atomic::Ordering::Relaxed);
-    println!("{ALL} commits, {twice} sent twice at once, converged in {took:?}");
-    assert_eq!((counts.commits, counts.foreign_commits), (ALL, 0));
+    println!(
+        "{} commits, {twice} sent twice at once, converged in {took:?}",
+        PLAN.all()
+    );
+    assert_eq!((counts.commits, counts.foreign_commits), (PLAN.all(), 0));
     assert_eq!((counts.at_rest, counts.unverified), (PLAN.subscribers, 0));
-    assert!(twice >= ALL / 11, "{twice}");
+    assert!(twice >= PLAN.all() / 11, "{twice}");
 }
 
 /// With a proxy before the nodes' Redis, while `faults` run; the last one stays.
@@ -58,7 +61,7 @@ async fn a_bus_that_loses_a_fifth_of_its_messages_costs_time_and_nothing_else() 
         proxy.set(Fault::Drop(5));
         tokio::time::sleep(Duration::from_secs(3)).await;
         let (messages, dropped) = proxy.messages();
-        assert!(dropped > 100 && dropped * 6 > messages, "{dropped} of {messages}");
+        assert!(dropped > 30 && dropped * 6 > messages, "{dropped} of {messages}");
     })
     .await;
 }

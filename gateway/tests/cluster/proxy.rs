@@ -32,6 +32,9 @@ pub(crate) enum Fault {
 pub(crate) struct Proxy {
     pub addr: SocketAddr,
     fault: watch::Sender<Fault>,
+    target: watch::Sender<SocketAddr>,
+    /// Where new connections lead, if elsewhere than those that are there.
+    next: watch::Sender<Option<SocketAddr>>,
     counts: Arc<Counts>,
     _task: JoinSet<()>,
 }
@@ -48,6 +51,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (fault, faults) = watch::channel(Fault::None);
+        let (target, targets) = watch::channel(redis);
+        let (next, nexts) = watch::channel(None);
         let counts = Arc::new(Counts::default());
         let mut task = JoinSet::new();
         let counted = counts.clone();
@@ -59,11 +64,17 @@ impl Proxy {
                 };
                 while open.try_join_next().is_some() {}
                 let (faults, counts) = (faults.clone(), counted.clone());
+                let mut targets = targets.clone();
+                let next = *nexts.borrow();
                 open.spawn(async move {
+                    let redis = next.unwrap_or(*targets.borrow_and_update());
                     if *faults.borrow() != Fault::Cut
                         && let Ok(far) = TcpStream::connect(redis).await
                     {
-                        pass(near, far, faults, &counts).await;
+                        tokio::select! {
+                            () = pass(near, far, faults, &counts) => {}
+                            _ = targets.changed() => {}
+                        }
                     }
                 });
             }
@@ -71,6 +82,8 @@ impl Proxy {
         Self {
             addr,
             fault,
+            target,
+            next,
             counts,
             _task: task,
         }
@@ -82,6 +95,16 @@ impl Proxy {
 
     pub(crate) fn set(&self, fault: Fault) {
         self.fault.send_replace(fault);
+    }
+
+    /// From now on it stands before another server; connections to the one before end.
+    pub(crate) fn switch(&self, redis: SocketAddr) {
+        self.target.send_replace(redis);
+    }
+
+    /// New connections are made to another server; those that are there stay.
+    pub(crate) fn lead_to(&self, redis: SocketAddr) {
+        self.next.send_replace(Some(redis));
     }
 
     /// Messages of subscriptions that have come, and how many of them were left out.

@@ -56,6 +56,81 @@ impl Server {
         connection.req_command(&cmd).expect("it answers")
     }
 
+    /// A line of what it says of itself.
+    pub(crate) fn info(&self, section: &str, field: &str) -> String {
+        let mut cmd = redis::cmd("INFO");
+        cmd.arg(section);
+        let info: String = cmd.query(&mut self.connection()).expect("it answers");
+        let line = info
+            .lines()
+            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.unwrap_or_default().to_owned()
+    }
+
+    /// Makes it a replica of another, and waits until it is in sync.
+    pub(crate) fn replicate(&self, primary: &Self) {
+        let port = primary.port.to_string();
+        let started = Instant::now();
+        // It refuses while it reads what it left.
+        while self.command(&["REPLICAOF", "127.0.0.1", &port]) != redis::Value::Okay {
+            assert!(started.elapsed() < Duration::from_secs(30), "it becomes no replica");
+            #[expect(clippy::disallowed_methods, reason = "a test's own thread")]
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.in_sync(primary);
+    }
+
+    /// Waits until it has all that its primary has.
+    pub(crate) fn in_sync(&self, primary: &Self) {
+        let started = Instant::now();
+        // A primary may hold what it has back until it has heard from a new replica.
+        while self.info("replication", "master_link_status") != "up"
+            || !primary.info("replication", "slave0").contains("state=online")
+            || self.info("replication", "master_repl_offset") != primary.info("replication", "master_repl_offset")
+        {
+            assert!(
+                started.elapsed() < Duration::from_secs(30),
+                "the replica is not in sync: {} {}; {} {} {}",
+                self.info("replication", "master_link_status"),
+                self.info("replication", "master_repl_offset"),
+                primary.info("replication", "role"),
+                primary.info("replication", "slave0"),
+                primary.info("replication", "master_repl_offset"),
+            );
+            #[expect(clippy::disallowed_methods, reason = "a test's own thread")]
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until it has all that its primary has now, which goes on.
+    pub(crate) fn catch_up(&self, primary: &Self) {
+        let offset = |server: &Self| -> u64 {
+            server
+                .info("replication", "master_repl_offset")
+                .parse()
+                .expect("a number")
+        };
+        let (now, started) = (offset(primary), Instant::now());
+        while offset(self) < now {
+            assert!(started.elapsed() < Duration::from_secs(30), "the replica lags");
+            #[expect(clippy::disallowed_methods, reason = "a test's own thread")]
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Makes it a primary, which follows nobody.
+    pub(crate) fn detach(&self) {
+        self.command(&["REPLICAOF", "NO", "ONE"]);
+    }
+
+    /// The file to which it appends.
+    pub(crate) fn appended(&self) -> PathBuf {
+        let files = std::fs::read_dir(self.dir.path().join("appendonlydir")).expect("it appends");
+        let mut files = files.map(|file| file.expect("readable").path());
+        let is_incremental = |file: &PathBuf| file.to_string_lossy().ends_with(".incr.aof");
+        files.find(is_incremental).expect("there is one")
+    }
+
     /// Kills it, as `kill -9` does.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -105,6 +180,7 @@ impl Server {
             if info.is_ok_and(|info| info.contains(&format!("process_id:{}\r", child.id()))) {
                 return true;
             }
+            #[expect(clippy::disallowed_methods, reason = "a test's own thread")]
             std::thread::sleep(Duration::from_millis(5));
         }
         let _ = child.kill();

@@ -177,7 +177,8 @@ fn invalid(request: &ChangesRequest, state: &SpaceState) -> Option<ResetReason> 
         if cursor.after != request.after || cursor.view != request.view.id {
             return Some(ResetReason::ForeignCursor);
         }
-        if lost(cursor.head) {
+        // Without meta there is no epoch that its head could be of.
+        if cursor.head != state.head && lost(cursor.head) {
             return Some(ResetReason::Lost);
         }
     }

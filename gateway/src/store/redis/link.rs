@@ -202,19 +202,24 @@ impl Link {
         let sent = Instant::now();
         let answer = timeout(self.config.response, connection.send_packed_command(cmd)).await;
         self.metrics.seconds.observe(sent.elapsed().as_secs_f64());
-        match answer {
+        let refused = match answer {
             Err(_) => {
                 self.count("timeout");
-                Err(broken(format!("nothing in {:?}", self.config.response)))
+                return Err(broken(format!("nothing in {:?}", self.config.response)));
             }
-            Ok(Ok(Value::ServerError(error))) => Err(self.sorted(error.into(), &connection).await),
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) if error.code().is_some() => Err(self.sorted(error, &connection).await),
+            Ok(Ok(Value::ServerError(error))) => error.into(),
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) if error.code().is_some() => error,
             Ok(Err(error)) => {
                 self.count("connection");
-                Err(broken(error.to_string()))
+                return Err(broken(error.to_string()));
             }
+        };
+        if matches!(refused.code(), Some("TGROLE" | "READONLY")) {
+            // Whoever took over from it is reached by connecting again.
+            broken(String::new());
         }
+        Err(self.sorted(refused, &connection).await)
     }
 
     async fn sorted(&self, error: RedisError, connection: &MultiplexedConnection) -> Failed {
@@ -255,7 +260,8 @@ impl Link {
         self.count(kind(code));
         match code {
             "TGERASING" => LinkError::Erasing("the space is being erased".to_owned()),
-            "WRONGTYPE" => LinkError::Other(StoreError::Damaged(error.to_string())),
+            // It holds up nobody but those who need what is damaged.
+            "WRONGTYPE" | "TGTORN" => LinkError::Other(StoreError::Damaged(error.to_string())),
             _ => LinkError::Other(StoreError::Unavailable(format!("Redis refuses: {error}"))),
         }
     }
@@ -269,7 +275,7 @@ fn kind(code: &str) -> &'static str {
         "OOM" => "oom",
         "MISCONF" => "misconf",
         "BUSY" => "busy",
-        "TGPARTIAL" => "partial",
+        "TGPARTIAL" | "TGTORN" => "partial",
         "TGERASING" => "erasing",
         _ => "other",
     }

@@ -42,7 +42,7 @@ use scripts::Script;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
-use tidegate_protocol::{DocPath, Epoch, FieldPath, Position, Seq, SpaceId, Writer};
+use tidegate_protocol::{DocPath, Epoch, FieldPath, Position, SpaceId, Writer};
 
 /// Spaces of which one call asks.
 const POSITIONS: usize = 64;
@@ -157,15 +157,17 @@ impl Store for RedisStore {
             let (seq, payload) = (parts.seq()?, parts.bytes()?);
             expected = expected.next();
             if seq != expected {
-                return Err(gap(space, expected));
+                break;
             }
             commits.push(LogEntry {
                 seq,
                 payload: Bytes::from(payload),
             });
         }
+        // Somebody has deleted it, or a part of it. What has changed is known without.
         if commits.is_empty() && limit > 0 && after.seq < state.head.seq {
-            return Err(gap(space, expected.next()));
+            tracing::warn!(%space, %after, "the log lacks the next commit");
+            return Ok(LogReply::Trimmed);
         }
         Ok(LogReply::Commits {
             commits,
@@ -214,10 +216,6 @@ impl Store for RedisStore {
     fn usage(&self) -> Usage {
         self.usage.lock().all
     }
-}
-
-fn gap(space: &SpaceId, seq: Seq) -> StoreError {
-    StoreError::Damaged(format!("commit {seq} of {space} is missing in log"))
 }
 
 /// A document's fields and cells in turn, the header among them.

@@ -65,7 +65,7 @@ while not ended do
         local doc = redis.call('HGETALL', keys[path])
         local header = redis.call('HGET', keys[path], '')
         if not header or unpack_at(header, 1) ~= seq then
-          return partial('header and index disagree on ' .. path)
+          return torn(path)
         end
         for _, part in ipairs(doc) do
           spent = spent + #part

@@ -46,6 +46,9 @@ if not meta.exists then
   end
 elseif idx_size ~= meta.idx then
   return partial('the index holds ' .. idx_size .. ' documents of ' .. decimal(meta.idx))
+elseif redis.call('XLEN', log) ~= meta.head + 1 - meta.log_first then
+  -- Of a log with a hole nothing is of use. It begins anew.
+  meta.log_first, meta.log_bytes, forget_log = meta.head + 1, 0, true
 end
 
 -- What is written below without having been read: a key of another type would fail half-way.
@@ -62,7 +65,7 @@ for i = 1, doc_count do
   local header = redis.call('HGET', KEYS[FIXED + i], '')
   local score = redis.call('ZSCORE', idx, paths[i])
   if (header and unpack_at(header, 1)) ~= (score and tonumber(score)) then
-    return partial('header and index disagree on ' .. paths[i])
+    return torn(paths[i])
   end
   headers[i] = header
 end

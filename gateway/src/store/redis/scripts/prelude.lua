@@ -82,3 +82,7 @@ local function partial(what)
   return redis.error_reply('TGPARTIAL ' .. what)
 end
 
+-- A document that its header and the index do not agree on, or whose hash is missing.
+local function torn(path)
+  return redis.error_reply('TGTORN header and index disagree on ' .. path)
+end

@@ -20,7 +20,7 @@ for i, path in ipairs(ARGV) do
   local score = redis.call('ZSCORE', KEYS[3], path)
   local header = #doc > 0 and redis.call('HGET', KEYS[3 + i], '')
   if (header and unpack_at(header, 1)) ~= (score and tonumber(score)) then
-    return partial('header and index disagree on ' .. path)
+    return torn(path)
   end
   reply[i + 1] = doc
 end
