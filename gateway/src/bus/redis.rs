@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tidegate_protocol::{Epoch, Seq, SpaceId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +46,8 @@ pub struct RedisBus {
     metrics: Arc<RedisMetrics>,
     inbox: Inbox,
     state: Mutex<State>,
+    /// Told of a request.
+    asked: Notify,
     is_ready: AtomicBool,
 }
 
@@ -53,8 +55,16 @@ pub struct RedisBus {
 struct State {
     /// What is followed, and who waits for the confirmation.
     followed: HashMap<SpaceId, Vec<oneshot::Sender<()>>>,
-    /// Where requests go, while there is a connection.
-    requests: Option<mpsc::UnboundedSender<Request>>,
+    /// What the connection is to do, in this order; nothing while there is none. No more than spaces come and go.
+    requests: Option<Vec<Request>>,
+}
+
+impl State {
+    fn ask(&mut self, request: Request) {
+        if let Some(requests) = &mut self.requests {
+            requests.push(request);
+        }
+    }
 }
 
 /// What the connection is to do.
@@ -84,6 +94,7 @@ impl RedisBus {
             metrics,
             inbox: Inbox::new(BOUNDS),
             state: Mutex::default(),
+            asked: Notify::new(),
             is_ready: AtomicBool::new(false),
         }))
     }
@@ -96,14 +107,11 @@ impl RedisBus {
             Ok(Err(error)) => return error.to_string(),
             Err(_) => return format!("not connected in {:?}", self.config.connect),
         };
-        let (requests, mut waiting) = mpsc::unbounded_channel();
         let mut missing = {
             let mut state = self.state.lock();
-            for space in state.followed.keys() {
-                let _ = requests.send(Request::Subscribe(space.clone()));
-            }
-            state.requests = Some(requests);
-            state.followed.len()
+            let all: Vec<_> = state.followed.keys().cloned().map(Request::Subscribe).collect();
+            self.asked.notify_one();
+            state.requests.insert(all).len()
         };
         let _gauge = Gauged::new(&self.metrics.bus_connected);
         let mut asked: FuturesUnordered<Asked> = FuturesUnordered::new();
@@ -123,7 +131,12 @@ impl RedisBus {
                     Some(message) => self.arrived(&message),
                     None => return "it was closed".to_owned(),
                 },
-                Some(request) = waiting.recv() => asked.push(begin(&sink, request)),
+                () = self.asked.notified() => {
+                    let requests = self.state.lock().requests.as_mut().map(std::mem::take);
+                    for request in requests.into_iter().flatten() {
+                        asked.push(begin(&sink, request));
+                    }
+                }
                 Some(done) = asked.next(), if !asked.is_empty() => match done {
                     Ok(Some(space)) => {
                         missing = missing.saturating_sub(1);
@@ -225,10 +238,9 @@ impl Bus for RedisBus {
         {
             let mut state = self.state.lock();
             state.followed.entry(space.clone()).or_default().push(told);
-            if let Some(requests) = &state.requests {
-                let _ = requests.send(Request::Subscribe(space.clone()));
-            }
+            state.ask(Request::Subscribe(space.clone()));
         }
+        self.asked.notify_one();
         match timeout(self.config.patience, confirmed).await {
             Ok(Ok(())) => Ok(()),
             _ => Err(StoreError::Unavailable("the bus is not connected".to_owned())),
@@ -238,9 +250,9 @@ impl Bus for RedisBus {
     fn leave(&self, space: &SpaceId) {
         let mut state = self.state.lock();
         state.followed.remove(space);
-        if let Some(requests) = &state.requests {
-            let _ = requests.send(Request::Unsubscribe(space.clone()));
-        }
+        state.ask(Request::Unsubscribe(space.clone()));
+        drop(state);
+        self.asked.notify_one();
     }
 
     fn is_connected(&self) -> bool {

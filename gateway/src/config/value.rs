@@ -404,7 +404,7 @@ mod tests {
         assert_eq!(Kind::Redis.show(&value), "redis://app:***@host:6379/1");
         for (url, wants) in [
             ("http://host", "redis://"),
-            ("redis+unix:///tmp/x", "another scheme"),
+            ("redis+unix:///socket", "another scheme"),
             ("host", "redis://"),
         ] {
             assert!(parse(Kind::Redis, url).unwrap_err().contains(wants), "{url}");

@@ -24,7 +24,10 @@ mod tour;
 mod wiped;
 
 /// A number from the environment, for longer runs.
-#[expect(clippy::disallowed_methods, reason = "a test is told how long to run by whoever runs it")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test is told how long to run by whoever runs it"
+)]
 fn setting(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().expect(name))
