@@ -855,7 +855,7 @@ RULES = {
         "store::embedded::tests::writing::a_refusal_consumes_the_mid_and_its_result_is_kept",
     ),
     "256 results": (
-        COMMIT,
+        "gateway/src/store/embedded/results.rs",
         "let is_kept = mid.get() + KEPT_RESULTS > client.last.get();",
         "let is_kept = true;",
         LIB,

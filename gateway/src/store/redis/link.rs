@@ -165,7 +165,7 @@ impl Link {
         loop {
             let failed = match self.once(cmd).await {
                 Ok(value) => return Ok(value),
-                Err(Failed::NoScript) if script.is_some() => continue,
+                Err(Failed::NoScript) if script.is_some() && started.elapsed() < self.config.patience => continue,
                 Err(Failed::NoScript) => "NOSCRIPT".to_owned(),
                 Err(Failed::Refused(error)) => return Err(self.refused(&error)),
                 Err(Failed::Unknown(why)) => why,
