@@ -628,9 +628,12 @@ pub async fn disk(seen: &Seen) {
     let mut peer = gateway.peer("a").await;
     let mut state = WriterState::new("s", 1, peer.now);
     write(&mut peer, state.write(vec![set("d/1", "n", 1)])).await.unwrap();
+    // Of another epoch it would be answered without being written.
+    let space: SpaceId = "s".parse().unwrap();
+    let epoch = store.positions(std::slice::from_ref(&space)).await.unwrap()[0].head.epoch;
     let group = |writer| CommitGroup {
-        space: "s".parse().unwrap(),
-        planned_on: Epoch(0),
+        space: space.clone(),
+        planned_on: epoch,
         fresh: Epoch(1),
         now_ms: 1,
         items: vec![Prepared {
@@ -647,8 +650,8 @@ pub async fn disk(seen: &Seen) {
             }),
         }],
     };
-    // The writer may have taken some of them out of the line.
-    let all = futures_util::future::join_all((1..=4).map(|writer| store.commit(group(writer)))).await;
+    // Each takes a while to be written, and counts until it is.
+    let all = futures_util::future::join_all((1..=6).map(|writer| store.commit(group(writer)))).await;
     assert!(
         all.iter().any(Result::is_err),
         "each is more than half of what the line holds"
