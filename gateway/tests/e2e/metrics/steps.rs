@@ -630,7 +630,9 @@ pub async fn disk(seen: &Seen) {
     write(&mut peer, state.write(vec![set("d/1", "n", 1)])).await.unwrap();
     // Of another epoch it would be answered without being written.
     let space: SpaceId = "s".parse().unwrap();
-    let epoch = store.positions(std::slice::from_ref(&space)).await.unwrap()[0].head.epoch;
+    let epoch = store.positions(std::slice::from_ref(&space)).await.unwrap()[0]
+        .head
+        .epoch;
     let group = |writer| CommitGroup {
         space: space.clone(),
         planned_on: epoch,
