@@ -588,9 +588,9 @@ RULES = {
         "store::embedded::packs::tests::what_was_read_before_an_erasure_is_not_kept",
     ),
     "the head of a page": (
-        CHANGES,
-        "if lost(cursor.head) {",
-        "if lost(Position::new(cursor.head.epoch, cursor.begin)) {",
+        "gateway/src/store/mod.rs",
+        "if cursor.head != state.head && lost(cursor.head) {",
+        "if cursor.head != state.head && lost(Position::new(cursor.head.epoch, cursor.begin)) {",
         LIB,
         "store::embedded::tests::backup::a_scan_ends_where_a_restore_cut_history_off_below_a_page_of_it",
     ),
@@ -602,7 +602,7 @@ RULES = {
         "resume::a_client_long_gone_gets_what_changed_and_not_what_exists",
     ),
     "tombstone floor": (
-        CHANGES,
+        "gateway/src/store/mod.rs",
         "(trusted < state.floor).then_some(ResetReason::BelowFloor)",
         "None.filter(|_: &ResetReason| trusted < state.floor)",
         E2E,
@@ -1384,7 +1384,7 @@ RULES = {
         FAILOVER,
     ),
     "redis: a scan goes on in this history alone": (
-        "gateway/src/store/redis/changes.rs",
+        "gateway/src/store/mod.rs",
         "let lost = |position: Position| !state.lineage.holds(position, state.head.seq);",
         "let lost = |position: Position| position.seq > state.head.seq;",
         CLUSTER,
@@ -1405,7 +1405,7 @@ RULES = {
         "wiped::a_log_that_lacks_a_commit_is_read_up_to_that_and_what_has_changed_after_it",
     ),
     "redis: a space without meta can be read page by page": (
-        "gateway/src/store/redis/changes.rs",
+        "gateway/src/store/mod.rs",
         "if cursor.head != state.head && lost(cursor.head) {",
         "if lost(cursor.head) {",
         CLUSTER,

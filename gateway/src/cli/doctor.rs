@@ -1,21 +1,14 @@
 //! `doctor`: what of a Redis server's settings would lose data.
 
-use super::Failure;
 use super::args::DoctorArgs;
-use crate::metrics::{Metrics, RedisMetrics};
-use crate::store::Retention;
-use crate::store::redis::{Level, RedisConfig, RedisStore};
+use super::{Failure, operate};
+use crate::store::redis::Level;
 use std::io::Write;
 
 /// Prints every finding; fails if the gateway would not serve with one.
 pub(super) fn main(args: &DoctorArgs, out: &mut impl Write) -> Result<(), Failure> {
-    let metrics = RedisMetrics::new(&Metrics::default());
-    let store = RedisStore::new(&args.redis, RedisConfig::default(), Retention::default(), metrics);
-    let store = store.map_err(|e| e.to_string())?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| format!("cannot start: {e}"))?;
+    let store = operate::on_redis(&args.redis)?;
+    let runtime = super::runtime()?;
     let findings = runtime.block_on(store.doctor()).map_err(|e| e.to_string())?;
     for finding in &findings {
         writeln!(out, "{finding}")?;

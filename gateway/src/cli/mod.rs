@@ -79,12 +79,15 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// A runtime for one command's work.
+fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    built.map_err(|e| format!("cannot start: {e}"))
+}
+
 /// Runs a command against a gateway.
 fn client(gateway: &GatewayArgs, command: &Command) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| format!("cannot start: {e}"))?;
+    let runtime = runtime()?;
     let stdout = io::stdout();
     let form = |json| match json {
         true => Form::Json,

@@ -493,6 +493,12 @@ pub struct ConflictRecord {
 }
 
 impl ConflictRecord {
+    /// Whether a value of one of these writers occurs in it.
+    fn names(&self, is_theirs: impl Fn(&Writer) -> bool) -> bool {
+        let mut cells = self.entry.theirs.iter();
+        is_theirs(&self.writer) || cells.any(|(_, cell)| is_theirs(&cell.stamp.writer))
+    }
+
     /// Bytes that count against the bound of the conflict log: paths, values, and what stands beside them.
     pub fn size(&self) -> u64 {
         let text = |text: &str| 4 + text.len();
@@ -616,6 +622,33 @@ pub struct ChangesRequest {
     /// About how many bytes of changes a page holds; at least one document is sent. One whose changes and
     /// tombstones take more than that, and more than it does itself, may be sent whole.
     pub budget: usize,
+}
+
+impl ChangesRequest {
+    /// Why the scan cannot go on from where it says.
+    fn invalid(&self, state: &SpaceState) -> Option<ResetReason> {
+        let lost = |position: Position| !state.lineage.holds(position, state.head.seq);
+        if self.after.is_some_and(lost) {
+            return Some(ResetReason::Lost);
+        }
+        if let Some(cursor) = &self.cursor {
+            if cursor.after != self.after || cursor.view != self.view.id {
+                return Some(ResetReason::ForeignCursor);
+            }
+            // Of a space that has lost what says where it stands, no epoch is there that the head could be of.
+            if cursor.head != state.head && lost(cursor.head) {
+                return Some(ResetReason::Lost);
+            }
+        }
+        // What lies below the floor may have been deleted without leaving a trace: a delta must begin
+        // above it, and of a reset the staged pages must not be older.
+        let trusted = match (self.after, &self.cursor) {
+            (Some(after), _) => after.seq,
+            (None, Some(cursor)) => cursor.begin,
+            (None, None) => state.head.seq,
+        };
+        (trusted < state.floor).then_some(ResetReason::BelowFloor)
+    }
 }
 
 /// Where a scan stands. Opaque to clients; survives a broken connection and a change of node.

@@ -178,8 +178,7 @@ fn erase_stopped(dir: &Path, space: &str, user: Option<&str>) -> Result<ErasedCo
         reserve_bytes: embedded::RESERVE_BYTES,
     };
     let store = embedded::open_existing(dir, options).map_err(|error| opened(&error))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
+    let runtime = super::runtime()?;
     let fresh = Epoch(SystemEnv.random().max(1));
     let erased = runtime.block_on(store.erase(&space, whom, fresh, SystemEnv.now_ms(), &|_| {}));
     store.close();
@@ -218,7 +217,8 @@ pub(crate) fn migrate(args: &MigrateArgs, out: &mut impl Write) -> Result<(), Fa
     Ok(())
 }
 
-fn on_redis(url: &str) -> Result<Arc<RedisStore>, String> {
+/// A store on Redis, for a command.
+pub(super) fn on_redis(url: &str) -> Result<Arc<RedisStore>, String> {
     let metrics = RedisMetrics::new(&Metrics::default());
     let store = RedisStore::new(url, RedisConfig::default(), Retention::default(), metrics);
     store.map_err(|error| error.to_string())
@@ -228,8 +228,7 @@ fn on_redis(url: &str) -> Result<Arc<RedisStore>, String> {
 fn erase_on_redis(url: &str, space: &str, user: Option<&str>) -> Result<ErasedCounts, String> {
     let (space, whom) = control::to_erase(space, user)?;
     let store = on_redis(url)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
+    let runtime = super::runtime()?;
     let fresh = Epoch(SystemEnv.random().max(1));
     let erased = runtime.block_on(store.erase(&space, whom, fresh, SystemEnv.now_ms(), &|_| {}));
     erased.map(ErasedCounts::from).map_err(|error| error.to_string())

@@ -13,11 +13,11 @@ use super::keys;
 use super::packs::{Packs, Since};
 use super::read::{each_cell, last_mid};
 use super::sweep::{self, Sweep};
-use crate::store::{ChangesReply, ChangesRequest, Cursor, ResetReason, SpaceState, StoreError};
+use crate::store::{ChangesReply, ChangesRequest, Cursor, SpaceState, StoreError};
 use std::ops::Bound;
 use std::sync::Arc;
 use tidegate_protocol::msgpack::DocChanges;
-use tidegate_protocol::{DocPath, Position, Seq, SpaceId};
+use tidegate_protocol::{DocPath, Seq, SpaceId};
 
 /// Documents visited in a page at most, sent or not: a view that covers little must not hold a page up.
 const VISITS: usize = 10_000;
@@ -34,7 +34,7 @@ pub(super) fn changes(
     (packs, since): (&Packs, Since),
 ) -> Result<ChangesReply, StoreError> {
     let (state, _) = cut.open_state(space)?;
-    if let Some(reason) = invalid(request, &state) {
+    if let Some(reason) = request.invalid(&state) {
         return Ok(ChangesReply::Reset(reason));
     }
     let is_sweep = sweep::is_due(request, &state);
@@ -101,30 +101,6 @@ pub(super) fn changes(
         last_mid: last_mid(cut, space, request.writer)?,
         state,
     })
-}
-
-/// Why the scan cannot go on from where the request says.
-fn invalid(request: &ChangesRequest, state: &SpaceState) -> Option<ResetReason> {
-    let lost = |position: Position| !state.lineage.holds(position, state.head.seq);
-    if request.after.is_some_and(lost) {
-        return Some(ResetReason::Lost);
-    }
-    if let Some(cursor) = &request.cursor {
-        if cursor.after != request.after || cursor.view != request.view.id {
-            return Some(ResetReason::ForeignCursor);
-        }
-        if lost(cursor.head) {
-            return Some(ResetReason::Lost);
-        }
-    }
-    // What lies below the floor may have been deleted without leaving a trace: a delta must begin
-    // above it, and of a reset the staged pages must not be older.
-    let trusted = match (request.after, &request.cursor) {
-        (Some(after), _) => after.seq,
-        (None, Some(cursor)) => cursor.begin,
-        (None, None) => state.head.seq,
-    };
-    (trusted < state.floor).then_some(ResetReason::BelowFloor)
 }
 
 /// A page that is being filled.

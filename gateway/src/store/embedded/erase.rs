@@ -346,7 +346,7 @@ impl Run<'_, '_, '_> {
                 return Ok((erased, Some(At::Conflict { from: n, to })));
             }
             // One that cannot be read may be theirs.
-            if ConflictRecord::decode(&value).is_none_or(|record| names(&record, whose)) {
+            if ConflictRecord::decode(&value).is_none_or(|record| record.names(|writer| whose.contains(writer))) {
                 let bytes = &mut self.space.meta.conflicts_bytes;
                 *bytes = bytes.saturating_sub(value.len() as u64);
                 self.overlay.remove(Table::Conflicts, key.to_vec());
@@ -519,18 +519,6 @@ impl Run<'_, '_, '_> {
 /// Whose a document is has to be known until all of it has been looked at.
 fn anonymous_unless(unfinished: bool, stamp: Stamp, anonymous: impl Fn(Stamp) -> Stamp) -> Stamp {
     if unfinished { stamp } else { anonymous(stamp) }
-}
-
-/// Whether a value of one of these occurs in a conflict.
-fn names(record: &ConflictRecord, whose: &HashSet<Writer>) -> bool {
-    let theirs = || {
-        record
-            .entry
-            .theirs
-            .iter()
-            .any(|(_, cell)| whose.contains(&cell.stamp.writer))
-    };
-    whose.contains(&record.writer) || theirs()
 }
 
 /// The erasures under way. Those of several spaces take turns, a step each.

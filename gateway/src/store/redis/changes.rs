@@ -10,11 +10,11 @@ use super::link::Call;
 use super::reply::{Parts, unexpected};
 use super::scripts::CHANGES;
 use crate::store::embedded::records::{Record, cell_parts};
-use crate::store::{ChangesReply, ChangesRequest, Cursor, Header, ResetReason, SpaceState, StoreError};
+use crate::store::{ChangesReply, ChangesRequest, Cursor, Header, SpaceState, StoreError};
 use redis::Value;
 use std::sync::Arc;
 use tidegate_protocol::msgpack::DocChanges;
-use tidegate_protocol::{DocPath, Position, Seq, SpaceId};
+use tidegate_protocol::{DocPath, Seq, SpaceId};
 
 /// Documents looked for at a time. More than a commit can touch, so that a call gets beyond those of one.
 const LOOK: usize = 1_024;
@@ -130,7 +130,7 @@ impl Found {
 
     /// The page, or `None` if all that was looked for has moved on.
     fn reply(mut self, request: &ChangesRequest) -> Result<Option<ChangesReply>, StoreError> {
-        if let Some(reason) = invalid(request, &self.state) {
+        if let Some(reason) = request.invalid(&self.state) {
             return Ok(Some(ChangesReply::Reset(reason)));
         }
         let begin = request
@@ -165,29 +165,6 @@ impl Found {
         };
         Ok(Some(page.end(request, &self.state, last, begin)))
     }
-}
-
-/// Why the scan cannot go on from where the request says.
-fn invalid(request: &ChangesRequest, state: &SpaceState) -> Option<ResetReason> {
-    let lost = |position: Position| !state.lineage.holds(position, state.head.seq);
-    if request.after.is_some_and(lost) {
-        return Some(ResetReason::Lost);
-    }
-    if let Some(cursor) = &request.cursor {
-        if cursor.after != request.after || cursor.view != request.view.id {
-            return Some(ResetReason::ForeignCursor);
-        }
-        // Without meta there is no epoch that its head could be of.
-        if cursor.head != state.head && lost(cursor.head) {
-            return Some(ResetReason::Lost);
-        }
-    }
-    let trusted = match (request.after, &request.cursor) {
-        (Some(after), _) => after.seq,
-        (None, Some(cursor)) => cursor.begin,
-        (None, None) => state.head.seq,
-    };
-    (trusted < state.floor).then_some(ResetReason::BelowFloor)
 }
 
 /// A document as it is stored, its cells sorted by field.

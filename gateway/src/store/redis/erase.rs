@@ -222,11 +222,7 @@ impl RedisStore {
                 fields.bytes()?;
                 let record = ConflictRecord::decode(&fields.bytes()?);
                 // One that cannot be read may be theirs.
-                let is_theirs = record.is_none_or(|record| {
-                    let mut cells = record.entry.theirs.iter().map(|(_, cell)| cell.stamp.writer);
-                    whose.contains(&record.writer) || cells.any(|writer| whose.contains(&writer))
-                });
-                if is_theirs {
+                if record.is_none_or(|record| record.names(|writer| whose.contains(writer))) {
                     step.op("conflict").call.arg(&id);
                 }
                 from = format!("({id}");
