@@ -297,8 +297,8 @@ impl Space {
                     Some(first) => first,
                     None => covered,
                 });
-            } else if mode == Mode::Reset {
-                own.covered = None;
+            } else if mode == Mode::Reset && own.covered.take().is_some() {
+                own.uncovered = Some(covered);
             }
         }
         let Some(acked) = acked else { return };
@@ -376,12 +376,17 @@ impl Space {
             let b = b.map_or(Some(START), |b| truth.resolve(b));
             truth.resolve(a).zip(b).is_some_and(|(a, b)| truth.leads_to(a, b))
         };
+        let is_stored = |Covered { from, to, .. }: Covered| {
+            stands == Some(to) && from != stands || stands != Some(to) && leads(to, stands)
+        };
         for index in &of.open {
             let own = &mut of.own[*index];
-            let Some(Covered { from, to, again }) = own.covered else {
+            // Where the end of it was not stored, a `last_mid` covers it still.
+            own.unsure |= own.uncovered.take().is_some_and(|uncovered| !is_stored(uncovered));
+            let Some(covered @ Covered { from, to, again }) = own.covered else {
                 continue;
             };
-            let kept = stands == Some(to) && from != stands || stands != Some(to) && leads(to, stands);
+            let kept = is_stored(covered);
             let unkept =
                 !again && stands != Some(to) && (stands == from || stands.is_none_or(|stands| leads(stands, Some(to))));
             own.covered = own.covered.filter(|_| kept);
@@ -440,6 +445,7 @@ impl Space {
             heard: None,
             stood: None,
             covered: None,
+            uncovered: None,
             // A `last_mid` that its first holder was told may cover it.
             unsure: copied,
         });

@@ -595,11 +595,9 @@ impl Subscription {
         let before = space.truth.canonical(Node { seq: seq - 1, ..to });
         if before != from {
             let who = Who::Connection(connection);
-            let skipped = if space.truth.leads_to(from, before) {
-                space.skip(out, who, from, before, &self.covers)
-            } else {
-                let text = format!("{who} is led on from {}", short(Some(at)));
-                space.breach(out, Breach::NotReset, Some(position), text)
+            let skipped = match space.leads(out, who, from, before) {
+                true => space.skip(out, who, from, before, &self.covers),
+                false => None,
             };
             self.missed = skipped
                 .map(|violation| (at.seq.get() + 1, seq - 1, violation))

@@ -43,9 +43,7 @@ impl Space {
             out.counts().unverified += 1;
             return;
         }
-        if !whole && !self.truth.leads_to(from, to) {
-            let text = format!("{who} is led on from {}", short(Some(self.truth.position(from))));
-            self.breach(out, Breach::NotReset, Some(self.truth.position(to)), text);
+        if !whole && !self.leads(out, who, from, to) {
             return;
         }
         match what {
@@ -65,6 +63,28 @@ impl Space {
                 self.judge_state(out, who, to, &covers, &docs, None);
             }
         }
+    }
+
+    /// Whether what a replica holds in one place goes on to another, to which it is led without a reset.
+    pub(crate) fn leads(&self, out: &mut Out, who: Who, from: Node, to: Node) -> bool {
+        if self.truth.leads_to(from, to) {
+            return true;
+        }
+        let state = |at| self.truth.sum_at(at, &Covers::All);
+        if out.account || self.truth.rooted(to) || self.truth.root(from) == self.truth.root(to) {
+            let text = format!("{who} is led on from {}", short(Some(self.truth.position(from))));
+            self.breach(out, Breach::NotReset, Some(self.truth.position(to)), text);
+        } else if from.seq == to.seq && self.truth.knows(from) && state(from) != state(to) {
+            let text = format!(
+                "{who} is led on from {}, which held something else",
+                short(Some(self.truth.position(from)))
+            );
+            self.breach(out, Breach::NotReset, Some(self.truth.position(to)), text);
+        } else {
+            // Nobody was told from where the epoch goes on.
+            out.counts().unverified += 1;
+        }
+        false
     }
 
     /// Nothing was sent between the two, so nothing of it may be in view. Returns the violation's index if

@@ -115,12 +115,14 @@ pub(crate) struct Own {
     pub(crate) stood: Option<Epoch>,
     /// A `last_mid` says that it is in the state, or was refused.
     pub(crate) covered: Option<Covered>,
+    /// A later one said that it is not, any more.
+    pub(crate) uncovered: Option<Covered>,
     /// It was so, or it was in the state: and then a restart or a purge came between, after which it may be shown
     /// or not until a `last_mid` says more.
     pub(crate) unsure: bool,
 }
 
-/// The `current` whose `last_mid` covers a mutation: from where to where it brought the replica.
+/// The `current` whose `last_mid` covers a mutation, or covers it no more: from where to where it brought the replica.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Covered {
     pub(crate) from: Option<Position>,

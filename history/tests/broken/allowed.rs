@@ -1,7 +1,7 @@
 //! What is no breach, and what a violation tells.
 
 use crate::spoil::*;
-use crate::world::{E, Kind, doc, judge, mid, path, seq};
+use crate::world::{E, Kind, doc, judge, judge_outside, mid, path, seq};
 use tidegate_history::Breach::*;
 use tidegate_history::{Docs, Fate, plain};
 use tidegate_protocol::*;
@@ -59,11 +59,23 @@ fn a_violation_comes_with_both_histories() {
 /// A subscription by somebody else, from a position or nowhere, caught up in this mode.
 fn subscribes(
     from: Option<(Position, ViewId)>,
+    caught_up: (Mode, ViewId),
+    pages: Vec<DocChange>,
+    end: Position,
+) -> Vec<E> {
+    subscribes_as((80, 8), None, from, caught_up, pages, end)
+}
+
+/// As `subscribes`, on a connection of an installation, for a client that has this `last_mid`.
+fn subscribes_as(
+    (connection, installation): (u64, u32),
+    client: Option<(ClientId, Option<Mid>)>,
+    from: Option<(Position, ViewId)>,
     (mode, view): (Mode, ViewId),
     pages: Vec<DocChange>,
     end: Position,
 ) -> Vec<E> {
-    let (id, connection) = (80, 80);
+    let id = 80;
     let from = from.map(|(position, view)| ResumeFrom {
         position,
         view,
@@ -72,7 +84,7 @@ fn subscribes(
     let sub = Sub {
         id,
         space: crate::world::space(),
-        client: None,
+        client: client.map(|(client, _)| client),
         from,
         filter: None,
     };
@@ -93,15 +105,18 @@ fn subscribes(
     let current = ServerMessage::Current {
         id,
         position: end,
-        last_mid: None,
+        last_mid: client.and_then(|(_, last_mid)| last_mid),
     };
-    vec![
-        E::Connected(connection, 8),
+    let mut events = vec![
+        E::Connected(connection, installation),
         E::Sent(connection, ClientMessage::Sub(sub)),
         E::Received(connection, ServerMessage::Begin(begin)),
-        E::Received(connection, page),
-        E::Received(connection, current),
-    ]
+    ];
+    if mode != Mode::Log {
+        events.push(E::Received(connection, page));
+    }
+    events.push(E::Received(connection, current));
+    events
 }
 
 #[test]
@@ -149,6 +164,89 @@ fn an_erased_space_begins_anew_and_every_position_resets() {
     });
     events.extend(subscribes(standing, (Mode::Reset, ViewId(1)), left, end));
     is(&events, &[Ghost]);
+}
+
+#[test]
+fn an_end_of_what_a_last_mid_covers_that_was_not_stored_is_none() {
+    let world = rich();
+    let (tag, client) = (1_000, ClientId(0x88));
+    let (before, confirmed) = (world.head(), 2);
+    let pages: Vec<_> = world.docs().iter().map(whole).collect();
+    let mut events = world.events;
+    let head = WriteHead {
+        space: crate::world::space(),
+        client,
+        mid: mid(1),
+        key: MutationKey(1),
+        prev: None,
+        first: Some(1),
+    };
+    let write = Write {
+        head,
+        base: None,
+        policy: None,
+        ops: tidegate_history::workload::counting(tidegate_history::Tag(tag)).unwrap(),
+    };
+    // It is sent and refused, and no answer comes but by the next `current`.
+    events.push(E::Issued(8, tag, true));
+    events.push(E::Connected(79, 8));
+    events.push(E::Sent(79, ClientMessage::Write(write)));
+    events.push(E::Disconnected(79));
+    let reset = (Mode::Reset, ViewId(1));
+    let told = Some((client, Some(mid(1))));
+    events.extend(subscribes_as((80, 8), told, None, reset, pages, before));
+    events.push(E::Shown(8, Some(before), confirmed, vec![]));
+    events.push(E::Disconnected(80));
+    // The space is erased, and with it the refusal.
+    let new = Epoch(0x77 << 48);
+    let after = Position::new(new, before.seq);
+    events.push(E::Erased(new, before.seq, None, Docs::new()));
+    let standing = Some((before, ViewId(1)));
+    let told = Some((client, None));
+    events.extend(subscribes_as((81, 8), told, standing, reset, vec![], after));
+    events.push(E::Shown(8, Some(after), 1, vec![]));
+    events.push(E::Disconnected(81));
+    for (restored, shown, expected) in [
+        // What was told first is stored: it may still be hidden.
+        (before, confirmed, &[][..]),
+        (before, confirmed + 1, &[]),
+        (before, confirmed - 1, &[NotCounted]),
+        // What was told last is.
+        (after, 1, &[]),
+        (after, 0, &[NotCounted]),
+    ] {
+        let mut events = events.clone();
+        events.push(E::Restarted(8, Some((restored, ViewId(1)))));
+        events.push(E::Shown(8, Some(restored), shown, vec![]));
+        events.push(E::Settled(8, tag, Fate::Forgotten));
+        is(&events, expected);
+    }
+}
+
+#[test]
+fn where_nobody_was_told_from_where_an_epoch_goes_on_states_tell() {
+    let (old, new) = (Epoch(0xa << 48), Epoch(0xb << 48));
+    let at = |epoch, n| Position::new(epoch, seq(n));
+    let state = |x| {
+        vec![DocChange {
+            doc: doc("notes/n1"),
+            kind: DocChangeKind::Whole(vec![(path("x"), Value::int(x))]),
+        }]
+    };
+    let (reset, log) = ((Mode::Reset, ViewId(1)), (Mode::Log, ViewId(1)));
+    for (x, from, expected) in [
+        (1, at(old, 5), &[][..]),
+        (2, at(old, 5), &[NotReset]),
+        // Of another length it cannot be compared.
+        (2, at(old, 4), &[]),
+    ] {
+        let mut events = subscribes_as((80, 8), None, None, reset, state(1), from);
+        let standing = Some((from, ViewId(1)));
+        events.extend(subscribes_as((81, 8), None, standing, log, vec![], at(new, 5)));
+        events.extend(subscribes_as((82, 9), None, None, reset, state(x), at(new, 5)));
+        is_outside(&events, expected);
+        assert!(judge_outside(&events).counts.unverified >= u64::from(expected.is_empty()));
+    }
 }
 
 #[test]
