@@ -11,15 +11,15 @@ use super::inbox::{Bounds, Inbox};
 use crate::env::Env;
 use crate::hub::Hub;
 use crate::metrics::{Gauged, RedisMetrics};
-use crate::store::redis::{RedisConfig, channel, client, space_of_channel};
+use crate::store::redis::{Endpoint, RedisConfig, channel, space_of_channel};
 use crate::store::{LogEntry, StoreError};
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
+use redis::RedisResult;
 use redis::aio::PubSubSink;
-use redis::{Client, RedisError, RedisResult};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,7 +40,7 @@ const BOUNDS: Bounds = Bounds {
 
 /// The bus.
 pub struct RedisBus {
-    client: Client,
+    endpoint: Endpoint,
     config: RedisConfig,
     env: Arc<dyn Env>,
     metrics: Arc<RedisMetrics>,
@@ -80,15 +80,15 @@ impl RedisBus {
     /// A bus that is not connected yet; `run` connects it.
     ///
     /// # Errors
-    /// Where the address cannot be read.
+    /// Where the address, or a certificate, cannot be read.
     pub fn new(
         url: &str,
         config: RedisConfig,
         env: Arc<dyn Env>,
         metrics: Arc<RedisMetrics>,
-    ) -> Result<Arc<Self>, RedisError> {
+    ) -> Result<Arc<Self>, String> {
         Ok(Arc::new(Self {
-            client: client(url)?,
+            endpoint: Endpoint::new(url, &config.tls)?,
             config,
             env,
             metrics,
@@ -101,10 +101,14 @@ impl RedisBus {
 
     /// Takes in from a connection until it ends. Says why it did.
     async fn serve(&self, hub: &Arc<Hub>) -> String {
-        let connected = timeout(self.config.connect, self.client.get_async_pubsub()).await;
+        let connecting = async {
+            let client = self.endpoint.client().await?;
+            client.get_async_pubsub().await.map_err(|error| error.to_string())
+        };
+        let connected = timeout(self.config.connect, connecting).await;
         let (sink, mut stream) = match connected {
             Ok(Ok(connection)) => connection.split(),
-            Ok(Err(error)) => return error.to_string(),
+            Ok(Err(why)) => return why,
             Err(_) => return format!("not connected in {:?}", self.config.connect),
         };
         let mut missing = {

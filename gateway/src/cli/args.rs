@@ -7,6 +7,7 @@ use tidegate_protocol::{Collection, DocPath, Number, SpaceId};
 
 use super::assign::{self, Assignment};
 use crate::config::{Argument, DEFAULT_DATA_DIR};
+use crate::store::redis::RedisTls;
 
 /// A self-hosted real-time sync gateway, and the commands to read and write with it.
 #[derive(Parser, Debug)]
@@ -86,6 +87,15 @@ pub(crate) struct ServeArgs {
     /// Where Redis is, for several nodes on one store, as in redis://localhost:6379 [default: none, the embedded store]
     #[arg(long, value_name = "URL")]
     pub redis: Option<OsString>,
+    /// For rediss://: the authorities that may have signed its certificate, in PEM [default: none, the system's]
+    #[arg(long, value_name = "FILE")]
+    pub redis_ca: Option<OsString>,
+    /// For rediss://: this node's certificate, in PEM, if Redis asks for one
+    #[arg(long, value_name = "FILE")]
+    pub redis_cert: Option<OsString>,
+    /// For rediss://: the key of that certificate, in PEM
+    #[arg(long, value_name = "FILE")]
+    pub redis_key: Option<OsString>,
     /// The configuration file [env: TIDEGATE_CONFIG] [default: ./tidegate.toml, if it is there]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -115,6 +125,9 @@ impl ServeArgs {
             ("--listen", &self.listen),
             ("--data-dir", &self.data_dir),
             ("--redis", &self.redis),
+            ("--redis-ca", &self.redis_ca),
+            ("--redis-cert", &self.redis_cert),
+            ("--redis-key", &self.redis_key),
             ("--max-space-docs", &self.max_space_docs),
             ("--max-space-bytes", &self.max_space_bytes),
             ("--max-total-bytes", &self.max_total_bytes),
@@ -163,6 +176,34 @@ pub(crate) struct MigrateArgs {
     /// Where Redis is, as in redis://localhost:6379
     #[arg(long, value_name = "URL")]
     pub to: String,
+    /// Certificates.
+    #[command(flatten)]
+    pub tls: RedisTlsArgs,
+}
+
+/// Options of a command that goes to Redis.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct RedisTlsArgs {
+    /// For rediss://: the authorities that may have signed its certificate, in PEM [default: the system's]
+    #[arg(long, value_name = "FILE", env = "TIDEGATE_REDIS_CA")]
+    redis_ca: Option<PathBuf>,
+    /// For rediss://: a certificate of this side, in PEM, if Redis asks for one
+    #[arg(long, value_name = "FILE", env = "TIDEGATE_REDIS_CERT", requires = "redis_key")]
+    redis_cert: Option<PathBuf>,
+    /// For rediss://: the key of that certificate, in PEM
+    #[arg(long, value_name = "FILE", env = "TIDEGATE_REDIS_KEY", requires = "redis_cert")]
+    redis_key: Option<PathBuf>,
+}
+
+impl RedisTlsArgs {
+    /// What they name.
+    pub(crate) fn files(&self) -> RedisTls {
+        RedisTls {
+            ca: self.redis_ca.clone(),
+            cert: self.redis_cert.clone(),
+            key: self.redis_key.clone(),
+        }
+    }
 }
 
 /// Options of `doctor`.
@@ -171,6 +212,9 @@ pub(crate) struct DoctorArgs {
     /// Where Redis is, as in redis://localhost:6379
     #[arg(long, value_name = "URL", env = "TIDEGATE_REDIS_URL", hide_env_values = true)]
     pub redis: String,
+    /// Certificates.
+    #[command(flatten)]
+    pub tls: RedisTlsArgs,
 }
 
 /// Options of `backup`.
@@ -205,6 +249,9 @@ pub(crate) struct EraseArgs {
     /// Where Redis is, if the store is there: gateways on it may run
     #[arg(long, value_name = "URL", env = "TIDEGATE_REDIS_URL", hide_env_values = true)]
     pub redis: Option<String>,
+    /// Certificates.
+    #[command(flatten)]
+    pub tls: RedisTlsArgs,
     /// The space, as in user:alice
     pub space: SpaceId,
     /// Only what this user wrote, and what is kept of the user's clients

@@ -7,7 +7,7 @@ use std::io::Write;
 
 /// Prints every finding; fails if the gateway would not serve with one.
 pub(super) fn main(args: &DoctorArgs, out: &mut impl Write) -> Result<(), Failure> {
-    let store = operate::on_redis(&args.redis)?;
+    let store = operate::on_redis(&args.redis, &args.tls)?;
     let runtime = super::runtime()?;
     let findings = runtime.block_on(store.doctor()).map_err(|e| e.to_string())?;
     for finding in &findings {

@@ -126,6 +126,33 @@ pub(super) fn check(config: &Config, wrong: &[Mistake]) -> Vec<Mistake> {
         );
         found.push(Mistake::new(config.origin("listen"), why));
     }
+    let is_secure = settings
+        .redis_url
+        .as_ref()
+        .is_some_and(|url| url.starts_with("rediss://"));
+    let tls = &settings.redis.tls;
+    for (key, set) in [
+        ("redis.ca", &tls.ca),
+        ("redis.cert", &tls.cert),
+        ("redis.key", &tls.key),
+    ] {
+        if set.is_some() && !is_secure && is_right(key) && is_right("redis.url") {
+            let why = format!(
+                "{} is for TLS; write a redis.url that begins with rediss://",
+                config.say(key)
+            );
+            found.push(Mistake::new(config.origin(key), why));
+        }
+    }
+    for (key, set, other, lacks) in [
+        ("redis.cert", &tls.cert, "redis.key", &tls.key),
+        ("redis.key", &tls.key, "redis.cert", &tls.cert),
+    ] {
+        if set.is_some() && lacks.is_none() && is_right(key) && is_right(other) {
+            let why = format!("{} is of no use alone; set {other}, too", config.say(key));
+            found.push(Mistake::new(config.origin(key), why));
+        }
+    }
     found
 }
 

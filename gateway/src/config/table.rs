@@ -3,7 +3,7 @@
 
 use super::Settings;
 use super::value::{DAY, Field, GIB, HOUR, KIB, Kind, MIB, MINUTE, SECOND, Value};
-use Kind::{Address, Bytes, Choice, Count, Directory, Filter, Name, Redis, Switch, Time};
+use Kind::{Address, Bytes, Choice, Count, Directory, File, Filter, Name, Redis, Switch, Time};
 use tidegate_protocol::limits::DEPTH_MAX;
 
 /// A setting.
@@ -157,7 +157,10 @@ pub static ROWS: &[Row] = rows! {
     "writes.node_bytes": Bytes(64 * KIB, ANY) => server.engine.node_bytes, "Bytes of all unanswered mutations on the node; over it, `unavailable`.";
     "writes.retry": Time(10, HOUR) => server.engine.retry_ms, "After what time a client is told to send a mutation again that was `unavailable`.";
 
-    "redis.url" ["--redis"]: Redis => redis_url, "Where Redis is, with user, password and number of the database if it has such. `none`: the embedded store.";
+    "redis.url" ["--redis"]: Redis => redis_url, "Where Redis is, with user, password and number of the database if it has such; `rediss://` over TLS. `none`: the embedded store.";
+    "redis.ca" ["--redis-ca"]: File => redis.tls.ca, "For `rediss://`: certificates, in PEM, of the authorities that may have signed the server's. `none`: the system's. In the file, relative to the file; read anew with every connection that is made.";
+    "redis.cert" ["--redis-cert"]: File => redis.tls.cert, "The certificate, in PEM, by which the server knows the node, if it asks for one (`tls-auth-clients`), and those that lead from it to an authority's.";
+    "redis.key" ["--redis-key"]: File => redis.tls.key, "Its private key, in PEM.";
     "redis.connections": Count(1, 64) => redis.connections, "Connections for commands; the bus has another.";
     "redis.in_flight": Count(1, 100_000) => redis.in_flight, "Commands that wait for their answers at a time; the others wait to be sent.";
     "redis.connect": Time(10, MINUTE) => redis.connect, "How long making a connection may take.";

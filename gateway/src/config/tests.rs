@@ -27,7 +27,7 @@ fn values(row: &Row) -> [String; 3] {
         Kind::Switch => ["true", "false", "true"].map(str::to_owned),
         Kind::Choice(words) => [words[1], words[0], words[1]].map(str::to_owned),
         Kind::Address => ["127.0.0.1:1", "127.0.0.1:2", "[::1]:3"].map(str::to_owned),
-        Kind::Directory | Kind::Name(_) => ["one", "two", "three"].map(str::to_owned),
+        Kind::Directory | Kind::File | Kind::Name(_) => ["one", "two", "three"].map(str::to_owned),
         Kind::Redis => ["redis://one", "redis://two:1/", "redis://three/4"].map(str::to_owned),
         Kind::Filter => ["warn", "debug", "trace,tidegate=info"].map(str::to_owned),
         Kind::Count(least, _) | Kind::Bytes(least, _) | Kind::Time(least, _) => {
@@ -59,7 +59,7 @@ fn every_setting_is_set_by_the_file_a_variable_and_an_option_and_the_later_wins(
                 line: at,
             },
             match row.kind {
-                Kind::Directory => format!("etc/{in_file}"),
+                Kind::Directory | Kind::File => format!("etc/{in_file}"),
                 _ => in_file,
             },
         );

@@ -46,6 +46,8 @@ pub enum Kind {
     Address,
     /// A directory.
     Directory,
+    /// A file.
+    File,
     /// A name of at most so many bytes.
     Name(usize),
     /// What a log shows.
@@ -74,9 +76,10 @@ pub enum Value {
 impl Kind {
     /// Reads a value. `optional` says whether it may be `none`. Errors say what is wrong and what would be right.
     pub fn parse(self, text: &OsStr, optional: bool) -> Result<Value, String> {
-        if let Self::Directory = self {
+        if let Self::Directory | Self::File = self {
             return match text.is_empty() {
-                true => Err("it is empty; name a directory".to_owned()),
+                true => Err(format!("it is empty; {}", self.example(optional))),
+                false if optional && text == NONE => Ok(Value::None),
                 false => Ok(Value::Path(text.into())),
             };
         }
@@ -96,7 +99,7 @@ impl Kind {
             Self::Choice(words) if words.contains(&text) => Ok(Value::Text(text.to_owned())),
             Self::Choice(words) => Err(format!("write {}", words.join(" or "))),
             Self::Address => address(text).map(Value::Address),
-            Self::Directory => Ok(Value::Path(text.into())),
+            Self::Directory | Self::File => Ok(Value::Path(text.into())),
             Self::Name(most) => match text.len() {
                 0 => Err("it is empty".to_owned()),
                 n if n > most => Err(format!("{n} bytes are too many; it has {most} at most")),
@@ -110,8 +113,17 @@ impl Kind {
                 )),
             },
             Self::Redis => match text.into_connection_info() {
-                Ok(_) if text.starts_with("redis://") => Ok(Value::Text(text.to_owned())),
-                Ok(_) => Err(format!("another scheme than redis://; {}", self.example(optional))),
+                Ok(_) if text.ends_with("#insecure") => Err(
+                    "#insecure: a certificate that is not checked says nothing; name the authority in redis.ca"
+                        .to_owned(),
+                ),
+                Ok(_) if text.starts_with("redis://") || text.starts_with("rediss://") => {
+                    Ok(Value::Text(text.to_owned()))
+                }
+                Ok(_) => Err(format!(
+                    "another scheme than redis:// and rediss://; {}",
+                    self.example(optional)
+                )),
                 Err(error) => Err(format!("{error}; {}", self.example(optional))),
             },
         }
@@ -148,10 +160,13 @@ impl Kind {
             Self::Time(..) => format!("write a whole number and its unit, as in 500ms, 30s, 5m, 2h or 90d{none}"),
             Self::Choice(words) => format!("write {}", words.join(" or ")),
             Self::Address => format!("write an address and a port, as in {}", super::DEFAULT_LISTEN),
-            Self::Directory => "write the path of a directory".to_owned(),
+            Self::Directory => format!("write the path of a directory{none}"),
+            Self::File => format!("write the path of a file{none}"),
             Self::Name(_) => "write a name".to_owned(),
             Self::Filter => "write a filter, as in info".to_owned(),
-            Self::Redis => format!("write a URL, as in redis://user:password@redis.example:6379/0{none}"),
+            Self::Redis => {
+                format!("write a URL, as in redis://user:password@redis.example:6379/0, or rediss:// over TLS{none}")
+            }
         }
     }
 
@@ -168,7 +183,8 @@ impl Kind {
             }
             Self::Choice(words) => words.join(" or "),
             Self::Address => "an address and a port".to_owned(),
-            Self::Directory => "a directory".to_owned(),
+            Self::Directory => format!("a directory{none}"),
+            Self::File => format!("a file{none}"),
             Self::Name(most) => format!("1 to {most} bytes"),
             Self::Filter => "a level, or levels by module".to_owned(),
             Self::Redis => format!("a URL{none}"),
@@ -405,6 +421,7 @@ mod tests {
         for (url, wants) in [
             ("http://host", "redis://"),
             ("redis+unix:///socket", "another scheme"),
+            ("rediss://host/#insecure", "redis.ca"),
             ("host", "redis://"),
         ] {
             assert!(parse(Kind::Redis, url).unwrap_err().contains(wants), "{url}");

@@ -92,6 +92,11 @@ impl Node {
         until("the node is ready", async || self.is_ready().await).await;
     }
 
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     async fn http(&self, path: &str) -> Option<String> {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let asking = async {
@@ -119,7 +124,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.process = None;
         if std::thread::panicking() {
-            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+            let log = self.log();
             let tail: Vec<_> = log.lines().rev().take(30).collect();
             println!(
                 "{}: {}",

@@ -20,6 +20,7 @@ mod redis_server;
 #[path = "../e2e/support.rs"]
 #[allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 mod support;
+mod tls;
 mod tour;
 mod wiped;
 

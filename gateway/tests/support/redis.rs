@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 pub(crate) struct Server {
     dir: tempfile::TempDir,
     port: u16,
+    /// Where it speaks TLS, if it does.
+    tls_port: Option<u16>,
     options: Vec<String>,
     child: Option<Child>,
 }
@@ -17,9 +19,19 @@ pub(crate) struct Server {
 impl Server {
     /// An empty one. `options` as on its command line: `--appendonly`, `yes`.
     pub(crate) fn start(options: &[&str]) -> Self {
+        Self::start_with(None, options)
+    }
+
+    /// As `start`, one that speaks TLS on a port of its own, too.
+    pub(crate) fn start_secure(options: &[&str]) -> Self {
+        Self::start_with(Some(0), options)
+    }
+
+    fn start_with(tls_port: Option<u16>, options: &[&str]) -> Self {
         let mut server = Self {
             dir: tempfile::tempdir().expect("a folder"),
             port: 0,
+            tls_port,
             options: options.iter().map(|option| (*option).to_owned()).collect(),
             child: None,
         };
@@ -35,6 +47,11 @@ impl Server {
     /// Where it listens.
     pub(crate) fn addr(&self) -> std::net::SocketAddr {
         ([127, 0, 0, 1], self.port).into()
+    }
+
+    /// Where it speaks TLS.
+    pub(crate) fn secure_url(&self, host: &str) -> String {
+        format!("rediss://{host}:{}/", self.tls_port.expect("it speaks TLS"))
     }
 
     /// Where its snapshot lies.
@@ -143,14 +160,21 @@ impl Server {
     pub(crate) fn run(&mut self) {
         // A port that was free a moment ago may have gone to somebody else.
         for _ in 0..20 {
-            if self.port == 0 {
+            for port in self
+                .tls_port
+                .iter_mut()
+                .chain([&mut self.port])
+                .filter(|port| **port == 0)
+            {
                 let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
-                self.port = free.local_addr().expect("bound").port();
+                *port = free.local_addr().expect("bound").port();
             }
+            let tls_port = self.tls_port.map(|port| ["--tls-port".to_owned(), port.to_string()]);
             let mut child = Command::new("redis-server")
                 .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""])
                 .arg("--dir")
                 .arg(self.dir.path())
+                .args(tls_port.iter().flatten())
                 .args(&self.options)
                 .stdout(Stdio::null())
                 .spawn()
@@ -160,6 +184,7 @@ impl Server {
                 return;
             }
             self.port = 0;
+            self.tls_port = self.tls_port.map(|_| 0);
         }
         panic!("redis-server does not start");
     }

@@ -4,7 +4,7 @@ mod file;
 mod gateway;
 
 use super::Failure;
-use super::args::{BackupArgs, DataArgs, EraseArgs, MigrateArgs, RestoreArgs};
+use super::args::{BackupArgs, DataArgs, EraseArgs, MigrateArgs, RedisTlsArgs, RestoreArgs};
 use super::serve::{self, quote};
 use crate::env::{Env as _, SystemEnv};
 use crate::metrics::{Metrics, RedisMetrics};
@@ -151,7 +151,7 @@ pub(crate) fn erase(args: &EraseArgs, out: &mut impl Write) -> Result<(), Failur
             .transpose()?
             .flatten(),
     ) {
-        (Some(url), _) => erase_on_redis(url, space, args.user.as_deref())?,
+        (Some(url), _) => erase_on_redis(url, &args.tls, space, args.user.as_deref())?,
         (None, Some(connection)) => {
             let request = Request::Erase {
                 space: space.to_owned(),
@@ -188,7 +188,7 @@ fn erase_stopped(dir: &Path, space: &str, user: Option<&str>) -> Result<ErasedCo
 /// Carries an embedded store over to Redis.
 pub(crate) fn migrate(args: &MigrateArgs, out: &mut impl Write) -> Result<(), Failure> {
     let from = Export::open(&args.from).map_err(|error| error.to_string())?;
-    let store = on_redis(&args.to)?;
+    let store = on_redis(&args.to, &args.tls)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -218,16 +218,20 @@ pub(crate) fn migrate(args: &MigrateArgs, out: &mut impl Write) -> Result<(), Fa
 }
 
 /// A store on Redis, for a command.
-pub(super) fn on_redis(url: &str) -> Result<Arc<RedisStore>, String> {
+pub(super) fn on_redis(url: &str, tls: &RedisTlsArgs) -> Result<Arc<RedisStore>, String> {
     let metrics = RedisMetrics::new(&Metrics::default());
-    let store = RedisStore::new(url, RedisConfig::default(), Retention::default(), metrics);
+    let config = RedisConfig {
+        tls: tls.files(),
+        ..RedisConfig::default()
+    };
+    let store = RedisStore::new(url, config, Retention::default(), metrics);
     store.map_err(|error| error.to_string())
 }
 
 /// Erases on Redis. Gateways that run on it are told by the bus.
-fn erase_on_redis(url: &str, space: &str, user: Option<&str>) -> Result<ErasedCounts, String> {
+fn erase_on_redis(url: &str, tls: &RedisTlsArgs, space: &str, user: Option<&str>) -> Result<ErasedCounts, String> {
     let (space, whom) = control::to_erase(space, user)?;
-    let store = on_redis(url)?;
+    let store = on_redis(url, tls)?;
     let runtime = super::runtime()?;
     let fresh = Epoch(SystemEnv.random().max(1));
     let erased = runtime.block_on(store.erase(&space, whom, fresh, SystemEnv.now_ms(), &|_| {}));

@@ -168,7 +168,7 @@ async fn on_redis(url: &str, settings: &Settings, env: &Arc<dyn Env>, metrics: &
         }
         Err(error) => tracing::error!(%error, "Redis does not answer; the node is not ready until it does"),
     }
-    let bus = RedisBus::new(url, config, env.clone(), metrics).map_err(|e| e.to_string())?;
+    let bus = RedisBus::new(url, config, env.clone(), metrics)?;
     Ok(Kept {
         store: Opened::Redis(store),
         bus: Some(bus),

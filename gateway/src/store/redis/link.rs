@@ -4,13 +4,13 @@
 //! own (`crate::bus`). A command whose answer does not come may have been done: it is sent again as it was, which is
 //! harmless for reads, and for commits by their mids and keys.
 
+use super::endpoint::{Endpoint, RedisTls};
 use super::scripts::{ALL, Script};
 use crate::metrics::RedisMetrics;
 use crate::store::StoreError;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, Cmd, IntoConnectionInfo, RedisError, Value};
+use redis::{AsyncConnectionConfig, Cmd, RedisError, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -20,6 +20,8 @@ use tokio::time::{Instant, timeout};
 /// How to reach Redis, and how long to wait for it.
 #[derive(Clone, Debug)]
 pub struct RedisConfig {
+    /// Certificates, for TLS.
+    pub tls: RedisTls,
     /// Connections for commands.
     pub connections: usize,
     /// Commands under way at a time; the others wait.
@@ -39,6 +41,7 @@ pub struct RedisConfig {
 impl Default for RedisConfig {
     fn default() -> Self {
         Self {
+            tls: RedisTls::default(),
             connections: 2,
             in_flight: 1_024,
             connect: Duration::from_secs(2),
@@ -50,20 +53,13 @@ impl Default for RedisConfig {
     }
 }
 
-/// What connects to the server, with the settings of ours.
-pub(crate) fn client(url: &str) -> Result<Client, RedisError> {
-    let info = url.into_connection_info()?;
-    // Small requests must not wait for the acknowledgement of the ones before.
-    Client::open(info.set_tcp_settings(TcpSettings::default().set_nodelay(true)))
-}
-
 /// Between attempts to connect, doubled after each that fails.
 const FIRST_AGAIN: Duration = Duration::from_millis(20);
 const LAST_AGAIN: Duration = Duration::from_millis(500);
 
 /// The connections.
 pub(super) struct Link {
-    client: Client,
+    endpoint: Endpoint,
     config: RedisConfig,
     metrics: Arc<RedisMetrics>,
     slots: Vec<Slot>,
@@ -108,9 +104,9 @@ enum Failed {
 }
 
 impl Link {
-    pub(super) fn new(url: &str, config: RedisConfig, metrics: Arc<RedisMetrics>) -> Result<Self, RedisError> {
+    pub(super) fn new(url: &str, config: RedisConfig, metrics: Arc<RedisMetrics>) -> Result<Self, String> {
         Ok(Self {
-            client: client(url)?,
+            endpoint: Endpoint::new(url, &config.tls)?,
             slots: (0..config.connections.max(1)).map(|_| Slot::default()).collect(),
             permits: Semaphore::new(config.in_flight),
             next: AtomicUsize::new(0),
@@ -245,7 +241,8 @@ impl Link {
             let config = AsyncConnectionConfig::new()
                 .set_connection_timeout(Some(self.config.connect))
                 .set_response_timeout(None);
-            let connection = self.client.get_multiplexed_async_connection_with_config(&config).await;
+            let client = self.endpoint.client().await?;
+            let connection = client.get_multiplexed_async_connection_with_config(&config).await;
             let connection = connection.map_err(|error| error.to_string())?;
             load(connection.clone()).await?;
             Ok(connection)

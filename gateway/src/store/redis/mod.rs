@@ -11,6 +11,7 @@ mod changes;
 mod collect;
 mod commit;
 mod doctor;
+mod endpoint;
 mod erase;
 mod header;
 mod import;
@@ -29,11 +30,12 @@ use crate::store::embedded::records::Record;
 use async_trait::async_trait;
 use bytes::Bytes;
 pub use doctor::{Finding, Level};
+pub(crate) use endpoint::Endpoint;
+pub use endpoint::RedisTls;
 pub(crate) use import::Imported;
 use keys::Keys;
 pub(crate) use keys::{channel, space_of_channel};
 pub use link::RedisConfig;
-pub(crate) use link::client;
 use link::{Call, Link};
 use parking_lot::Mutex;
 use redis::Value;
@@ -65,17 +67,18 @@ struct Totals {
 }
 
 impl RedisStore {
-    /// A store at `redis://[user:password@]host[:port][/db]`. It connects when it is first asked something.
+    /// A store at `redis://[user:password@]host[:port][/db]`, or at `rediss://…` over TLS. It connects when it is first
+    /// asked something.
     ///
     /// # Errors
-    /// Where the address cannot be read.
+    /// Where the address, or a certificate, cannot be read.
     pub fn new(
         url: &str,
         config: RedisConfig,
         retention: Retention,
         metrics: Arc<RedisMetrics>,
     ) -> Result<Arc<Self>, StoreError> {
-        let link = Link::new(url, config, metrics).map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        let link = Link::new(url, config, metrics).map_err(StoreError::Unavailable)?;
         Ok(Arc::new(Self {
             link,
             retention,
