@@ -55,10 +55,23 @@ impl Place {
 
     /// Starts a process on the servers' core: it inherits the core of the thread that starts it.
     fn spawn(&self, command: &mut Command) -> io::Result<Child> {
-        sched_setaffinity(None, &self.servers)?;
-        let child = command.spawn();
-        sched_setaffinity(None, &self.client)?;
-        child
+        self.on_servers(|| command.spawn())
+    }
+
+    /// Does something on the servers' core.
+    pub(crate) fn on_servers<T>(&self, start: impl FnOnce() -> T) -> T {
+        sched_setaffinity(None, &self.servers).expect("a core of ours");
+        let started = start();
+        sched_setaffinity(None, &self.client).expect("a core of ours");
+        started
+    }
+
+    /// The same, but that servers are started on the client's core.
+    pub(crate) fn together(&self) -> Self {
+        Self {
+            servers: self.client,
+            ..self.clone()
+        }
     }
 }
 
@@ -94,9 +107,14 @@ impl Durability {
 impl Server {
     /// A gateway on an empty store.
     pub(crate) fn gateway(place: &Place, durability: Durability) -> Self {
+        Self::gateway_with(place, &format!("durability = {:?}\n", durability.name()))
+    }
+
+    /// A gateway with a configuration file that says so.
+    pub(crate) fn gateway_with(place: &Place, settings: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let config = folder.path().join("tidegate.toml");
-        fs::write(&config, format!("durability = {:?}\n", durability.name())).expect("a file");
+        fs::write(&config, settings).expect("a file");
         let log = File::create(folder.path().join("log")).expect("a file");
         let mut words = place
             .under
@@ -147,33 +165,12 @@ impl Server {
 
     /// What its threads have had of a core so far.
     pub(crate) fn cpu(&self) -> Cpu {
-        let pid = self.child.id();
-        let mut threads = BTreeMap::new();
-        for thread in fs::read_dir(format!("/proc/{pid}/task")).expect("it lives") {
-            let path = thread.expect("listed").path();
-            let Some(id) = path.file_name().and_then(|id| id.to_str()?.parse().ok()) else {
-                continue;
-            };
-            // A thread that ended meanwhile has done nothing for seconds.
-            let Ok(stat) = fs::read_to_string(path.join("schedstat")) else {
-                continue;
-            };
-            let ns = stat.split_ascii_whitespace().next().and_then(|ns| ns.parse().ok());
-            let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
-            threads.insert(id, (ns.expect("nanoseconds"), name.trim_end().to_owned()));
-        }
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
-        // The name, in brackets, may hold spaces.
-        let fields = stat.rsplit_once(')').expect("a name").1;
-        let mut times = fields
-            .split_ascii_whitespace()
-            .skip(11)
-            .map(|n| n.parse().expect("ticks"));
-        Cpu {
-            threads,
-            user: times.next().expect("utime"),
-            system: times.next().expect("stime"),
-        }
+        Cpu::of(self.child.id())
+    }
+
+    /// Whether it says that it is ready.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.answer("/readyz").starts_with("HTTP/1.1 200")
     }
 
     /// Bytes of memory that it has resident.
@@ -195,6 +192,12 @@ impl Server {
     }
 
     fn get(&self, path: &str) -> String {
+        let text = self.answer(path);
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        text
+    }
+
+    fn answer(&self, path: &str) -> String {
         let mut socket = TcpStream::connect(self.addr).expect("connected");
         socket
             .set_read_timeout(Some(Duration::from_secs(20)))
@@ -207,7 +210,6 @@ impl Server {
         .expect("sent");
         let mut text = String::new();
         socket.read_to_string(&mut text).expect("an answer");
-        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
         text
     }
 
@@ -257,6 +259,36 @@ pub(crate) struct Spent {
 }
 
 impl Cpu {
+    /// What the threads of a process have had of a core so far.
+    pub(crate) fn of(pid: u32) -> Self {
+        let mut threads = BTreeMap::new();
+        for thread in fs::read_dir(format!("/proc/{pid}/task")).expect("it lives") {
+            let path = thread.expect("listed").path();
+            let Some(id) = path.file_name().and_then(|id| id.to_str()?.parse().ok()) else {
+                continue;
+            };
+            // A thread that ended meanwhile has done nothing for seconds.
+            let Ok(stat) = fs::read_to_string(path.join("schedstat")) else {
+                continue;
+            };
+            let ns = stat.split_ascii_whitespace().next().and_then(|ns| ns.parse().ok());
+            let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
+            threads.insert(id, (ns.expect("nanoseconds"), name.trim_end().to_owned()));
+        }
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+        // The name, in brackets, may hold spaces.
+        let fields = stat.rsplit_once(')').expect("a name").1;
+        let mut times = fields
+            .split_ascii_whitespace()
+            .skip(11)
+            .map(|n| n.parse().expect("ticks"));
+        Self {
+            threads,
+            user: times.next().expect("utime"),
+            system: times.next().expect("stime"),
+        }
+    }
+
     /// What was spent from `before` to this reading. A thread that has ended in between is left out: the gateway's end
     /// after ten idle seconds.
     pub(crate) fn since(&self, before: &Self) -> Spent {

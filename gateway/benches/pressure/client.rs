@@ -154,6 +154,20 @@ impl Conn {
         Ok(self.bytes - before)
     }
 
+    /// Subscribes to a space, and waits until it is brought up to the head.
+    pub(crate) fn follow(&mut self, space: &str) -> Result<()> {
+        self.send(&[sub(1, space)])?;
+        self.until(&mut [0; 1024], |conn| conn.currents == 1)
+    }
+
+    /// Waits for more, and tells of each change in it.
+    pub(crate) fn more(&mut self, scratch: &mut [u8], at: impl FnMut(u64)) -> Result<()> {
+        match self.socket.read(scratch)? {
+            0 => Err(Void("the connection was closed".into())),
+            read => self.take(&scratch[..read], at),
+        }
+    }
+
     /// As `catch_up`, but how many documents came.
     pub(crate) fn count_documents(mut self, space: &str) -> Result<usize> {
         self.send(&[sub(1, space)])?;

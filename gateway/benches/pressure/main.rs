@@ -20,6 +20,11 @@ mod client;
 mod fan_out;
 mod growth;
 mod limit;
+mod nodes;
+mod record;
+#[path = "../../tests/support/redis.rs"]
+#[allow(dead_code, reason = "a bench uses a part of it")]
+mod redis_server;
 mod report;
 mod stand;
 mod store;
@@ -130,7 +135,7 @@ const SMALL: Scale = Scale {
 type Scenario = fn(&Place, &Scale, &mut Report);
 
 /// Every scenario, by the name that chooses it, and with what it measures.
-const SCENARIOS: [(&str, &str, Scenario); 9] = [
+const SCENARIOS: [(&str, &str, Scenario); 10] = [
     (
         "paced",
         "20 commits a second of 200 bytes to 500 subscribers",
@@ -155,6 +160,7 @@ const SCENARIOS: [(&str, &str, Scenario); 9] = [
         "the same with more subscribers, spaces, connections",
         growth::growth,
     ),
+    ("nodes", "commits to Redis, and changes on another node", nodes::nodes),
     ("attack", "a proper client while others misbehave", attack::attack),
 ];
 

@@ -5,6 +5,7 @@
 #[path = "../support/cli.rs"]
 mod cli;
 mod clients;
+mod counts;
 mod failover;
 mod faults;
 mod fleet;
