@@ -55,6 +55,8 @@ pub struct Metrics {
     pub gap_commits: IntCounter,
     /// Commits that came before those that precede them, and were not kept.
     pub ahead_dropped: IntCounter,
+    /// Spaces of which a head check found the store elsewhere than the hub.
+    pub head_mismatches: IntCounter,
     /// Encodings of a change: once per commit, form and view.
     pub encodes: IntCounter,
     /// Frames with a change handed to connections.
@@ -115,6 +117,7 @@ impl Default for Metrics {
             commits: counter("tidegate_commits_total"),
             gap_commits: counter("tidegate_gap_commits_total"),
             ahead_dropped: counter("tidegate_ahead_dropped_total"),
+            head_mismatches: counter("tidegate_head_mismatches_total"),
             encodes: counter("tidegate_encodes_total"),
             deliveries: counter("tidegate_deliveries_total"),
             sends: counter("tidegate_sends_total"),
@@ -333,6 +336,8 @@ pub struct RedisMetrics {
     pub errors: IntCounterVec,
     /// Times of calls.
     pub seconds: Histogram,
+    /// Open connections for calls.
+    pub connections: IntGauge,
     /// Whether the bus is connected.
     pub bus_connected: IntGauge,
     /// Connections of the bus that ended.
@@ -355,14 +360,16 @@ impl RedisMetrics {
         let all = Self {
             errors: by_label(row("tidegate_redis_errors_total")),
             seconds: histogram("tidegate_redis_seconds"),
+            connections: gauge("tidegate_redis_connections"),
             bus_connected: gauge("tidegate_bus_connected"),
             bus_breaks: counter("tidegate_bus_breaks_total"),
             bus_cut: counter("tidegate_bus_cut_total"),
             bus_lag: histogram("tidegate_bus_lag_seconds"),
         };
-        let collectors: [Box<dyn Collector>; 6] = [
+        let collectors: [Box<dyn Collector>; 7] = [
             Box::new(all.errors.clone()),
             Box::new(all.seconds.clone()),
+            Box::new(all.connections.clone()),
             Box::new(all.bus_connected.clone()),
             Box::new(all.bus_breaks.clone()),
             Box::new(all.bus_cut.clone()),

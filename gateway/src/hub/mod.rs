@@ -431,6 +431,7 @@ impl Hub {
             tracing::warn!(space = %space.space, %sent, head = %state.head, "the store has lost commits");
         }
         if !same || state.head.seq < sent.seq || state.head.seq > inner.position().seq {
+            self.metrics.head_mismatches.inc();
             inner.doubt = true;
             self.fill(space, &mut inner);
         }

@@ -265,6 +265,12 @@ pub const TABLE: &[Row] = &[
         "As for `tidegate_gap_commits_total`.",
     ),
     plain(
+        "tidegate_head_mismatches_total",
+        "Spaces that a head check found at another position in the store than on this node.",
+        "Now and then, on several nodes under load: a commit was on its way. Steadily, or with `tidegate_gap_commits_total`: the bus \
+         loses messages, see `tidegate_bus_breaks_total` and `tidegate_bus_cut_total`.",
+    ),
+    plain(
         "tidegate_encodes_total",
         "Encodings of a change: once per commit, form and view.",
         "Much more than commits: many different filters on the same spaces.",
@@ -431,6 +437,11 @@ pub const TABLE: &[Row] = &[
          is starting. `oom`: raise its `maxmemory`. `misconf`: its disk is full or failing. `busy`: a script of somebody else's \
          runs for long. `partial`: keys of a space are missing, see the log. `erasing`: a space is being erased. `script`: its \
          cache of scripts was flushed. `other`: see the log.",
+    ),
+    plain(
+        "tidegate_redis_connections",
+        "Open connections to Redis for calls; the bus has another.",
+        "Less than `redis.connections` for long: Redis cannot be reached, or refuses them (`maxclients`).",
     ),
     plain(
         "tidegate_bus_connected",

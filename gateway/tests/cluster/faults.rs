@@ -10,13 +10,13 @@ use std::time::Duration;
 const WITHIN: Duration = Duration::from_secs(HEAD_CHECK.as_secs() + 2 * SLACK.as_secs());
 
 /// While `fault` happens a fleet is at work: each of its writes settles once, and the nodes are ready again by themselves.
-async fn with_fault(plan: Plan, fault: impl AsyncFnOnce(&Server, &Proxy)) -> Vec<Node> {
+async fn with_fault(plan: Plan, fault: impl AsyncFnOnce(&Server, &Proxy, &[Node])) -> Vec<Node> {
     let redis = durable();
     let proxy = Proxy::before(redis.addr()).await;
     let nodes = nodes(&proxy.url(), 3, &["redis.patience=2s"]).await;
     let fleet = Fleet::start(&nodes, plan).await;
     fleet.reaches(plan.all() / 10).await;
-    fault(&redis, &proxy).await;
+    fault(&redis, &proxy, &nodes).await;
     let ended = fleet.end(WITHIN).await;
     let counts = ended.counts;
     println!("converged in {:?}, {} refusals on the way", ended.took, ended.refused);
@@ -40,7 +40,7 @@ async fn errors(nodes: &[Node], kind: &str) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scripts_that_are_flushed_are_loaded_again_and_every_write_settles_once() {
-    let nodes = with_fault(PLAN, async |redis, _| {
+    let nodes = with_fault(PLAN, async |redis, _, _| {
         for _ in 0..10 {
             redis.command(&["SCRIPT", "FLUSH"]);
             tokio::time::sleep(Duration::from_millis(60)).await;
@@ -52,7 +52,7 @@ async fn scripts_that_are_flushed_are_loaded_again_and_every_write_settles_once(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_are_killed_are_made_again_and_every_write_settles_once() {
-    let nodes = with_fault(PLAN, async |redis, _| {
+    let nodes = with_fault(PLAN, async |redis, _, _| {
         for kind in ["normal", "pubsub", "normal", "pubsub", "normal"] {
             redis.command(&["CLIENT", "KILL", "TYPE", kind]);
             tokio::time::sleep(Duration::from_millis(150)).await;
@@ -64,7 +64,7 @@ async fn connections_that_are_killed_are_made_again_and_every_write_settles_once
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_pauses_for_longer_than_an_answer_may_take_costs_time_and_nothing_else() {
-    let nodes = with_fault(PLAN, async |redis, _| {
+    let nodes = with_fault(PLAN, async |redis, _, _| {
         redis.command(&["CLIENT", "PAUSE", "3500", "ALL"]);
     })
     .await;
@@ -73,10 +73,13 @@ async fn a_redis_that_pauses_for_longer_than_an_answer_may_take_costs_time_and_n
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_that_stalls_in_silence_is_noticed_and_every_write_settles_once() {
-    let nodes = with_fault(PLAN, async |_, proxy| {
+    let nodes = with_fault(PLAN, async |_, proxy, nodes| {
         proxy.set(Fault::Stall);
         // Beyond the time in which an answer has to come, and in which a command is tried again.
         tokio::time::sleep(Duration::from_secs(5)).await;
+        for node in nodes {
+            node.not_ready().await;
+        }
         proxy.set(Fault::None);
     })
     .await;
@@ -85,12 +88,15 @@ async fn a_network_that_stalls_in_silence_is_noticed_and_every_write_settles_onc
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_that_is_cut_or_slow_costs_time_and_nothing_else() {
-    let nodes = with_fault(PLAN, async |_, proxy| {
+    let nodes = with_fault(PLAN, async |_, proxy, nodes| {
         proxy.set(Fault::Delay(Duration::from_millis(5)));
         tokio::time::sleep(Duration::from_secs(1)).await;
         proxy.set(Fault::Cut);
         // Beyond the time in which a command is tried again.
         tokio::time::sleep(Duration::from_secs(3)).await;
+        for node in nodes {
+            node.not_ready().await;
+        }
         proxy.set(Fault::None);
     })
     .await;
@@ -105,7 +111,7 @@ async fn a_redis_without_memory_refuses_for_a_while_and_every_write_settles_once
             .map(|space| redis.command(&["HGET", &meta(space), "head"]))
             .collect()
     };
-    let nodes = with_fault(PLAN, async |redis, _| {
+    let nodes = with_fault(PLAN, async |redis, _, _| {
         redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
         let before = heads(redis);
         tokio::time::sleep(Duration::from_secs(1)).await;

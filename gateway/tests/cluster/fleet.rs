@@ -88,6 +88,10 @@ impl Node {
             .is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
     }
 
+    pub(crate) async fn not_ready(&self) {
+        until("the node says that it is not ready", async || !self.is_ready().await).await;
+    }
+
     pub(crate) async fn ready(&self) {
         until("the node is ready", async || self.is_ready().await).await;
     }

@@ -1,6 +1,6 @@
 //! One order, and no gap in it, whatever happens to the bus.
 
-use crate::fleet::{Fleet, Plan, durable, nodes};
+use crate::fleet::{Fleet, Node, Plan, durable, nodes};
 use crate::proxy::{Fault, Proxy};
 use std::time::Duration;
 
@@ -36,12 +36,12 @@ async fn clients_that_hop_between_three_nodes_agree_on_one_order_and_nothing_is_
 }
 
 /// With a proxy before the nodes' Redis, while `faults` run; the last one stays.
-async fn with_faults(faults: impl AsyncFnOnce(&Proxy)) {
+async fn with_faults(faults: impl AsyncFnOnce(&Proxy, &[Node])) {
     let redis = durable();
     let proxy = Proxy::before(redis.addr()).await;
     let nodes = nodes(&proxy.url(), 3, &["redis.ping=500ms"]).await;
     let mut fleet = Fleet::start(&nodes, PLAN).await;
-    faults(&proxy).await;
+    faults(&proxy, &nodes).await;
     fleet.written().await;
     let (took, counts) = fleet.converge(HEAD_CHECK + SLACK).await;
     println!(
@@ -57,7 +57,7 @@ async fn with_faults(faults: impl AsyncFnOnce(&Proxy)) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bus_that_loses_a_fifth_of_its_messages_costs_time_and_nothing_else() {
-    with_faults(async |proxy| {
+    with_faults(async |proxy, _| {
         proxy.set(Fault::Drop(5));
         tokio::time::sleep(Duration::from_secs(3)).await;
         let (messages, dropped) = proxy.messages();
@@ -68,11 +68,14 @@ async fn a_bus_that_loses_a_fifth_of_its_messages_costs_time_and_nothing_else() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bus_that_is_cut_again_and_again_costs_time_and_nothing_else() {
-    with_faults(async |proxy| {
+    with_faults(async |proxy, nodes| {
         for _ in 0..4 {
             tokio::time::sleep(Duration::from_millis(400)).await;
             proxy.set(Fault::CutBus);
             tokio::time::sleep(Duration::from_millis(200)).await;
+            for node in nodes {
+                node.not_ready().await;
+            }
             proxy.set(Fault::None);
         }
     })
@@ -81,11 +84,14 @@ async fn a_bus_that_is_cut_again_and_again_costs_time_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bus_that_stalls_in_silence_is_noticed_and_made_anew() {
-    with_faults(async |proxy| {
+    with_faults(async |proxy, nodes| {
         tokio::time::sleep(Duration::from_millis(300)).await;
         proxy.set(Fault::StallBus);
         // Beyond the time in which a ping has to be answered.
         tokio::time::sleep(Duration::from_secs(4)).await;
+        for node in nodes {
+            node.not_ready().await;
+        }
         proxy.set(Fault::None);
     })
     .await;

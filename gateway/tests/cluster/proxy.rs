@@ -24,7 +24,7 @@ pub(crate) enum Fault {
     Drop(u64),
     /// As `Stall`, on connections that subscribe alone.
     StallBus,
-    /// Connections that subscribe end.
+    /// Connections that subscribe end, those that are made meanwhile, too.
     CutBus,
 }
 
@@ -148,6 +148,9 @@ async fn pass(near: TcpStream, far: TcpStream, faults: watch::Receiver<Fault>, c
                 // The library sends each request in a write of its own, or several whole ones.
                 if buffer[..n].windows(9).any(|word| word == b"SUBSCRIBE") {
                     subscribes.store(true, Ordering::Relaxed);
+                    if *faults.borrow() == Fault::CutBus {
+                        return;
+                    }
                 }
                 hold(&mut faults, &subscribes).await;
                 if to_redis.write_all(&buffer[..n]).await.is_err() {

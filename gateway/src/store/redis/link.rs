@@ -6,7 +6,7 @@
 
 use super::endpoint::{Endpoint, RedisTls};
 use super::scripts::{ALL, Script};
-use crate::metrics::RedisMetrics;
+use crate::metrics::{Gauged, RedisMetrics};
 use crate::store::StoreError;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
@@ -68,7 +68,13 @@ pub(super) struct Link {
 }
 
 /// The place of a connection, which may have to be made first. A new cell is put there when it has broken.
-type Slot = Mutex<Arc<OnceCell<MultiplexedConnection>>>;
+type Slot = Mutex<Arc<OnceCell<Open>>>;
+
+/// An open connection, counted as long as somebody may use it.
+struct Open {
+    connection: MultiplexedConnection,
+    _gauge: Gauged,
+}
 
 /// What is told of a call that was not done.
 pub(super) enum LinkError {
@@ -134,7 +140,7 @@ impl Link {
         let other = |why: String| LinkError::Other(StoreError::Unavailable(why));
         let cell = self.slots[0].lock().clone();
         let made = cell.get_or_try_init(|| self.connect()).await;
-        let mut connection = made.map_err(other)?.clone();
+        let mut connection = made.map_err(other)?.connection.clone();
         let mut pipe = redis::pipe();
         let count = cmds.len();
         for cmd in cmds {
@@ -189,7 +195,7 @@ impl Link {
         // Of many that wait for a connection one makes it.
         let made = cell.get_or_try_init(|| self.connect()).await;
         let mut connection = match made {
-            Ok(connection) => connection.clone(),
+            Ok(open) => open.connection.clone(),
             Err(why) => {
                 self.count("connection");
                 return Err(broken(why));
@@ -236,7 +242,7 @@ impl Link {
         self.metrics.errors.with_label_values(&[kind]).inc();
     }
 
-    async fn connect(&self) -> Result<MultiplexedConnection, String> {
+    async fn connect(&self) -> Result<Open, String> {
         let making = async {
             let config = AsyncConnectionConfig::new()
                 .set_connection_timeout(Some(self.config.connect))
@@ -245,7 +251,10 @@ impl Link {
             let connection = client.get_multiplexed_async_connection_with_config(&config).await;
             let connection = connection.map_err(|error| error.to_string())?;
             load(connection.clone()).await?;
-            Ok(connection)
+            Ok(Open {
+                connection,
+                _gauge: Gauged::new(&self.metrics.connections),
+            })
         };
         let made = timeout(self.config.connect, making).await;
         made.unwrap_or_else(|_| Err(format!("not connected in {:?}", self.config.connect)))

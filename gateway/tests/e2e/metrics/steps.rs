@@ -541,6 +541,14 @@ pub async fn opening(seen: &Seen) {
     go.send(()).unwrap();
     seen.moves(&gateway, "tidegate_ahead_dropped_total").await;
     seen.moves(&gateway, "tidegate_gap_commits_total").await;
+    // Behind this one's back, and nobody tells it.
+    let (dir, store) = (gateway.dir.clone(), gateway.store.clone());
+    let (any, gate) = ("127.0.0.1:0".parse().unwrap(), Gate::new(store.clone()));
+    let other = Gateway::guarded(any, dir, store, gate, Arc::new(Says), quick()).await;
+    write(&mut other.peer("a").await, state.write(vec![set("d/1", "n", 0)]))
+        .await
+        .unwrap();
+    seen.moves(&gateway, "tidegate_head_mismatches_total").await;
     drop((writer, opening));
     seen.rests(&gateway).await;
 }
@@ -701,6 +709,7 @@ pub(super) async fn redis(seen: &Seen) {
     next().await.1.expect("written");
     seen.moves(&gateway, "tidegate_bus_lag_seconds_count").await;
     seen.moves(&gateway, "tidegate_redis_seconds_count").await;
+    seen.moves(&gateway, "tidegate_redis_connections").await;
     // Each of these keeps what follows from being written until it is over.
     let kind = |kind: &str| format!("tidegate_redis_errors_total{{kind=\"{kind}\"}}");
     server.command(&["SCRIPT", "FLUSH"]);
