@@ -83,7 +83,7 @@ impl Space {
                 own.unsure &= own.sent.is_none();
                 own.unsure |= own.covered.is_some() || former.is_some_and(|bearer| bearer.shared);
                 own.sent = Some((client, mid));
-                (own.heard, own.covered) = (None, None);
+                (own.heard, own.covered, own.renounced) = (None, None, false);
             }
         }
         let highest = self.sent_max.entry(writer).or_default();
@@ -240,6 +240,7 @@ impl Space {
                 let may_be_hidden = own.unsure || own.covered.is_some();
                 own.sent = None;
                 (own.heard, own.covered, own.unsure) = (None, None, !is_certain && may_be_hidden);
+                own.renounced = may_be_hidden;
             }
         }
     }
@@ -383,6 +384,8 @@ impl Space {
             let own = &mut of.own[*index];
             // Where the end of it was not stored, a `last_mid` covers it still.
             own.unsure |= own.uncovered.take().is_some_and(|uncovered| !is_stored(uncovered));
+            // Where that was not stored, it bears the id still.
+            own.unsure |= std::mem::take(&mut own.renounced);
             let Some(covered @ Covered { from, to, again }) = own.covered else {
                 continue;
             };
@@ -446,6 +449,7 @@ impl Space {
             stood: None,
             covered: None,
             uncovered: None,
+            renounced: false,
             // A `last_mid` that its first holder was told may cover it.
             unsure: copied,
         });

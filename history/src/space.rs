@@ -117,6 +117,8 @@ pub(crate) struct Own {
     pub(crate) covered: Option<Covered>,
     /// A later one said that it is not, any more.
     pub(crate) uncovered: Option<Covered>,
+    /// The id under which it may be hidden was given up.
+    pub(crate) renounced: bool,
     /// It was so, or it was in the state: and then a restart or a purge came between, after which it may be shown
     /// or not until a `last_mid` says more.
     pub(crate) unsure: bool,

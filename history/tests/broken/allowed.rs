@@ -1,7 +1,7 @@
 //! What is no breach, and what a violation tells.
 
 use crate::spoil::*;
-use crate::world::{E, Kind, doc, judge, judge_outside, mid, path, seq};
+use crate::world::{E, Kind, doc, judge, judge_outside, mid, path, reject, seq};
 use tidegate_history::Breach::*;
 use tidegate_history::{Docs, Fate, plain};
 use tidegate_protocol::*;
@@ -218,6 +218,55 @@ fn an_end_of_what_a_last_mid_covers_that_was_not_stored_is_none() {
         let mut events = events.clone();
         events.push(E::Restarted(8, Some((restored, ViewId(1)))));
         events.push(E::Shown(8, Some(restored), shown, vec![]));
+        events.push(E::Settled(8, tag, Fate::Forgotten));
+        is(&events, expected);
+    }
+}
+
+#[test]
+fn a_client_id_that_was_given_up_and_that_was_not_stored_is_borne_still() {
+    let world = rich();
+    let (tag, client, head) = (1_000, ClientId(0x88), world.head());
+    let (confirmed, standing) = (2, Some((world.head(), ViewId(1))));
+    let pages: Vec<_> = world.docs().iter().map(whole).collect();
+    let mut events = world.events;
+    let write = Write {
+        head: WriteHead {
+            space: crate::world::space(),
+            client,
+            mid: mid(1),
+            key: MutationKey(1),
+            prev: None,
+            first: Some(1),
+        },
+        base: None,
+        policy: None,
+        ops: tidegate_history::workload::counting(tidegate_history::Tag(tag)).unwrap(),
+    };
+    // What another copy of the storage has written under its id hides it, until it is told.
+    events.push(E::Issued(8, tag, true));
+    let told = Some((client, Some(mid(1))));
+    let mut caught_up = subscribes_as((80, 8), told, None, (Mode::Reset, ViewId(1)), pages, head);
+    caught_up.insert(1, E::Sent(80, ClientMessage::Write(write)));
+    events.extend(caught_up);
+    events.push(E::Shown(8, Some(head), confirmed, vec![]));
+    events.push(E::Received(
+        80,
+        reject(crate::world::space(), mid(1), Code::ClientCloned, None),
+    ));
+    events.push(E::Shown(8, Some(head), confirmed + 1, vec![]));
+    events.push(E::Disconnected(80));
+    for (restarts, shown, expected) in [
+        (false, confirmed, &[NotCounted][..]),
+        (true, confirmed, &[]),
+        (true, confirmed + 1, &[]),
+        (true, confirmed - 1, &[NotCounted]),
+    ] {
+        let mut events = events.clone();
+        if restarts {
+            events.push(E::Restarted(8, standing));
+        }
+        events.push(E::Shown(8, Some(head), shown, vec![]));
         events.push(E::Settled(8, tag, Fate::Forgotten));
         is(&events, expected);
     }

@@ -695,7 +695,7 @@ fn ack(space: SpaceId, mid: Mid, position: Position) -> ServerMessage {
     })
 }
 
-fn reject(space: SpaceId, mid: Mid, code: Code, expected: Option<Mid>) -> ServerMessage {
+pub fn reject(space: SpaceId, mid: Mid, code: Code, expected: Option<Mid>) -> ServerMessage {
     ServerMessage::Reject(Reject {
         space,
         mid,
