@@ -122,6 +122,7 @@ pub const REDIS_ERRORS: &[&str] = &[
     "partial",
     "erasing",
     "script",
+    "settings",
     "other",
 ];
 
@@ -436,7 +437,7 @@ pub const TABLE: &[Row] = &[
         "`connection`, `timeout`: Redis is down, or out of reach. `role`: the address leads to a replica. `loading`: it \
          is starting. `oom`: raise its `maxmemory`. `misconf`: its disk is full or failing. `busy`: a script of somebody else's \
          runs for long. `partial`: keys of a space are missing, see the log. `erasing`: a space is being erased. `script`: its \
-         cache of scripts was flushed. `other`: see the log.",
+         cache of scripts was flushed. `settings`: with the server's settings the gateway does not use it, see `tidegate doctor`. `other`: see the log.",
     ),
     plain(
         "tidegate_redis_connections",

@@ -18,6 +18,7 @@ mod proxy;
 #[path = "../support/redis.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod redis_server;
+mod settings;
 #[path = "../e2e/support.rs"]
 #[allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 mod support;

@@ -6,6 +6,7 @@ mod gateway;
 use super::Failure;
 use super::args::{BackupArgs, DataArgs, EraseArgs, MigrateArgs, RedisTlsArgs, RestoreArgs};
 use super::serve::{self, quote};
+use crate::config::{Kind, Value};
 use crate::env::{Env as _, SystemEnv};
 use crate::metrics::{Metrics, RedisMetrics};
 use crate::server::control::{self, Done, ErasedCounts, Request};
@@ -125,7 +126,11 @@ pub(crate) fn erase(args: &EraseArgs, out: &mut impl Write) -> Result<(), Failur
             command.push_str(&format!(" --user={}", quote(user)));
         }
         match &args.redis {
-            Some(url) => command.push_str(&format!(" --redis={} --yes", quote(url))),
+            // Not with its password.
+            Some(url) => command.push_str(&format!(
+                " --redis={} --yes",
+                quote(&Kind::Redis.show(&Value::Text(url.clone())))
+            )),
             None => command.push_str(&format!(" --data-dir={} --yes", quote(&dir.display().to_string()))),
         }
         return Err(format!(

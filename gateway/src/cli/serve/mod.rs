@@ -14,7 +14,7 @@ use crate::metrics::{Metrics, RedisMetrics};
 use crate::server::control::{Control, STALLED};
 use crate::server::{Parts, Server, ServerConfig};
 use crate::store::embedded::{self, Collected, EmbeddedOptions, EmbeddedStore};
-use crate::store::redis::{Finding, Level, RedisStore};
+use crate::store::redis::{Level, RedisStore};
 use crate::store::{Store, StoreError};
 use std::fs;
 use std::io::{self, Write as _};
@@ -160,8 +160,7 @@ async fn on_redis(url: &str, settings: &Settings, env: &Arc<dyn Env>, metrics: &
             for finding in findings.iter().filter(|finding| finding.level == Level::Warning) {
                 tracing::warn!(redis = %finding.what, "{}", finding.advice);
             }
-            let is_wrong = |finding: &&Finding| finding.level == Level::Wrong;
-            if let Some(wrong) = findings.iter().find(is_wrong).filter(|_| !config.any_policy) {
+            if let Some(wrong) = findings.iter().find(|finding| finding.forbids(config.any_policy)) {
                 return Err(format!("Redis: {}\n{}", wrong.what, wrong.advice).into());
             }
             store.count().await.map_err(|e| e.to_string())?;

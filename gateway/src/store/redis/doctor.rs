@@ -1,9 +1,9 @@
 //! What of a Redis server's settings would lose data, or stop the gateway.
 
 use super::RedisStore;
-use super::reply::{Parts, unexpected};
 use crate::store::StoreError;
-use redis::Value;
+use redis::aio::MultiplexedConnection;
+use redis::{RedisError, Value};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -50,41 +50,64 @@ impl RedisStore {
     /// # Errors
     /// Where Redis does not answer.
     pub async fn doctor(&self) -> Result<Vec<Finding>, StoreError> {
-        let info = match self.link.ask(&redis::cmd("INFO")).await? {
-            Value::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Value::VerbatimString { text, .. } => text,
-            _ => return Err(unexpected("INFO")),
-        };
-        let mut found: BTreeMap<String, String> = info
-            .lines()
-            .filter_map(|line| line.split_once(':'))
-            .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
-            .collect();
-        // Managed servers do not let everybody ask.
-        let mut may_ask = true;
-        for name in [
-            "maxmemory-policy",
-            "appendonly",
-            "appendfsync",
-            "client-output-buffer-limit",
-        ] {
-            let mut cmd = redis::cmd("CONFIG");
-            cmd.arg("GET").arg(name);
-            match self.link.ask(&cmd).await {
-                Ok(value) => {
-                    let mut parts = Parts::of(value)?;
-                    while parts.len() > 1 {
-                        let (name, value) = (parts.bytes()?, parts.bytes()?);
-                        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-                        found.insert(text(name), text(value));
-                    }
-                }
-                Err(_) => may_ask = false,
-            }
-        }
-        Ok(findings(&found, may_ask))
+        self.link.look().await.map_err(StoreError::Unavailable)
     }
 }
+
+/// Settings that are looked at, beside what the server tells of itself.
+const SETTINGS: [&str; 5] = [
+    "maxmemory-policy",
+    "appendonly",
+    "appendfsync",
+    "no-appendfsync-on-rewrite",
+    "save",
+];
+
+/// Looks over the server at the other end.
+pub(super) async fn look(connection: &mut MultiplexedConnection) -> Result<Vec<Finding>, String> {
+    let mut pipe = redis::pipe();
+    pipe.cmd("INFO");
+    for name in SETTINGS {
+        pipe.cmd("CONFIG").arg("GET").arg(name);
+    }
+    let answers = connection.send_packed_commands(&pipe, 0, 1 + SETTINGS.len()).await;
+    let mut answers = answers.map_err(|error| error.to_string())?.into_iter();
+    let info = match answers.next() {
+        Some(Value::BulkString(bytes)) => String::from_utf8_lossy(&bytes).into_owned(),
+        Some(Value::VerbatimString { text, .. }) => text,
+        Some(Value::ServerError(error)) => return Err(RedisError::from(error).to_string()),
+        _ => return Err("INFO was answered by something else".to_owned()),
+    };
+    let mut found: BTreeMap<String, String> = info
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
+        .collect();
+    // Managed servers do not let everybody ask.
+    let mut may_ask = true;
+    for answer in answers {
+        match redis::from_redis_value::<Vec<String>>(answer) {
+            Ok(pairs) => {
+                let mut pairs = pairs.into_iter();
+                while let (Some(name), Some(value)) = (pairs.next(), pairs.next()) {
+                    found.insert(name, value);
+                }
+            }
+            Err(_) => may_ask = false,
+        }
+    }
+    Ok(findings(&found, may_ask))
+}
+
+impl Finding {
+    /// Whether the gateway does not serve with it, where `any_policy` says that keys may be evicted.
+    pub(crate) fn forbids(&self, any_policy: bool) -> bool {
+        self.level == Level::Wrong && !(any_policy && self.what.starts_with(POLICY))
+    }
+}
+
+/// What a finding about it begins with.
+const POLICY: &str = "maxmemory-policy ";
 
 fn findings(found: &BTreeMap<String, String>, may_ask: bool) -> Vec<Finding> {
     let get = |name: &str| found.get(name).map_or("", String::as_str);
@@ -118,13 +141,20 @@ fn findings(found: &BTreeMap<String, String>, may_ask: bool) -> Vec<Finding> {
         policy => policy,
     };
     match policy {
-        "noeviction" => say(Level::Fine, "maxmemory-policy noeviction".to_owned(), ""),
+        "noeviction" => say(Level::Fine, format!("{POLICY}noeviction"), ""),
         policy => say(
             Level::Wrong,
-            format!("maxmemory-policy {policy}"),
+            format!("{POLICY}{policy}"),
             "When its memory is full, Redis would throw away what was acknowledged. Set it to noeviction: then writes are \
              answered `unavailable`. With redis.any_policy = true the gateway serves all the same.",
         ),
+    }
+    if get("cluster_enabled") == "1" {
+        say(
+            Level::Wrong,
+            "cluster_enabled 1".to_owned(),
+            "The gateway does not know yet which node of a cluster holds what: give it the address of a server that is none.",
+        );
     }
     if get("maxmemory") == "0" {
         say(
@@ -136,6 +166,12 @@ fn findings(found: &BTreeMap<String, String>, may_ask: bool) -> Vec<Finding> {
     }
     match (get("appendonly"), get("appendfsync")) {
         ("", _) => {}
+        ("yes", "always") if get("no-appendfsync-on-rewrite") == "yes" => say(
+            Level::Warning,
+            "no-appendfsync-on-rewrite yes".to_owned(),
+            "While Redis rewrites its file or saves a snapshot, a crash of the machine can lose what is acknowledged. Clients are \
+             told and go on from what is there. Set it to no where that is not to happen.",
+        ),
         ("yes", "always") => say(Level::Fine, "appendonly yes, appendfsync always".to_owned(), ""),
         ("yes", fsync) => say(
             Level::Warning,
@@ -143,12 +179,24 @@ fn findings(found: &BTreeMap<String, String>, may_ask: bool) -> Vec<Finding> {
             "A crash of the machine can lose the last second of what was acknowledged. Clients are told and go on from what is \
              there. Set appendfsync to always where that is not to happen.",
         ),
+        (appendonly, _) if get("save").is_empty() && found.contains_key("save") => say(
+            Level::Warning,
+            format!("appendonly {appendonly}, and no snapshots"),
+            "A restart loses everything. Clients are told and start over. Set appendonly to yes.",
+        ),
         (appendonly, _) => say(
             Level::Warning,
             format!("appendonly {appendonly}"),
             "A restart loses everything since the last snapshot. Clients are told and go on from what is there. Set appendonly \
              to yes.",
         ),
+    }
+    if get("aof_last_write_status") == "err" {
+        say(
+            Level::Warning,
+            "aof_last_write_status err".to_owned(),
+            "Redis cannot write its file, and refuses writes: look at its disk.",
+        );
     }
     let replicas = get("connected_slaves");
     if replicas == "0" {
@@ -201,12 +249,38 @@ mod tests {
             (("redis_version", "6.2.1"), "redis_version 6.2.1"),
             (("role", "slave"), "role slave"),
             (("maxmemory-policy", "allkeys-lru"), "maxmemory-policy allkeys-lru"),
+            (("cluster_enabled", "1"), "cluster_enabled 1"),
             (("maxmemory", "0"), "maxmemory 0"),
+            (("no-appendfsync-on-rewrite", "yes"), "no-appendfsync-on-rewrite yes"),
+            (("aof_last_write_status", "err"), "aof_last_write_status err"),
             (("appendonly", "no"), "appendonly no"),
             (("appendfsync", "everysec"), "appendonly yes, appendfsync everysec"),
             (("connected_slaves", "0"), "connected_slaves 0"),
         ] {
             assert_eq!(wrong(&[pair]), [what]);
+        }
+    }
+
+    #[test]
+    fn any_policy_is_about_the_policy_alone() {
+        for (pair, any, forbids) in [
+            (("maxmemory-policy", "allkeys-lru"), false, true),
+            (("maxmemory-policy", "allkeys-lru"), true, false),
+            (("role", "slave"), true, true),
+            (("appendonly", "no"), false, false),
+        ] {
+            let found = [pair].map(|(a, b)| (a.to_owned(), b.to_owned()));
+            let found = [
+                ("redis_version", "7"),
+                ("role", "master"),
+                ("maxmemory-policy", "noeviction"),
+            ]
+            .map(|(a, b)| (a.to_owned(), b.to_owned()))
+            .into_iter()
+            .chain(found)
+            .collect();
+            let found = findings(&found, true);
+            assert_eq!(found.iter().any(|finding| finding.forbids(any)), forbids, "{pair:?}");
         }
     }
 

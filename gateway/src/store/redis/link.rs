@@ -4,6 +4,7 @@
 //! own (`crate::bus`). A command whose answer does not come may have been done: it is sent again as it was, which is
 //! harmless for reads, and for commits by their mids and keys.
 
+use super::doctor::{self, Finding};
 use super::endpoint::{Endpoint, RedisTls};
 use super::scripts::{ALL, Script};
 use crate::metrics::{Gauged, RedisMetrics};
@@ -65,6 +66,8 @@ pub(super) struct Link {
     slots: Vec<Slot>,
     next: AtomicUsize,
     permits: Semaphore,
+    /// Why the server is not used, as it was said last.
+    said: Mutex<Option<Finding>>,
 }
 
 /// The place of a connection, which may have to be made first. A new cell is put there when it has broken.
@@ -74,6 +77,21 @@ type Slot = Mutex<Arc<OnceCell<Open>>>;
 struct Open {
     connection: MultiplexedConnection,
     _gauge: Gauged,
+}
+
+/// Why there is no connection, and as what that counts, one of `REDIS_ERRORS`.
+struct Unmade {
+    kind: &'static str,
+    why: String,
+}
+
+impl From<String> for Unmade {
+    fn from(why: String) -> Self {
+        Self {
+            kind: "connection",
+            why,
+        }
+    }
 }
 
 /// What is told of a call that was not done.
@@ -116,6 +134,7 @@ impl Link {
             slots: (0..config.connections.max(1)).map(|_| Slot::default()).collect(),
             permits: Semaphore::new(config.in_flight),
             next: AtomicUsize::new(0),
+            said: Mutex::default(),
             metrics,
             config,
         })
@@ -140,7 +159,7 @@ impl Link {
         let other = |why: String| LinkError::Other(StoreError::Unavailable(why));
         let cell = self.slots[0].lock().clone();
         let made = cell.get_or_try_init(|| self.connect()).await;
-        let mut connection = made.map_err(other)?.connection.clone();
+        let mut connection = made.map_err(|unmade| other(unmade.why))?.connection.clone();
         let mut pipe = redis::pipe();
         let count = cmds.len();
         for cmd in cmds {
@@ -196,8 +215,8 @@ impl Link {
         let made = cell.get_or_try_init(|| self.connect()).await;
         let mut connection = match made {
             Ok(open) => open.connection.clone(),
-            Err(why) => {
-                self.count("connection");
+            Err(Unmade { kind, why }) => {
+                self.count(kind);
                 return Err(broken(why));
             }
         };
@@ -242,14 +261,53 @@ impl Link {
         self.metrics.errors.with_label_values(&[kind]).inc();
     }
 
-    async fn connect(&self) -> Result<Open, String> {
+    /// Looks over the server's settings, on a connection of its own; waits for it as calls do.
+    pub(super) async fn look(&self) -> Result<Vec<Finding>, String> {
+        let (started, mut pause) = (Instant::now(), FIRST_AGAIN);
+        loop {
+            let looking = async {
+                let mut connection = self.bare().await?;
+                doctor::look(&mut connection).await
+            };
+            let why = match timeout(self.config.connect, looking).await {
+                Ok(Ok(findings)) => return Ok(findings),
+                Ok(Err(why)) => why,
+                Err(_) => format!("nothing in {:?}", self.config.connect),
+            };
+            if started.elapsed() + pause > self.config.patience {
+                return Err(format!("Redis does not answer: {why}"));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LAST_AGAIN);
+        }
+    }
+
+    async fn bare(&self) -> Result<MultiplexedConnection, String> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.config.connect))
+            .set_response_timeout(None);
+        let client = self.endpoint.client().await?;
+        let connection = client.get_multiplexed_async_connection_with_config(&config).await;
+        connection.map_err(|error| error.to_string())
+    }
+
+    /// A connection to a server whose settings were looked at, whoever that is now: another may have taken over.
+    async fn connect(&self) -> Result<Open, Unmade> {
         let making = async {
-            let config = AsyncConnectionConfig::new()
-                .set_connection_timeout(Some(self.config.connect))
-                .set_response_timeout(None);
-            let client = self.endpoint.client().await?;
-            let connection = client.get_multiplexed_async_connection_with_config(&config).await;
-            let connection = connection.map_err(|error| error.to_string())?;
+            let mut connection = self.bare().await?;
+            let findings = doctor::look(&mut connection).await?;
+            let forbids = |finding: &&Finding| finding.forbids(self.config.any_policy);
+            let wrong = findings.iter().find(forbids);
+            self.say_once(wrong);
+            if let Some(wrong) = wrong {
+                let kind = if wrong.what.starts_with("role ") {
+                    "role"
+                } else {
+                    "settings"
+                };
+                let why = format!("it is not used: {}", wrong.what);
+                return Err(Unmade { kind, why });
+            }
             load(connection.clone()).await?;
             Ok(Open {
                 connection,
@@ -257,7 +315,18 @@ impl Link {
             })
         };
         let made = timeout(self.config.connect, making).await;
-        made.unwrap_or_else(|_| Err(format!("not connected in {:?}", self.config.connect)))
+        made.unwrap_or_else(|_| Err(format!("not connected in {:?}", self.config.connect).into()))
+    }
+
+    /// Says why the server is not used, once until that changes.
+    fn say_once(&self, wrong: Option<&Finding>) {
+        let mut said = self.said.lock();
+        if said.as_ref() != wrong {
+            if let Some(wrong) = wrong {
+                tracing::error!(redis = %wrong.what, "Redis is not used. {}", wrong.advice);
+            }
+            *said = wrong.cloned();
+        }
     }
 
     /// A refusal, counted by its kind. All but damage are temporary: what the server wants may come true.

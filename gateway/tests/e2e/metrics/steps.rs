@@ -545,9 +545,13 @@ pub async fn opening(seen: &Seen) {
     let (dir, store) = (gateway.dir.clone(), gateway.store.clone());
     let (any, gate) = ("127.0.0.1:0".parse().unwrap(), Gate::new(store.clone()));
     let other = Gateway::guarded(any, dir, store, gate, Arc::new(Says), quick()).await;
-    write(&mut other.peer("a").await, state.write(vec![set("d/1", "n", 0)]))
-        .await
-        .unwrap();
+    let mut unheard = other.peer("a").await;
+    // Until the space is open all that was written is in the head that is read.
+    while seen.page(&gateway).await["tidegate_head_mismatches_total"] == 0 {
+        write(&mut unheard, state.write(vec![set("d/1", "n", 0)]))
+            .await
+            .unwrap();
+    }
     seen.moves(&gateway, "tidegate_head_mismatches_total").await;
     drop((writer, opening));
     seen.rests(&gateway).await;
@@ -740,8 +744,17 @@ pub(super) async fn redis(seen: &Seen) {
             "partial",
         ),
         (&["CLIENT", "PAUSE", "1200"], &["PING"], "timeout"),
+        (
+            &["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"],
+            &["CONFIG", "SET", "maxmemory-policy", "noeviction"],
+            "settings",
+        ),
     ] {
         server.command(begin);
+        if name == "settings" {
+            // They are looked at with each connection.
+            server.command(&["CLIENT", "KILL", "TYPE", "normal"]);
+        }
         // Who waits long enough is served.
         if let Err(refused) = write(&mut peer, first.clone()).await {
             assert_eq!(refused.code, Code::Unavailable, "{name}");
