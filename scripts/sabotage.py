@@ -55,6 +55,48 @@ FAILOVER = "failover::a_failover_that_loses_commits_and_the_failback_after_it_ar
 
 # name: (file, code, what to put in its place, cargo arguments, test)
 RULES = {
+    "bus: a probe that is not heard ends the connection": (
+        "gateway/src/bus/redis.rs",
+        "        self.heard < self.published && self.since.elapsed() >= time",
+        "        false && self.since.elapsed() >= time",
+        CLUSTER,
+        "bus::a_bus_on_a_server_that_the_store_has_left_is_made_anew",
+    ),
+    "bus: a database has channels of its own": (
+        "gateway/src/store/redis/keys.rs",
+        "        0 => prefix(space),",
+        "        _ if db >= 0 => prefix(space),",
+        CLUSTER,
+        "bus::a_database_hears_nothing_of_another_even_where_one_was_copied_from_the_other",
+    ),
+    "bus: a channel that is refused costs nobody the connection": (
+        "gateway/src/bus/redis.rs",
+        "                Err(error) if error.code().is_some() => Ok(Done::Refused(space, error)),",
+        "                Err(error) if false && error.code().is_some() => Ok(Done::Refused(space, error)),",
+        CLUSTER,
+        "bus::a_channel_that_redis_does_not_allow_costs_its_space_and_no_other",
+    ),
+    "bus: a message alone is brought whatever its size": (
+        "gateway/src/bus/inbox.rs",
+        "&& (is_new || slot.arrived.bytes + bytes <= self.bounds.space)",
+        "&& slot.arrived.bytes + bytes <= self.bounds.space.min(1 << 20)",
+        CLUSTER,
+        "bus::a_message_of_any_size_is_brought_as_it_is",
+    ),
+    "redis: who waits for a connection waits no longer than a call may take": (
+        "gateway/src/store/redis/link.rs",
+        "        let open = match timeout_at(deadline, making.clone()).await {\n            Ok(Ok(open)) => open,\n            Ok(Err(unmade)) => return Err(broken(unmade.why)),",
+        "        let alone = Slot::default();\n        static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());\n        let turn = ONE.lock().await;\n        let made = alone.get(&self.connector).await;\n        drop(turn);\n        let open = match Ok::<_, StoreError>(made) {\n            Ok(Ok(open)) => open,\n            Ok(Err(unmade)) => return Err(broken(unmade.why)),",
+        CLUSTER,
+        "bus::however_many_wait_for_a_redis_that_stands_still_each_is_answered_in_time",
+    ),
+    "redis: a server that may evict keys is not used": (
+        "gateway/src/store/redis/connect.rs",
+        "        if let Some(wrong) = wrong {\n            let kind",
+        "        if let Some(wrong) = wrong.filter(|_| false) {\n            let kind",
+        CLUSTER,
+        "settings::a_redis_that_takes_over_and_may_evict_keys_is_not_used",
+    ),
     "what would inflate to more than a message is not inflated": (
         DEFLATE,
         "Ok(size) if size <= bound => size,",

@@ -344,8 +344,6 @@ pub struct RedisMetrics {
     pub bus_breaks: IntCounter,
     /// Messages of the bus that were not kept.
     pub bus_cut: IntCounter,
-    /// From a commit's time to its arrival.
-    pub bus_lag: Histogram,
 }
 
 impl RedisMetrics {
@@ -364,16 +362,14 @@ impl RedisMetrics {
             bus_connected: gauge("tidegate_bus_connected"),
             bus_breaks: counter("tidegate_bus_breaks_total"),
             bus_cut: counter("tidegate_bus_cut_total"),
-            bus_lag: histogram("tidegate_bus_lag_seconds"),
         };
-        let collectors: [Box<dyn Collector>; 7] = [
+        let collectors: [Box<dyn Collector>; 6] = [
             Box::new(all.errors.clone()),
             Box::new(all.seconds.clone()),
             Box::new(all.connections.clone()),
             Box::new(all.bus_connected.clone()),
             Box::new(all.bus_breaks.clone()),
             Box::new(all.bus_cut.clone()),
-            Box::new(all.bus_lag.clone()),
         ];
         for collector in collectors {
             metrics.registry.register(collector).expect("registered once");

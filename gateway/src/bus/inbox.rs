@@ -26,6 +26,9 @@ pub(super) struct Arrived {
     bytes: usize,
 }
 
+/// Bytes that a message takes without its commits, about.
+const MESSAGE: usize = 64;
+
 #[derive(Default)]
 struct Slot {
     arrived: Arrived,
@@ -60,7 +63,7 @@ impl Inbox {
     /// Puts in what has arrived; `None` is something that could not be read. Says whether it was kept.
     pub(super) fn put(&self, space: &SpaceId, message: Option<(Epoch, Vec<LogEntry>)>) -> bool {
         let size = |entry: &LogEntry| entry.payload.len() + size_of::<LogEntry>();
-        let bytes = message.iter().flat_map(|(_, commits)| commits).map(size).sum::<usize>();
+        let bytes = MESSAGE + message.iter().flat_map(|(_, commits)| commits).map(size).sum::<usize>();
         let mut slots = self.slots.lock();
         let has_room = slots.bytes + bytes <= self.bounds.all;
         if !slots.spaces.contains_key(space) {
@@ -70,7 +73,10 @@ impl Inbox {
         let slot = slots.spaces.get_mut(space).expect("put there if it was not");
         let is_new = slot.arrived == Arrived::default();
         let kept = match message {
-            Some(message) if has_room && !slot.arrived.is_cut && slot.arrived.bytes + bytes <= self.bounds.space => {
+            // One alone is taken in whatever its size, or all that is large were read again.
+            Some(message)
+                if has_room && !slot.arrived.is_cut && (is_new || slot.arrived.bytes + bytes <= self.bounds.space) =>
+            {
                 slot.arrived.heard.push(message);
                 slot.arrived.bytes += bytes;
                 slots.bytes += bytes;
@@ -156,8 +162,8 @@ mod tests {
     #[tokio::test]
     async fn arrivals_come_in_order_and_a_flood_is_cut_to_nothing() {
         let inbox = Inbox::new(Bounds {
-            space: 1_000,
-            all: 1_500,
+            space: 1_200,
+            all: 1_700,
         });
         assert!(inbox.put(&space("a"), commit(1, 400)));
         assert!(inbox.put(&space("b"), commit(1, 10)));

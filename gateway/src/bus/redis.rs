@@ -1,49 +1,53 @@
 //! The bus on Redis: a connection of its own, on which nothing is done but to subscribe, one channel a SUBSCRIBE.
 //!
 //! A task owns the connection. It takes in what comes as fast as it comes, so that nothing waits in the library or on
-//! the server, and puts it into the inbox. Requests go out in the order in which they were made, so that of a space
-//! that is left and followed again the subscription is the last word. If the connection ends, or a ping on it is not
-//! answered, everything is subscribed anew on the next one, the heads of all spaces are compared with the store, and
-//! only then is the node ready again.
+//! the server, and puts it into the inbox; others bring it from there to the hub. Requests go out in the order in which they
+//! were made, so that of a space that is left and followed again the subscription is the last word.
+//!
+//! Every now and then the node publishes a probe, by the store's connections, and has to hear it: so a connection that is
+//! dead, or leads to a server that the store has left, is found whatever it looks like. If a probe is not heard, or the
+//! connection ends, everything is subscribed anew on the next one, a probe is waited for, the heads of all spaces are compared
+//! with the store, and only then is the node ready again.
 
 use super::Bus;
 use super::inbox::{Bounds, Inbox};
 use crate::env::Env;
 use crate::hub::Hub;
 use crate::metrics::{Gauged, RedisMetrics};
-use crate::store::redis::{Endpoint, RedisConfig, channel, space_of_channel};
+use crate::store::redis::{RedisConfig, RedisStore, channel, space_of_channel};
 use crate::store::{LogEntry, StoreError};
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
-use redis::RedisResult;
 use redis::aio::PubSubSink;
+use redis::{RedisError, RedisResult};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tidegate_protocol::{Epoch, Seq, SpaceId};
 use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Between attempts to connect, doubled after each that fails.
 const FIRST_AGAIN: Duration = Duration::from_millis(20);
 const LAST_AGAIN: Duration = Duration::from_secs(1);
+/// Tasks that bring what has arrived to the hub, each another space's.
+const BRINGERS: usize = 2;
 /// Bytes that have arrived of a space and are not taken in, and of all spaces.
 const BOUNDS: Bounds = Bounds {
-    space: 1 << 20,
+    space: 8 << 20,
     all: 64 << 20,
 };
 
 /// The bus.
 pub struct RedisBus {
-    endpoint: Endpoint,
-    config: RedisConfig,
+    store: Arc<RedisStore>,
     env: Arc<dyn Env>,
-    metrics: Arc<RedisMetrics>,
     inbox: Inbox,
     state: Mutex<State>,
     /// Told of a request.
@@ -69,101 +73,165 @@ impl State {
 
 /// What the connection is to do.
 enum Request {
+    /// Follow this node's probes, on this channel.
+    Probe(String),
     Subscribe(SpaceId),
     Unsubscribe(SpaceId),
 }
 
-/// A request under way: the space, if it was subscribed to.
-type Asked = BoxFuture<'static, RedisResult<Option<SpaceId>>>;
+/// What has come of a request.
+enum Done {
+    Probing,
+    Subscribed(SpaceId),
+    /// The server does not allow it, and says why.
+    Refused(SpaceId, RedisError),
+    Unsubscribed,
+}
+
+/// A request under way.
+type Asked = BoxFuture<'static, RedisResult<Done>>;
+
+/// Probes of a connection, each a number.
+struct Probes {
+    channel: String,
+    /// The last that was published, and when that was done.
+    published: u64,
+    since: Instant,
+    heard: u64,
+    publishing: Option<BoxFuture<'static, Result<(), StoreError>>>,
+}
+
+impl Probes {
+    /// Whether one that was published has not been heard for so long.
+    fn are_lost(&self, time: Duration) -> bool {
+        self.heard < self.published && self.since.elapsed() >= time
+    }
+
+    fn publish(&mut self, store: &Arc<RedisStore>) {
+        let (store, channel) = (store.clone(), self.channel.clone());
+        let next = (self.published + 1).to_string();
+        self.publishing = Some(Box::pin(async move { store.publish(&channel, &next).await }));
+    }
+
+    fn done(&mut self, is_published: bool) {
+        self.publishing = None;
+        // Where the store does not answer, that says nothing of the bus.
+        if is_published {
+            if self.heard == self.published {
+                self.since = Instant::now();
+            }
+            self.published += 1;
+        }
+    }
+}
 
 impl RedisBus {
-    /// A bus that is not connected yet; `run` connects it.
-    ///
-    /// # Errors
-    /// Where the address, or a certificate, cannot be read.
-    pub fn new(
-        url: &str,
-        config: RedisConfig,
-        env: Arc<dyn Env>,
-        metrics: Arc<RedisMetrics>,
-    ) -> Result<Arc<Self>, String> {
-        Ok(Arc::new(Self {
-            endpoint: Endpoint::new(url, &config.tls)?,
-            config,
+    /// A bus beside a store, on the same server. It is not connected yet; `run` connects it.
+    pub fn new(store: Arc<RedisStore>, env: Arc<dyn Env>) -> Arc<Self> {
+        Arc::new(Self {
+            store,
             env,
-            metrics,
             inbox: Inbox::new(BOUNDS),
             state: Mutex::default(),
             asked: Notify::new(),
             is_ready: AtomicBool::new(false),
-        }))
+        })
+    }
+
+    fn config(&self) -> &RedisConfig {
+        &self.store.connector().config
+    }
+
+    fn metrics(&self) -> &RedisMetrics {
+        &self.store.connector().metrics
     }
 
     /// Takes in from a connection until it ends. Says why it did.
     async fn serve(&self, hub: &Arc<Hub>) -> String {
         let connecting = async {
-            let client = self.endpoint.client().await?;
+            let client = self.store.connector().endpoint.client().await?;
             client.get_async_pubsub().await.map_err(|error| error.to_string())
         };
-        let connected = timeout(self.config.connect, connecting).await;
+        let connected = timeout(self.config().connect, connecting).await;
         let (sink, mut stream) = match connected {
             Ok(Ok(connection)) => connection.split(),
             Ok(Err(why)) => return why,
-            Err(_) => return format!("not connected in {:?}", self.config.connect),
+            Err(_) => return format!("not connected in {:?}", self.config().connect),
+        };
+        let mut probes = Probes {
+            channel: format!("tg:probe:{:016x}", self.env.random()),
+            published: 0,
+            since: Instant::now(),
+            heard: 0,
+            publishing: None,
         };
         let mut missing = {
             let mut state = self.state.lock();
-            let all: Vec<_> = state.followed.keys().cloned().map(Request::Subscribe).collect();
+            let spaces = state.followed.keys().cloned().map(Request::Subscribe);
+            let all: Vec<_> = [Request::Probe(probes.channel.clone())]
+                .into_iter()
+                .chain(spaces)
+                .collect();
             self.asked.notify_one();
             state.requests.insert(all).len()
         };
-        let _gauge = Gauged::new(&self.metrics.bus_connected);
+        let _gauge = Gauged::new(&self.metrics().bus_connected);
         let mut asked: FuturesUnordered<Asked> = FuturesUnordered::new();
-        let mut pings = tokio::time::interval(self.config.ping);
-        let mut pinged: Option<(Instant, BoxFuture<'static, RedisResult<redis::Value>>)> = None;
+        let mut ticks = tokio::time::interval(self.config().ping);
+        let mut is_probing = false;
         let mut comparing: Option<BoxFuture<'static, bool>> = None;
-        // Where the store does not answer, it is asked again with the next ping.
+        // Where the store does not answer, it is asked again with the next tick.
         let mut is_due = true;
         loop {
-            if missing == 0 && is_due && comparing.is_none() && !self.is_connected() {
+            if missing == 0 && probes.heard > 0 && is_due && comparing.is_none() && !self.is_connected() {
                 is_due = false;
                 let hub = hub.clone();
                 comparing = Some(Box::pin(async move { hub.check_heads().await }));
             }
             tokio::select! {
                 message = stream.next() => match message {
+                    Some(message) if message.get_channel_name() == probes.channel => {
+                        let number = std::str::from_utf8(message.get_payload_bytes()).ok();
+                        probes.heard = number.and_then(|number| number.parse().ok()).unwrap_or(probes.heard);
+                    }
                     Some(message) => self.arrived(&message),
                     None => return "it was closed".to_owned(),
                 },
                 () = self.asked.notified() => {
                     let requests = self.state.lock().requests.as_mut().map(std::mem::take);
+                    let db = self.store.connector().endpoint.db();
                     for request in requests.into_iter().flatten() {
-                        asked.push(begin(&sink, request));
+                        asked.push(begin(&sink, request, db));
                     }
                 }
                 Some(done) = asked.next(), if !asked.is_empty() => match done {
-                    Ok(Some(space)) => {
+                    Ok(Done::Probing) => {
+                        missing = missing.saturating_sub(1);
+                        is_probing = true;
+                        probes.publish(&self.store);
+                    }
+                    Ok(Done::Subscribed(space)) => {
                         missing = missing.saturating_sub(1);
                         self.confirmed(&space);
                     }
-                    Ok(None) => {}
+                    Ok(Done::Refused(space, error)) => {
+                        missing = missing.saturating_sub(1);
+                        self.refused(&space, &error);
+                    }
+                    Ok(Done::Unsubscribed) => {}
                     Err(error) => return error.to_string(),
                 },
-                _ = pings.tick() => { is_due = true; match &pinged {
-                    Some((since, _)) if since.elapsed() >= self.config.response => {
-                        return format!("no answer to a ping in {:?}", self.config.response);
+                _ = ticks.tick() => {
+                    is_due = true;
+                    if probes.are_lost(self.config().response) {
+                        return format!("a probe was published and not heard in {:?}", self.config().response);
                     }
-                    Some(_) => {}
-                    None => {
-                        let mut sink = sink.clone();
-                        pinged = Some((Instant::now(), Box::pin(async move { sink.ping().await })));
+                    if is_probing && probes.publishing.is_none() {
+                        probes.publish(&self.store);
                     }
-                } },
-                answer = async { pinged.as_mut().expect("asked").1.as_mut().await }, if pinged.is_some() => {
-                    pinged = None;
-                    if let Err(error) = answer {
-                        return error.to_string();
-                    }
+                }
+                done = async { probes.publishing.as_mut().expect("asked").as_mut().await }, if probes.publishing.is_some() => {
+                    probes.done(done.is_ok());
                 }
                 equal = async { comparing.as_mut().expect("asked").as_mut().await }, if comparing.is_some() => {
                     comparing = None;
@@ -182,14 +250,17 @@ impl RedisBus {
             return;
         };
         let read = commits(Bytes::copy_from_slice(message.get_payload_bytes()));
-        if let Some((_, commits)) = &read
-            && let Some(at) = commits.first().and_then(|commit| time_of(&commit.payload))
-        {
-            let ms = self.env.now_ms().saturating_sub(at);
-            self.metrics.bus_lag.observe(Duration::from_millis(ms).as_secs_f64());
-        }
         if !self.inbox.put(&space, read) {
-            self.metrics.bus_cut.inc();
+            self.metrics().bus_cut.inc();
+        }
+    }
+
+    /// Whoever waits for that space is told that it cannot be followed. The others are, so the connection stays.
+    fn refused(&self, space: &SpaceId, error: &RedisError) {
+        tracing::error!(%space, %error, "Redis does not allow to subscribe to the space's channel; give its user &tg:*");
+        self.store.connector().count("other");
+        if let Some(waiting) = self.state.lock().followed.get_mut(space) {
+            waiting.clear();
         }
     }
 
@@ -203,7 +274,7 @@ impl RedisBus {
     }
 
     /// Brings what has arrived to the hub.
-    async fn bring(&self, hub: &Arc<Hub>) {
+    async fn bring(self: Arc<Self>, hub: Arc<Hub>) {
         loop {
             self.inbox
                 .take(|space, arrived| hub.heard(space, &arrived.heard, arrived.is_cut))
@@ -211,20 +282,45 @@ impl RedisBus {
             tokio::task::yield_now().await;
         }
     }
+
+    /// Keeps a connection.
+    async fn connect(self: Arc<Self>, hub: Arc<Hub>) {
+        let mut pause = FIRST_AGAIN;
+        loop {
+            let since = Instant::now();
+            let why = self.serve(&hub).await;
+            self.state.lock().requests = None;
+            self.is_ready.store(false, Ordering::Relaxed);
+            self.metrics().bus_breaks.inc();
+            tracing::warn!(%why, "the bus is not connected; trying again");
+            if since.elapsed() > LAST_AGAIN {
+                pause = FIRST_AGAIN;
+            }
+            // Nodes that lost it together do not all come back at once.
+            let share = u32::try_from(self.env.random() % 1_000).unwrap_or(0);
+            tokio::time::sleep(pause / 2 + pause / 2 * share / 1_000).await;
+            pause = (pause * 2).min(LAST_AGAIN);
+        }
+    }
 }
 
 /// Sends a request at once, so that requests arrive in the order in which they were made.
-fn begin(sink: &PubSubSink, request: Request) -> Asked {
+fn begin(sink: &PubSubSink, request: Request, db: i64) -> Asked {
     let mut sink = sink.clone();
     let mut asked: Asked = Box::pin(async move {
         match request {
-            Request::Subscribe(space) => {
-                sink.subscribe(channel(&space)).await?;
-                Ok(Some(space))
+            Request::Probe(name) => {
+                sink.subscribe(name).await?;
+                Ok(Done::Probing)
             }
+            Request::Subscribe(space) => match sink.subscribe(channel(&space, db)).await {
+                Ok(()) => Ok(Done::Subscribed(space)),
+                Err(error) if error.code().is_some() => Ok(Done::Refused(space, error)),
+                Err(error) => Err(error),
+            },
             Request::Unsubscribe(space) => {
-                sink.unsubscribe(channel(&space)).await?;
-                Ok(None)
+                sink.unsubscribe(channel(&space, db)).await?;
+                Ok(Done::Unsubscribed)
             }
         }
     });
@@ -245,9 +341,10 @@ impl Bus for RedisBus {
             state.ask(Request::Subscribe(space.clone()));
         }
         self.asked.notify_one();
-        match timeout(self.config.patience, confirmed).await {
+        match timeout(self.config().patience, confirmed).await {
             Ok(Ok(())) => Ok(()),
-            _ => Err(StoreError::Unavailable("the bus is not connected".to_owned())),
+            Ok(Err(_)) => Err(StoreError::Unavailable("the bus cannot follow the space".to_owned())),
+            Err(_) => Err(StoreError::Unavailable("the bus is not connected".to_owned())),
         }
     }
 
@@ -264,28 +361,13 @@ impl Bus for RedisBus {
     }
 
     async fn run(self: Arc<Self>, hub: Arc<Hub>, stop: CancellationToken) {
-        let connecting = async {
-            let mut pause = FIRST_AGAIN;
-            loop {
-                let since = Instant::now();
-                let why = self.serve(&hub).await;
-                self.state.lock().requests = None;
-                self.is_ready.store(false, Ordering::Relaxed);
-                self.metrics.bus_breaks.inc();
-                tracing::warn!(%why, "the bus is not connected; trying again");
-                if since.elapsed() > LAST_AGAIN {
-                    pause = FIRST_AGAIN;
-                }
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LAST_AGAIN);
-            }
-        };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = connecting => {}
-            () = self.bring(&hub) => {}
-            () = self.bring(&hub) => {}
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.clone().connect(hub.clone()));
+        for _ in 0..BRINGERS {
+            tasks.spawn(self.clone().bring(hub.clone()));
         }
+        stop.cancelled().await;
+        tasks.shutdown().await;
     }
 }
 
@@ -300,21 +382,16 @@ fn commits(mut message: Bytes) -> Option<(Epoch, Vec<LogEntry>)> {
         }
         let payload = message.split_to(length);
         commits.push(LogEntry {
-            seq: Seq::new(number(&payload, 0)?)?,
+            seq: seq(&payload)?,
             payload,
         });
     }
     Some((epoch, commits))
 }
 
-/// The commit's time, ms since 1970.
-fn time_of(payload: &[u8]) -> Option<u64> {
-    number(payload, 9)
-}
-
-/// A number of fixed width, as the store puts them in front of a change: MessagePack's 64 bits.
-fn number(payload: &[u8], at: usize) -> Option<u64> {
-    let (kind, rest) = payload.get(at..)?.split_first()?;
-    let number = rest.first_chunk::<8>()?;
-    (*kind == 0xcf).then(|| u64::from_be_bytes(*number))
+/// The seq, a number of fixed width, as the store puts it in front of a change: MessagePack's 64 bits.
+fn seq(payload: &[u8]) -> Option<Seq> {
+    let (kind, rest) = payload.split_first()?;
+    let number = rest.first_chunk::<8>().filter(|_| *kind == 0xcf)?;
+    Seq::new(u64::from_be_bytes(*number))
 }

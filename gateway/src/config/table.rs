@@ -166,7 +166,7 @@ pub static ROWS: &[Row] = rows! {
     "redis.connect": Time(10, MINUTE) => redis.connect, "How long making a connection may take.";
     "redis.response": Time(10, MINUTE) => redis.response, "How long an answer may take; then the connection is made anew, and the command sent again.";
     "redis.patience": Time(10, 10 * MINUTE) => redis.patience, "How long a command is tried again before what asked for it is `unavailable`.";
-    "redis.ping": Time(10, MINUTE) => redis.ping, "How often the bus is seen to answer.";
+    "redis.ping": Time(10, MINUTE) => redis.ping, "How often the node publishes a probe, which the bus has to bring: within `redis.response`, or the bus is made anew.";
     "redis.any_policy": Switch => redis.any_policy, "Serve also where Redis may evict keys when its memory is full, and lose what was acknowledged (`maxmemory-policy` other than `noeviction`).";
 
     "retention.log_commits": Count(1, ANY) => retention.log_commits, "Commits in a space's log. Who is behind the oldest is brought what changed, not every commit.";

@@ -459,11 +459,6 @@ pub const TABLE: &[Row] = &[
         "Messages of the bus that were not kept, since those before them had not been taken in yet: the log has them.",
         "Steadily: other nodes commit more than this one can bring. Add nodes.",
     ),
-    plain(
-        "tidegate_bus_lag_seconds",
-        "From a commit's time to its arrival by the bus, by the clocks of two nodes.",
-        "Rising: the node is slow in taking in. Constant and large: the nodes' clocks differ.",
-    ),
 ];
 
 /// The row of a family.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
+mod bus;
 #[path = "../support/cli.rs"]
 mod cli;
 mod clients;

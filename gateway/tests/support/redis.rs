@@ -153,6 +153,23 @@ impl Server {
         files.find(is_incremental).expect("there is one")
     }
 
+    /// Stops it in its tracks.
+    pub(crate) fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    /// Lets it go on.
+    pub(crate) fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("bash")
+            .args(["-c", &format!("kill -{signal} {}", self.pid())])
+            .status();
+        assert!(sent.expect("bash").success());
+    }
+
     /// Kills it, as `kill -9` does.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {

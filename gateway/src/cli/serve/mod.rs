@@ -154,23 +154,23 @@ async fn embedded(settings: &Settings, found: &Found, env: &Arc<dyn Env>) -> Res
 async fn on_redis(url: &str, settings: &Settings, env: &Arc<dyn Env>, metrics: &Metrics) -> Result<Kept, Failure> {
     let metrics = RedisMetrics::new(metrics);
     let (config, retention) = (settings.redis.clone(), settings.retention.clone());
-    let store = RedisStore::new(url, config.clone(), retention, metrics.clone()).map_err(|e| e.to_string())?;
+    let any_policy = config.any_policy;
+    let store = RedisStore::new(url, config, retention, metrics).map_err(|e| e.to_string())?;
     match store.doctor().await {
         Ok(findings) => {
             for finding in findings.iter().filter(|finding| finding.level == Level::Warning) {
                 tracing::warn!(redis = %finding.what, "{}", finding.advice);
             }
-            if let Some(wrong) = findings.iter().find(|finding| finding.forbids(config.any_policy)) {
+            if let Some(wrong) = findings.iter().find(|finding| finding.forbids(any_policy)) {
                 return Err(format!("Redis: {}\n{}", wrong.what, wrong.advice).into());
             }
             store.count().await.map_err(|e| e.to_string())?;
         }
         Err(error) => tracing::error!(%error, "Redis does not answer; the node is not ready until it does"),
     }
-    let bus = RedisBus::new(url, config, env.clone(), metrics)?;
     Ok(Kept {
-        store: Opened::Redis(store),
-        bus: Some(bus),
+        store: Opened::Redis(store.clone()),
+        bus: Some(RedisBus::new(store, env.clone())),
         control: None,
     })
 }

@@ -1,7 +1,6 @@
 //! A group, as the script takes it, and its outcomes.
 
 use super::Keys;
-use super::keys::channel;
 use super::link::Call;
 use super::reply::{Parts, unexpected};
 use crate::store::embedded::records::{KeptResult, Record};
@@ -55,7 +54,7 @@ impl<'g> Docs<'g> {
 }
 
 /// The call that commits a group. The order of its arguments is the script's.
-pub(super) fn call(group: &CommitGroup, retention: &Retention) -> Call {
+pub(super) fn call(group: &CommitGroup, retention: &Retention, channel: &str) -> Call {
     let keys = Keys::of(&group.space);
     let docs = Docs::of(group);
     let fixed = [
@@ -71,7 +70,7 @@ pub(super) fn call(group: &CommitGroup, retention: &Retention) -> Call {
     ];
     let mut call = Call::on(fixed.into_iter().chain(keys.docs(docs.list.iter().copied())));
     call.arg("PUBLISH")
-        .arg(channel(&group.space))
+        .arg(channel)
         .number(group.now_ms)
         .arg(group.planned_on.0.to_be_bytes())
         .arg(group.fresh.0.to_be_bytes())

@@ -50,7 +50,7 @@ impl RedisStore {
     /// # Errors
     /// Where Redis does not answer.
     pub async fn doctor(&self) -> Result<Vec<Finding>, StoreError> {
-        self.link.look().await.map_err(StoreError::Unavailable)
+        self.connector.look().await.map_err(StoreError::Unavailable)
     }
 }
 

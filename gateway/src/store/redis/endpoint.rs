@@ -44,6 +44,11 @@ impl Endpoint {
         Ok(endpoint)
     }
 
+    /// The database's number.
+    pub(crate) fn db(&self) -> i64 {
+        self.info.redis_settings().db()
+    }
+
     fn is_secure(&self) -> bool {
         matches!(self.info.addr(), ConnectionAddr::TcpTls { .. })
     }

@@ -4,7 +4,6 @@
 //! done. Between them any node may do the steps, also several at once: each deletes what is left. Nothing is written
 //! to a closed space, so what a step has read holds until it is done.
 
-use super::keys::channel;
 use super::link::Call;
 use super::reply::{Parts, unexpected};
 use super::{Keys, RedisStore, document, scripts};
@@ -47,7 +46,7 @@ impl RedisStore {
                 Erase::User(user) => call.arg(user.0.to_be_bytes()),
             };
             call.arg(fresh.0.to_be_bytes()).number(now_ms);
-            call.arg("PUBLISH").arg(channel(space));
+            call.arg("PUBLISH").arg(self.channel(space));
             let mut parts = Parts::of(self.link.run(&scripts::ERASE_BEGIN, &call).await?)?;
             if parts.len() == 0 {
                 return Ok(Erased::default());
@@ -112,7 +111,7 @@ impl RedisStore {
         }
         let mut call = Call::on([erasing.keys.meta()]);
         call.arg(erasing.epoch.0.to_be_bytes());
-        call.arg("PUBLISH").arg(channel(&erasing.space));
+        call.arg("PUBLISH").arg(self.channel(&erasing.space));
         let mut parts = Parts::of(self.link.run(&scripts::ERASE_END, &call).await?)?;
         let erased = match parts.len() {
             0 => Erased::default(),

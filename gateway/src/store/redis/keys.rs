@@ -11,7 +11,7 @@ pub(super) struct Keys {
 
 impl Keys {
     pub(super) fn of(space: &SpaceId) -> Self {
-        Self { prefix: channel(space) }
+        Self { prefix: prefix(space) }
     }
 
     fn part(&self, name: &str) -> Vec<u8> {
@@ -73,14 +73,22 @@ impl Keys {
     }
 }
 
-/// The channel on which a space's commits are published; also the prefix of its keys.
-pub(crate) fn channel(space: &SpaceId) -> String {
+fn prefix(space: &SpaceId) -> String {
     format!("tg:{{{space}}}")
+}
+
+/// The channel on which a space's commits are published. All databases of a server share its channels, so all but the first
+/// are named.
+pub(crate) fn channel(space: &SpaceId, db: i64) -> String {
+    match db {
+        0 => prefix(space),
+        db => format!("{}:{db}", prefix(space)),
+    }
 }
 
 /// The space of a channel.
 pub(crate) fn space_of_channel(channel: &str) -> Option<SpaceId> {
-    SpaceId::parse(channel.strip_prefix("tg:{")?.strip_suffix('}')?).ok()
+    SpaceId::parse(channel.strip_prefix("tg:{")?.split_once('}')?.0).ok()
 }
 
 /// What every space's meta looks like.

@@ -4,19 +4,17 @@
 //! own (`crate::bus`). A command whose answer does not come may have been done: it is sent again as it was, which is
 //! harmless for reads, and for commits by their mids and keys.
 
-use super::doctor::{self, Finding};
-use super::endpoint::{Endpoint, RedisTls};
-use super::scripts::{ALL, Script};
-use crate::metrics::{Gauged, RedisMetrics};
+use super::connect::{Connector, Slot, load};
+use super::endpoint::RedisTls;
+use super::scripts::Script;
 use crate::store::StoreError;
-use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Cmd, RedisError, Value};
+use redis::{Cmd, RedisError, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::sync::{OnceCell, Semaphore};
-use tokio::time::{Instant, timeout};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// How to reach Redis, and how long to wait for it.
 #[derive(Clone, Debug)]
@@ -55,43 +53,15 @@ impl Default for RedisConfig {
 }
 
 /// Between attempts to connect, doubled after each that fails.
-const FIRST_AGAIN: Duration = Duration::from_millis(20);
-const LAST_AGAIN: Duration = Duration::from_millis(500);
+pub(super) const FIRST_AGAIN: Duration = Duration::from_millis(20);
+pub(super) const LAST_AGAIN: Duration = Duration::from_millis(500);
 
 /// The connections.
 pub(super) struct Link {
-    endpoint: Endpoint,
-    config: RedisConfig,
-    metrics: Arc<RedisMetrics>,
+    connector: Arc<Connector>,
     slots: Vec<Slot>,
     next: AtomicUsize,
     permits: Semaphore,
-    /// Why the server is not used, as it was said last.
-    said: Mutex<Option<Finding>>,
-}
-
-/// The place of a connection, which may have to be made first. A new cell is put there when it has broken.
-type Slot = Mutex<Arc<OnceCell<Open>>>;
-
-/// An open connection, counted as long as somebody may use it.
-struct Open {
-    connection: MultiplexedConnection,
-    _gauge: Gauged,
-}
-
-/// Why there is no connection, and as what that counts, one of `REDIS_ERRORS`.
-struct Unmade {
-    kind: &'static str,
-    why: String,
-}
-
-impl From<String> for Unmade {
-    fn from(why: String) -> Self {
-        Self {
-            kind: "connection",
-            why,
-        }
-    }
 }
 
 /// What is told of a call that was not done.
@@ -128,16 +98,14 @@ enum Failed {
 }
 
 impl Link {
-    pub(super) fn new(url: &str, config: RedisConfig, metrics: Arc<RedisMetrics>) -> Result<Self, String> {
-        Ok(Self {
-            endpoint: Endpoint::new(url, &config.tls)?,
+    pub(super) fn new(connector: Arc<Connector>) -> Self {
+        let config = &connector.config;
+        Self {
             slots: (0..config.connections.max(1)).map(|_| Slot::default()).collect(),
             permits: Semaphore::new(config.in_flight),
             next: AtomicUsize::new(0),
-            said: Mutex::default(),
-            metrics,
-            config,
-        })
+            connector,
+        }
     }
 
     /// Runs a script until it has answered, at most for as long as the configuration says.
@@ -155,21 +123,30 @@ impl Link {
 
     /// Sends commands once, in their order, on one connection. An error says nothing of which of them were done.
     pub(super) async fn in_order(&self, cmds: Vec<Cmd>) -> Result<(), LinkError> {
-        let _permit = self.permits.acquire().await;
+        let deadline = Instant::now() + self.config().patience;
+        let _permit = self.permit(deadline).await?;
         let other = |why: String| LinkError::Other(StoreError::Unavailable(why));
-        let cell = self.slots[0].lock().clone();
-        let made = cell.get_or_try_init(|| self.connect()).await;
-        let mut connection = made.map_err(|unmade| other(unmade.why))?.connection.clone();
+        let making = self.slots[0].get(&self.connector);
+        let made = timeout_at(deadline, making.clone()).await;
+        let open = match made {
+            Ok(Ok(open)) => open,
+            Ok(Err(unmade)) => {
+                self.slots[0].give_up(&making);
+                return Err(other(unmade.why));
+            }
+            Err(_) => return Err(other("not connected".to_owned())),
+        };
+        let mut connection = open.connection.clone();
         let mut pipe = redis::pipe();
         let count = cmds.len();
         for cmd in cmds {
             pipe.add_command(cmd);
         }
-        let sent = timeout(self.config.response, connection.send_packed_commands(&pipe, 0, count));
-        let answers = match sent.await {
+        let response = self.config().response;
+        let answers = match timeout(response, connection.send_packed_commands(&pipe, 0, count)).await {
             Ok(Ok(answers)) => answers,
             Ok(Err(error)) => return Err(self.refused(&error)),
-            Err(_) => return Err(other(format!("nothing in {:?}", self.config.response))),
+            Err(_) => return Err(other(format!("nothing in {response:?}"))),
         };
         for answer in answers {
             if let Value::ServerError(error) = answer {
@@ -179,19 +156,33 @@ impl Link {
         Ok(())
     }
 
+    fn config(&self) -> &RedisConfig {
+        &self.connector.config
+    }
+
+    async fn permit(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, LinkError> {
+        match timeout_at(deadline, self.permits.acquire()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => {
+                let why = format!("{} calls wait for Redis already", self.config().in_flight);
+                Err(LinkError::Other(StoreError::Unavailable(why)))
+            }
+        }
+    }
+
     async fn until_answered(&self, cmd: &Cmd, script: Option<&Script>) -> Result<Value, LinkError> {
-        let _permit = self.permits.acquire().await;
-        let started = Instant::now();
+        let deadline = Instant::now() + self.config().patience;
+        let _permit = self.permit(deadline).await?;
         let mut pause = FIRST_AGAIN;
         loop {
-            let failed = match self.once(cmd).await {
+            let failed = match self.once(cmd, deadline).await {
                 Ok(value) => return Ok(value),
-                Err(Failed::NoScript) if script.is_some() && started.elapsed() < self.config.patience => continue,
+                Err(Failed::NoScript) if script.is_some() && Instant::now() < deadline => continue,
                 Err(Failed::NoScript) => "NOSCRIPT".to_owned(),
                 Err(Failed::Refused(error)) => return Err(self.refused(&error)),
                 Err(Failed::Unknown(why)) => why,
             };
-            if started.elapsed() + pause > self.config.patience {
+            if Instant::now() + pause >= deadline {
                 let why = format!("Redis does not answer: {failed}");
                 return Err(LinkError::Other(StoreError::Unavailable(why)));
             }
@@ -200,33 +191,27 @@ impl Link {
         }
     }
 
-    /// Sends a command once.
-    async fn once(&self, cmd: &Cmd) -> Result<Value, Failed> {
-        let at = self.next.fetch_add(1, Ordering::Relaxed) % self.slots.len();
-        let cell = self.slots[at].lock().clone();
+    /// Sends a command once, if there is a connection before the deadline.
+    async fn once(&self, cmd: &Cmd, deadline: Instant) -> Result<Value, Failed> {
+        let slot = &self.slots[self.next.fetch_add(1, Ordering::Relaxed) % self.slots.len()];
+        let making = slot.get(&self.connector);
         let broken = |why: String| {
-            let mut slot = self.slots[at].lock();
-            if Arc::ptr_eq(&slot, &cell) {
-                *slot = Arc::default();
-            }
+            slot.give_up(&making);
             Failed::Unknown(why)
         };
-        // Of many that wait for a connection one makes it.
-        let made = cell.get_or_try_init(|| self.connect()).await;
-        let mut connection = match made {
-            Ok(open) => open.connection.clone(),
-            Err(Unmade { kind, why }) => {
-                self.count(kind);
-                return Err(broken(why));
-            }
+        let open = match timeout_at(deadline, making.clone()).await {
+            Ok(Ok(open)) => open,
+            Ok(Err(unmade)) => return Err(broken(unmade.why)),
+            Err(_) => return Err(Failed::Unknown("not connected".to_owned())),
         };
-        let sent = Instant::now();
-        let answer = timeout(self.config.response, connection.send_packed_command(cmd)).await;
-        self.metrics.seconds.observe(sent.elapsed().as_secs_f64());
+        let mut connection = open.connection.clone();
+        let (sent, response) = (Instant::now(), self.config().response);
+        let answer = timeout(response, connection.send_packed_command(cmd)).await;
+        self.connector.metrics.seconds.observe(sent.elapsed().as_secs_f64());
         let refused = match answer {
             Err(_) => {
                 self.count("timeout");
-                return Err(broken(format!("nothing in {:?}", self.config.response)));
+                return Err(broken(format!("nothing in {response:?}")));
             }
             Ok(Ok(Value::ServerError(error))) => error.into(),
             Ok(Ok(value)) => return Ok(value),
@@ -238,7 +223,7 @@ impl Link {
         };
         if matches!(refused.code(), Some("TGROLE" | "READONLY")) {
             // Whoever took over from it is reached by connecting again.
-            broken(String::new());
+            self.slots.iter().for_each(|slot| slot.give_up_older(sent));
         }
         Err(self.sorted(refused, &connection).await)
     }
@@ -247,7 +232,7 @@ impl Link {
         match error.code() {
             Some("NOSCRIPT") => {
                 self.count("script");
-                match timeout(self.config.response, load(connection.clone())).await {
+                match timeout(self.config().response, load(connection.clone())).await {
                     Ok(Ok(())) => Failed::NoScript,
                     Ok(Err(why)) => Failed::Unknown(why),
                     Err(_) => Failed::Unknown("nothing while scripts are loaded".to_owned()),
@@ -258,75 +243,7 @@ impl Link {
     }
 
     fn count(&self, kind: &str) {
-        self.metrics.errors.with_label_values(&[kind]).inc();
-    }
-
-    /// Looks over the server's settings, on a connection of its own; waits for it as calls do.
-    pub(super) async fn look(&self) -> Result<Vec<Finding>, String> {
-        let (started, mut pause) = (Instant::now(), FIRST_AGAIN);
-        loop {
-            let looking = async {
-                let mut connection = self.bare().await?;
-                doctor::look(&mut connection).await
-            };
-            let why = match timeout(self.config.connect, looking).await {
-                Ok(Ok(findings)) => return Ok(findings),
-                Ok(Err(why)) => why,
-                Err(_) => format!("nothing in {:?}", self.config.connect),
-            };
-            if started.elapsed() + pause > self.config.patience {
-                return Err(format!("Redis does not answer: {why}"));
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LAST_AGAIN);
-        }
-    }
-
-    async fn bare(&self) -> Result<MultiplexedConnection, String> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.config.connect))
-            .set_response_timeout(None);
-        let client = self.endpoint.client().await?;
-        let connection = client.get_multiplexed_async_connection_with_config(&config).await;
-        connection.map_err(|error| error.to_string())
-    }
-
-    /// A connection to a server whose settings were looked at, whoever that is now: another may have taken over.
-    async fn connect(&self) -> Result<Open, Unmade> {
-        let making = async {
-            let mut connection = self.bare().await?;
-            let findings = doctor::look(&mut connection).await?;
-            let forbids = |finding: &&Finding| finding.forbids(self.config.any_policy);
-            let wrong = findings.iter().find(forbids);
-            self.say_once(wrong);
-            if let Some(wrong) = wrong {
-                let kind = if wrong.what.starts_with("role ") {
-                    "role"
-                } else {
-                    "settings"
-                };
-                let why = format!("it is not used: {}", wrong.what);
-                return Err(Unmade { kind, why });
-            }
-            load(connection.clone()).await?;
-            Ok(Open {
-                connection,
-                _gauge: Gauged::new(&self.metrics.connections),
-            })
-        };
-        let made = timeout(self.config.connect, making).await;
-        made.unwrap_or_else(|_| Err(format!("not connected in {:?}", self.config.connect).into()))
-    }
-
-    /// Says why the server is not used, once until that changes.
-    fn say_once(&self, wrong: Option<&Finding>) {
-        let mut said = self.said.lock();
-        if said.as_ref() != wrong {
-            if let Some(wrong) = wrong {
-                tracing::error!(redis = %wrong.what, "Redis is not used. {}", wrong.advice);
-            }
-            *said = wrong.cloned();
-        }
+        self.connector.count(kind);
     }
 
     /// A refusal, counted by its kind. All but damage are temporary: what the server wants may come true.
@@ -354,20 +271,6 @@ fn kind(code: &str) -> &'static str {
         "TGERASING" => "erasing",
         _ => "other",
     }
-}
-
-/// Loads all scripts on a server.
-async fn load(mut connection: MultiplexedConnection) -> Result<(), String> {
-    for script in ALL {
-        let mut cmd = redis::cmd("SCRIPT");
-        cmd.arg("LOAD").arg(script.text());
-        match connection.send_packed_command(&cmd).await {
-            Ok(Value::BulkString(sha)) if sha == script.sha().as_bytes() => {}
-            Ok(other) => return Err(format!("SCRIPT LOAD answered {other:?}")),
-            Err(error) => return Err(error.to_string()),
-        }
-    }
-    Ok(())
 }
 
 /// What a script is called with.

@@ -10,6 +10,7 @@
 mod changes;
 mod collect;
 mod commit;
+mod connect;
 mod doctor;
 mod endpoint;
 mod erase;
@@ -29,8 +30,8 @@ use crate::store::Cell;
 use crate::store::embedded::records::Record;
 use async_trait::async_trait;
 use bytes::Bytes;
+pub(crate) use connect::Connector;
 pub use doctor::{Finding, Level};
-pub(crate) use endpoint::Endpoint;
 pub use endpoint::RedisTls;
 pub(crate) use import::Imported;
 use keys::Keys;
@@ -51,6 +52,7 @@ const POSITIONS: usize = 64;
 
 /// The store.
 pub struct RedisStore {
+    connector: Arc<Connector>,
     link: Link,
     retention: Retention,
     /// What the documents of all spaces take.
@@ -78,13 +80,32 @@ impl RedisStore {
         retention: Retention,
         metrics: Arc<RedisMetrics>,
     ) -> Result<Arc<Self>, StoreError> {
-        let link = Link::new(url, config, metrics).map_err(StoreError::Unavailable)?;
+        let connector = Connector::new(url, config, metrics).map_err(StoreError::Unavailable)?;
+        let connector = Arc::new(connector);
         Ok(Arc::new(Self {
-            link,
+            link: Link::new(connector.clone()),
+            connector,
             retention,
             usage: Mutex::default(),
             closed: Mutex::default(),
         }))
+    }
+
+    /// What connects to the server.
+    pub(crate) fn connector(&self) -> &Arc<Connector> {
+        &self.connector
+    }
+
+    /// Publishes something.
+    pub(crate) async fn publish(&self, channel: &str, message: &str) -> Result<(), StoreError> {
+        let mut cmd = redis::cmd("PUBLISH");
+        self.link.ask(cmd.arg(channel).arg(message)).await?;
+        Ok(())
+    }
+
+    /// The channel of a space.
+    fn channel(&self, space: &SpaceId) -> String {
+        channel(space, self.connector.endpoint.db())
     }
 
     /// Runs a script on a space.
@@ -108,7 +129,7 @@ impl RedisStore {
 #[async_trait]
 impl Store for RedisStore {
     async fn commit(&self, group: CommitGroup) -> Result<Committed, StoreError> {
-        let call = commit::call(&group, &self.retention);
+        let call = commit::call(&group, &self.retention, &self.channel(&group.space));
         let reply = self.on(&group.space, &scripts::COMMIT, &call).await?;
         let space = group.space.clone();
         let (committed, usage) = commit::outcomes(group, reply)?;

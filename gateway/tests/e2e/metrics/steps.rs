@@ -685,8 +685,8 @@ async fn on_redis(server: &Server) -> Gateway {
         ..RedisConfig::default()
     };
     let (url, env) = (server.url(), Arc::new(tidegate::env::SystemEnv));
-    let store = RedisStore::new(&url, config.clone(), Retention::default(), counted.clone()).unwrap();
-    let bus = RedisBus::new(&url, config, env.clone(), counted).unwrap();
+    let store = RedisStore::new(&url, config, Retention::default(), counted).unwrap();
+    let bus = RedisBus::new(store.clone(), env.clone());
     let parts = Parts {
         store,
         authoriser: Arc::new(Says),
@@ -711,7 +711,6 @@ pub(super) async fn redis(seen: &Seen) {
         (again.clone(), write(&mut peer, again).await)
     };
     next().await.1.expect("written");
-    seen.moves(&gateway, "tidegate_bus_lag_seconds_count").await;
     seen.moves(&gateway, "tidegate_redis_seconds_count").await;
     seen.moves(&gateway, "tidegate_redis_connections").await;
     // Each of these keeps what follows from being written until it is over.
