@@ -1432,6 +1432,13 @@ RULES = {
         CLUSTER,
         "failover::a_primary_that_is_demoted_in_place_is_left_for_the_one_that_took_over",
     ),
+    "redis: who finds an erasure over leaves it": (
+        "gateway/src/store/redis/erase.rs",
+        "Value::Int(0) => Err(Left::Over),",
+        "Value::Int(0) => Ok(()),",
+        CONTRACT,
+        "named::steps::who_is_held_up_in_the_erasure_of_a_space_that_another_ends_leaves_what_came_since",
+    ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",
         'self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)',

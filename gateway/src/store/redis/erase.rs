@@ -5,7 +5,7 @@
 //! to a closed space, so what a step has read holds until it is done.
 
 use super::keys::channel;
-use super::link::Call;
+use super::link::{Call, LinkError};
 use super::reply::{Parts, unexpected};
 use super::{Keys, RedisStore, document, scripts};
 use crate::store::embedded::records::Record;
@@ -30,13 +30,33 @@ struct Erasing {
     whom: Erase,
 }
 
+/// Why somebody leaves an erasure before its last step.
+enum Left {
+    /// Somebody else has brought it to its end.
+    Over,
+    /// A step could not be done.
+    Failed(StoreError),
+}
+
+impl From<StoreError> for Left {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<LinkError> for Left {
+    fn from(error: LinkError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
 impl RedisStore {
     /// Erases, after what is under way there.
     pub(super) async fn erase_all(
         &self,
         space: &SpaceId,
         whom: Erase,
-        fresh: Epoch,
+        mut fresh: Epoch,
         now_ms: u64,
         begun: Begun<'_>,
     ) -> Result<Erased, StoreError> {
@@ -59,9 +79,11 @@ impl RedisStore {
             if is_it {
                 begun(&lineage);
             }
-            let erased = self.finish(&erasing).await?;
-            if is_it {
-                return Ok(erased);
+            match self.finish(&erasing).await? {
+                Some(erased) if is_it => return Ok(erased),
+                Some(_) => {}
+                // Lost in a failover, unless another followed it. A name that somebody may have been told is not used again.
+                None => fresh = Epoch(fresh.0.wrapping_add(1).max(1)),
             }
         }
     }
@@ -100,29 +122,26 @@ impl RedisStore {
         Ok(())
     }
 
-    /// Does all steps of an erasure.
-    async fn finish(&self, erasing: &Erasing) -> Result<Erased, StoreError> {
-        let mut step = Step::of(erasing);
-        step.op("log");
-        step.key(erasing.keys.marks());
-        self.step(step).await?;
-        match erasing.whom {
-            Erase::Space => self.erase_space(erasing).await?,
-            Erase::User(user) => self.erase_user(erasing, user).await?,
+    /// Does what is left of an erasure. Says what was erased in all, by whomever, or nothing where it is not known to
+    /// have come to its end.
+    async fn finish(&self, erasing: &Erasing) -> Result<Option<Erased>, StoreError> {
+        match self.take_steps(erasing).await {
+            Ok(()) | Err(Left::Over) => {}
+            Err(Left::Failed(error)) => return Err(error),
         }
         let mut call = Call::on([erasing.keys.meta()]);
         call.arg(erasing.epoch.0.to_be_bytes());
         call.arg("PUBLISH").arg(channel(&erasing.space));
         let mut parts = Parts::of(self.link.run(&scripts::ERASE_END, &call).await?)?;
         let erased = match parts.len() {
-            0 => Erased::default(),
-            _ => Erased {
+            0 => None,
+            _ => Some(Erased {
                 docs: parts.number()?,
                 cells: parts.number()?,
                 commits: parts.number()?,
                 conflicts: parts.number()?,
                 clients: parts.number()?,
-            },
+            }),
         };
         if let Some(state) = self.positions(std::slice::from_ref(&erasing.space)).await?.pop() {
             self.note(&erasing.space, state.usage);
@@ -130,7 +149,18 @@ impl RedisStore {
         Ok(erased)
     }
 
-    async fn erase_space(&self, erasing: &Erasing) -> Result<(), StoreError> {
+    async fn take_steps(&self, erasing: &Erasing) -> Result<(), Left> {
+        let mut step = Step::of(erasing);
+        step.op("log");
+        step.key(erasing.keys.marks());
+        self.step(step).await?;
+        match erasing.whom {
+            Erase::Space => self.erase_space(erasing).await,
+            Erase::User(user) => self.erase_user(erasing, user).await,
+        }
+    }
+
+    async fn erase_space(&self, erasing: &Erasing) -> Result<(), Left> {
         let keys = &erasing.keys;
         let mut step = Step::of(erasing);
         step.op("conflicts");
@@ -170,7 +200,7 @@ impl RedisStore {
         }
     }
 
-    async fn erase_user(&self, erasing: &Erasing, user: UserTag) -> Result<(), StoreError> {
+    async fn erase_user(&self, erasing: &Erasing, user: UserTag) -> Result<(), Left> {
         let keys = &erasing.keys;
         let mut cmd = redis::cmd("ZRANGE");
         let (from, to) = (user.0.to_be_bytes(), user.0.checked_add(1).map(u64::to_be_bytes));
@@ -193,15 +223,17 @@ impl RedisStore {
         let writers: Vec<_> = whose.iter().map(|writer| writer.0.to_be_bytes().to_vec()).collect();
         self.mark(erasing, &writers).await?;
         for some in members.chunks(STEP) {
-            let mut cmd = redis::cmd("ZREM");
-            cmd.arg(keys.users()).arg(some);
-            self.link.ask(&cmd).await?;
+            let mut step = Step::of(erasing);
+            for member in some {
+                step.op("user").call.arg(member);
+            }
+            self.step(step).await?;
         }
         Ok(())
     }
 
     /// Conflicts in which a value of theirs occurs go.
-    async fn erase_conflicts(&self, erasing: &Erasing, whose: &BTreeSet<Writer>) -> Result<(), StoreError> {
+    async fn erase_conflicts(&self, erasing: &Erasing, whose: &BTreeSet<Writer>) -> Result<(), Left> {
         let mut from = "-".to_owned();
         loop {
             let mut cmd = redis::cmd("XRANGE");
@@ -232,7 +264,7 @@ impl RedisStore {
     }
 
     /// Cells that they wrote go, and documents of which nobody else wrote anything.
-    async fn erase_cells(&self, erasing: &Erasing, whose: &BTreeSet<Writer>) -> Result<(), StoreError> {
+    async fn erase_cells(&self, erasing: &Erasing, whose: &BTreeSet<Writer>) -> Result<(), Left> {
         let mut at = 0;
         loop {
             let mut cmd = redis::cmd("ZRANGE");
@@ -295,7 +327,7 @@ impl RedisStore {
     }
 
     /// Puts markers in the places of clients' records.
-    async fn mark(&self, erasing: &Erasing, writers: &[Vec<u8>]) -> Result<(), StoreError> {
+    async fn mark(&self, erasing: &Erasing, writers: &[Vec<u8>]) -> Result<(), Left> {
         for some in writers.chunks(CLIENTS) {
             let mut step = Step::of(erasing);
             for writer in some {
@@ -306,9 +338,12 @@ impl RedisStore {
         Ok(())
     }
 
-    async fn step(&self, step: Step<'_>) -> Result<(), StoreError> {
-        self.link.run(&scripts::ERASE, &step.call).await?;
-        Ok(())
+    async fn step(&self, step: Step<'_>) -> Result<(), Left> {
+        match self.link.run(&scripts::ERASE, &step.call).await? {
+            Value::Int(1) => Ok(()),
+            Value::Int(0) => Err(Left::Over),
+            _ => Err(unexpected("a step's answer").into()),
+        }
     }
 
     async fn texts(&self, cmd: &redis::Cmd) -> Result<Vec<String>, StoreError> {
@@ -362,6 +397,7 @@ impl<'e> Step<'e> {
             keys.results(),
             keys.conflicts(),
             keys.log(),
+            keys.users(),
         ]);
         call.arg(erasing.epoch.0.to_be_bytes()).number(KEPT_RESULTS);
         Self {

@@ -6,7 +6,7 @@ use crate::redis_server::Server;
 use std::time::Duration;
 use tidegate::store::{Store as _, StoreError};
 
-fn run(test: impl AsyncFnOnce(Server)) {
+pub(super) fn run(test: impl AsyncFnOnce(Server)) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -15,7 +15,7 @@ fn run(test: impl AsyncFnOnce(Server)) {
 }
 
 /// Fills the space with so many documents of one field and a tombstone.
-async fn fill(bench: &mut Bench, docs: u64) {
+pub(super) async fn fill(bench: &mut Bench, docs: u64) {
     for (n, mid) in (0..docs).step_by(200).zip(0..) {
         let names: Vec<_> = (n..docs.min(n + 200)).map(|n| format!("a/{n}")).collect();
         let ops = names.iter().map(|name| set(name, &[("x", 1), ("y", 1)])).collect();
@@ -25,7 +25,7 @@ async fn fill(bench: &mut Bench, docs: u64) {
     }
 }
 
-async fn bench(server: &Server) -> Bench {
+pub(super) async fn bench(server: &Server) -> Bench {
     Bench {
         harness: Box::new(crate::harness::Plain(open_redis(server, &Retention::default()).await)),
         epochs: 1,

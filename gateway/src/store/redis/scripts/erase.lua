@@ -1,6 +1,6 @@
 -- A step of an erasure. It may be done twice, and by several nodes at once.
 --
--- KEYS  meta, idx, clients, results, conflicts, log, then the keys that the step names
+-- KEYS  meta, idx, clients, results, conflicts, log, users, then the keys that the step names
 -- ARGV  the epoch that names the erasure, most results kept a client, then what to do, each with its arguments:
 --   log                     the log goes
 --   conflicts               the conflict log goes
@@ -8,6 +8,7 @@
 --   doc      k path         a document goes
 --   cells    k path old new n field…   a document loses fields, and its header becomes another, if it is still the old one
 --   conflict id             an entry of the conflict log goes
+--   user     member         a client is no longer listed as a user's
 --   marker   writer time    a client's record becomes a marker, and its results go
 -- Reply 1, or 0 if this erasure is over
 
@@ -15,7 +16,7 @@ local meta = meta_of(KEYS[1])
 if not meta.erasing or string.sub(meta.erasing, 1, 8) ~= ARGV[1] then
   return 0
 end
-local FIXED = 6
+local FIXED = 7
 local at = 2
 local function arg()
   at = at + 1
@@ -77,6 +78,8 @@ while at < #ARGV do
       redis.call('HSET', KEYS[1], 'cf_bytes', decimal(meta.cf_bytes))
       counts.conflicts = counts.conflicts + 1
     end
+  elseif what == 'user' then
+    redis.call('ZREM', KEYS[7], arg())
   elseif what == 'marker' then
     local writer, now = arg(), tonumber(arg())
     local record = redis.call('HGET', KEYS[3], writer)

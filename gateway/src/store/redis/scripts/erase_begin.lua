@@ -15,6 +15,7 @@ if not meta.erasing then
   meta.lineage = ARGV[2] .. pack(meta.head) .. struct.pack('>I4', #life) .. life
   redis.call('HSET', KEYS[1], 'erasing', meta.erasing, 'epoch', ARGV[2], 'life', life, 'lineage', meta.lineage,
     'floor', decimal(meta.head), 'log_first', decimal(meta.head + 1), 'log_bytes', '0')
+  redis.call('HDEL', KEYS[1], 'erased', 'erased_docs', 'erased_cells', 'erased_commits', 'erased_conflicts', 'erased_clients')
   redis.call(ARGV[4], ARGV[5], ARGV[2])
 end
 return { meta.erasing, meta.lineage }

@@ -1,0 +1,90 @@
+//! Erasure and collection are many steps, and between two of them anything may happen: somebody else ends what one has
+//! begun, a client writes, the server is another.
+
+use super::on_redis::{bench, run};
+use super::*;
+use crate::harness::open_redis;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+use tidegate::store::Store as _;
+
+/// What goes on for ever is given up after so long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Goes on with something until it has waited so many times. What it answers, if it has come to its end.
+async fn go_on<F: Future>(what: &mut Pin<&mut F>, waits: usize) -> Option<F::Output> {
+    let mut left = waits;
+    std::future::poll_fn(|cx| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        match what.as_mut().poll(cx) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// One that brings an erasure to its end is held up, everywhere in turn, while another does it and a client writes.
+fn held_up_everywhere(whom: Erase) {
+    run(async |server| {
+        let mut bench = bench(&server).await;
+        let slow = open_redis(&server, &Retention::default()).await;
+        let other = open_redis(&server, &Retention::default()).await;
+        let space = space();
+        let mut fresh = 1_000;
+        for waits in 1.. {
+            let (early, late) = (2 * waits as u64, 2 * waits as u64 + 1);
+            let ops = vec![set("a/1", &[("x", 1)]), set("a/2", &[("x", 1)])];
+            bench.applied_by(Sender::of("ann", early, 1), None, ops).await;
+            fresh += 3;
+            let begun = AtomicBool::new(false);
+            let tell = |_: &tidegate::store::Lineage| begun.store(true, Ordering::Relaxed);
+            let mut erasing = std::pin::pin!(slow.erase(&space, whom, Epoch(fresh), 1_000, &tell));
+            if go_on(&mut erasing, waits).await.is_some() {
+                assert!(waits > 5, "it was held up {waits} times");
+                break;
+            }
+            let by_other = other.erase(&space, whom, Epoch(fresh + 1), 1_000, &|_| {}).await;
+            let by_other = by_other.expect("it answers");
+            // Unless the one that was held up had done all but hear of it.
+            if by_other != Erased::default() {
+                assert_eq!((by_other.docs, by_other.cells, by_other.clients), (2, 2, 1));
+            }
+            let ops = vec![set("a/3", &[("x", 1)])];
+            bench.applied_by(Sender::of("ann", late, 1), None, ops).await;
+            let has_begun = begun.load(Ordering::Relaxed);
+            let ended = tokio::time::timeout(PATIENCE, erasing).await;
+            let ended = ended.unwrap_or_else(|_| panic!("held up {waits} times, it has no end"));
+            // Who had only asked erases afterwards.
+            if has_begun {
+                let erased = ended.expect("it answers");
+                assert_eq!(
+                    (erased.docs, erased.cells, erased.clients),
+                    (2, 2, 1),
+                    "held up {waits} times"
+                );
+                assert_eq!(bench.state().await.usage.docs, 1, "held up {waits} times");
+                let again = other.erase(&space, whom, Epoch(fresh + 2), 1_000, &|_| {}).await;
+                let again = again.expect("it answers");
+                assert_eq!((again.docs, again.cells, again.clients), (1, 1, 1));
+            }
+            assert_eq!(bench.state().await.usage, Usage::default());
+        }
+    });
+}
+
+#[test]
+fn who_is_held_up_in_the_erasure_of_a_space_that_another_ends_leaves_what_came_since() {
+    held_up_everywhere(Erase::Space);
+}
+
+#[test]
+fn who_is_held_up_in_the_erasure_of_a_user_that_another_ends_leaves_what_came_since() {
+    held_up_everywhere(Erase::User(UserTag::of("ann")));
+}
