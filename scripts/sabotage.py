@@ -1439,6 +1439,20 @@ RULES = {
         CONTRACT,
         "named::steps::who_is_held_up_in_the_erasure_of_a_space_that_another_ends_leaves_what_came_since",
     ),
+    "redis: a sweep that takes nothing is over": (
+        "gateway/src/store/redis/collect.rs",
+        "if taken == 0 {",
+        "if taken == u64::MAX {",
+        CONTRACT,
+        "named::steps::a_sweep_under_which_the_floor_falls_or_the_space_closes_comes_to_an_end",
+    ),
+    "redis: marks of time go with the floor": (
+        "gateway/src/store/redis/collect.rs",
+        "if below.len() < STEP {",
+        "if below.len() <= STEP {",
+        CONTRACT,
+        "named::steps::marks_of_time_below_the_floor_go_and_those_above_stay",
+    ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",
         'self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)',

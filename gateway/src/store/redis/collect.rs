@@ -42,7 +42,9 @@ impl RedisStore {
         floor.parse().ok().and_then(Seq::new).ok_or_else(|| unexpected("a seq"))
     }
 
-    /// Deletes tombstones and dead documents at or below the floor, and marks of time there.
+    /// Deletes tombstones and dead documents at or below the floor, and marks of time there. A step that has taken
+    /// nothing is the last: the space is closed, its floor has fallen in a failover, or another node has been faster. What
+    /// is left is for the next round.
     async fn sweep(&self, space: &SpaceId, floor: Seq) -> Result<u64, StoreError> {
         let keys = Keys::of(space);
         let mut deleted = 0;
@@ -71,25 +73,37 @@ impl RedisStore {
             for (place, path, field, entry) in &entries {
                 call.arg(entry).number(*place as u64).arg(path).arg(field);
             }
-            deleted += count(&self.link.run(&scripts::SWEEP, &call).await?)?;
-        }
-        let mut cmd = redis::cmd("ZRANGE");
-        cmd.arg(keys.marks()).arg(0).arg(-1);
-        let mut parts = Parts::of(self.link.ask(&cmd).await?)?;
-        let mut below = redis::cmd("ZREM");
-        below.arg(keys.marks());
-        let mut found = false;
-        while parts.len() > 0 {
-            let seq = parts.number()?;
-            if seq <= floor.get() {
-                below.arg(seq);
-                found = true;
+            let mut step = Parts::of(self.link.run(&scripts::SWEEP, &call).await?)?;
+            let (gone, taken) = (step.number()?, step.number()?);
+            deleted += gone;
+            if taken == 0 {
+                break;
             }
         }
-        if found {
-            self.link.ask(&below).await?;
-        }
+        self.sweep_marks(&keys, floor).await?;
         Ok(deleted)
+    }
+
+    /// Deletes the marks of time at or below the floor. Seqs rise with time, so the oldest come first.
+    async fn sweep_marks(&self, keys: &Keys, floor: Seq) -> Result<(), StoreError> {
+        loop {
+            let mut cmd = redis::cmd("ZRANGE");
+            cmd.arg(keys.marks()).arg(0).arg(STEP - 1);
+            let mut parts = Parts::of(self.link.ask(&cmd).await?)?;
+            let mut below = vec![];
+            while parts.len() > 0 {
+                below.push(parts.number()?);
+            }
+            below.truncate(below.iter().take_while(|seq| **seq <= floor.get()).count());
+            if !below.is_empty() {
+                let mut cmd = redis::cmd("ZREM");
+                cmd.arg(keys.marks()).arg(&below);
+                self.link.ask(&cmd).await?;
+            }
+            if below.len() < STEP {
+                return Ok(());
+            }
+        }
     }
 
     /// Deletes a space's log up to and with the commit `to`.

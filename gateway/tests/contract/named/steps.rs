@@ -1,7 +1,7 @@
 //! Erasure and collection are many steps, and between two of them anything may happen: somebody else ends what one has
 //! begun, a client writes, the server is another.
 
-use super::on_redis::{bench, run};
+use super::on_redis::{bench, fill, run};
 use super::*;
 use crate::harness::open_redis;
 use std::pin::Pin;
@@ -87,4 +87,59 @@ fn who_is_held_up_in_the_erasure_of_a_space_that_another_ends_leaves_what_came_s
 #[test]
 fn who_is_held_up_in_the_erasure_of_a_user_that_another_ends_leaves_what_came_since() {
     held_up_everywhere(Erase::User(UserTag::of("ann")));
+}
+
+#[test]
+fn a_sweep_under_which_the_floor_falls_or_the_space_closes_comes_to_an_end() {
+    run(async |server| {
+        let store = open_redis(&server, &Retention::default()).await;
+        let space = space();
+        for accident in [["floor", "0"], ["erasing", "by somebody"]] {
+            for waits in 1.. {
+                let mut bench = bench(&server).await;
+                server.command(&["FLUSHALL"]);
+                fill(&mut bench, 600).await;
+                let head = bench.state().await.head.seq;
+                let mut raising = std::pin::pin!(store.raise_floor(&space, head));
+                if go_on(&mut raising, waits).await.is_some() {
+                    assert!(waits > 3, "it was held up {waits} times");
+                    break;
+                }
+                // As on a replica that lacks the raise, and has taken over.
+                server.command(&["HSET", "tg:{named}:meta", accident[0], accident[1]]);
+                let ended = tokio::time::timeout(PATIENCE, raising).await;
+                let ended = ended.unwrap_or_else(|_| panic!("held up {waits} times, it has no end: {accident:?}"));
+                ended.expect("it answers");
+            }
+        }
+    });
+}
+
+#[test]
+fn marks_of_time_below_the_floor_go_and_those_above_stay() {
+    run(async |server| {
+        let mut bench = bench(&server).await;
+        bench.applied(1, 1, vec![set("a/1", &[("x", 1)])]).await;
+        // A mark a minute, for two days.
+        server.command(&["HSET", "tg:{named}:meta", "head", "3000"]);
+        server.command(&["DEL", "tg:{named}:marks"]);
+        let marks: Vec<_> = (1..=3_000).map(|seq| (seq * 60_000, seq)).collect();
+        let mut connection = server.connection();
+        let mut zadd = redis::cmd("ZADD");
+        let () = zadd
+            .arg("tg:{named}:marks")
+            .arg(&marks)
+            .query(&mut connection)
+            .expect("it answers");
+        let store = open_redis(&server, &Retention::default()).await;
+        store.raise_floor(&space(), seq(2_000)).await.expect("it answers");
+        let mut zrange = redis::cmd("ZRANGE");
+        let left: Vec<u64> = zrange
+            .arg("tg:{named}:marks")
+            .arg(0)
+            .arg(-1)
+            .query(&mut connection)
+            .expect("it answers");
+        assert_eq!(left, (2_001..=3_000).collect::<Vec<_>>());
+    });
 }
