@@ -1453,6 +1453,13 @@ RULES = {
         CONTRACT,
         "named::steps::marks_of_time_below_the_floor_go_and_those_above_stay",
     ),
+    "redis: an erasure ends where all its steps were done": (
+        "gateway/src/store/redis/scripts/erase_end.lua",
+        "if life ~= ARGV[2] then",
+        "if false then",
+        CONTRACT,
+        "named::steps::an_erasure_goes_on_where_another_server_takes_over_and_does_again_what_that_lacks",
+    ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",
         'self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)',

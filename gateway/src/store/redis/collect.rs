@@ -132,14 +132,24 @@ impl RedisStore {
         }
     }
 
-    /// Deletes a space's client records that last wrote before `before`, ms since 1970.
+    /// Deletes a space's client records that last wrote before `before`, ms since 1970. A cursor is of use to the server
+    /// alone that gave it, so it begins anew on another.
     pub async fn forget(&self, space: &SpaceId, before: u64) -> Result<u64, StoreError> {
         let keys = Keys::of(space);
-        let (mut cursor, mut deleted) = (b"0".to_vec(), 0);
+        let (mut cursor, mut life, mut deleted) = (b"0".to_vec(), vec![], 0);
         loop {
-            let mut cmd = redis::cmd("HSCAN");
-            cmd.arg(keys.clients()).arg(&cursor).arg("COUNT").arg(WALK);
-            let mut parts = Parts::of(self.link.ask(&cmd).await?)?;
+            let mut call = keys.look(keys.clients());
+            call.arg("HSCAN").arg(&cursor).arg("COUNT").number(WALK as u64);
+            let (of, answer) = self.ask_primary(&call).await?;
+            if life != of {
+                let is_other = !life.is_empty();
+                life = of;
+                if is_other {
+                    cursor = b"0".to_vec();
+                    continue;
+                }
+            }
+            let mut parts = Parts::of(answer)?;
             cursor = parts.bytes()?;
             let mut found = parts.parts()?;
             let mut old = vec![];

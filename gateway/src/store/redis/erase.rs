@@ -28,12 +28,16 @@ struct Erasing {
     epoch: Epoch,
     at_ms: u64,
     whom: Erase,
+    /// The life of the server on which all its steps are done.
+    life: Vec<u8>,
 }
 
 /// Why somebody leaves an erasure before its last step.
 enum Left {
     /// Somebody else has brought it to its end.
     Over,
+    /// Another server has taken over, or this one has started anew: what was done before may be undone.
+    Elsewhere,
     /// A step could not be done.
     Failed(StoreError),
 }
@@ -73,13 +77,13 @@ impl RedisStore {
                 return Ok(Erased::default());
             }
             let record = parts.bytes()?;
-            let erasing = Erasing::of(space, &record).ok_or_else(|| unexpected("an erasure"))?;
             let lineage: Lineage = parts.record()?;
+            let erasing = Erasing::of(space, &record, parts.bytes()?).ok_or_else(|| unexpected("an erasure"))?;
             let is_it = erasing.whom == whom;
             if is_it {
                 begun(&lineage);
             }
-            match self.finish(&erasing).await? {
+            match self.finish(erasing).await? {
                 Some(erased) if is_it => return Ok(erased),
                 Some(_) => {}
                 // Lost in a failover, unless another followed it. A name that somebody may have been told is not used again.
@@ -109,44 +113,62 @@ impl RedisStore {
 
     /// Brings the erasure of a space to its end, if one is under way.
     pub(super) async fn resume_erasure(&self, space: &SpaceId) -> Result<(), StoreError> {
-        let mut cmd = redis::cmd("HGET");
-        cmd.arg(Keys::of(space).meta()).arg("erasing");
-        if let Value::BulkString(record) = self.link.ask(&cmd).await? {
-            let Some(erasing) = Erasing::of(space, &record) else {
+        let meta = Keys::of(space).meta();
+        let mut call = Call::on([meta.clone(), meta]);
+        call.arg("HGET").arg("erasing");
+        if let (life, Value::BulkString(record)) = self.ask_primary(&call).await? {
+            let Some(erasing) = Erasing::of(space, &record, life) else {
                 // It is being carried over.
                 return Ok(());
             };
             tracing::info!(%space, "going on with an erasure");
-            self.finish(&erasing).await?;
+            self.finish(erasing).await?;
         }
         Ok(())
     }
 
-    /// Does what is left of an erasure. Says what was erased in all, by whomever, or nothing where it is not known to
-    /// have come to its end.
-    async fn finish(&self, erasing: &Erasing) -> Result<Option<Erased>, StoreError> {
-        match self.take_steps(erasing).await {
-            Ok(()) | Err(Left::Over) => {}
-            Err(Left::Failed(error)) => return Err(error),
-        }
-        let mut call = Call::on([erasing.keys.meta()]);
-        call.arg(erasing.epoch.0.to_be_bytes());
-        call.arg("PUBLISH").arg(channel(&erasing.space));
-        let mut parts = Parts::of(self.link.run(&scripts::ERASE_END, &call).await?)?;
-        let erased = match parts.len() {
-            0 => None,
-            _ => Some(Erased {
-                docs: parts.number()?,
-                cells: parts.number()?,
-                commits: parts.number()?,
-                conflicts: parts.number()?,
-                clients: parts.number()?,
-            }),
+    /// Does what is left of an erasure, all of it on one server: what another has not heard of is done again there. Says
+    /// what was erased in all, by whomever, or nothing where it is not known to have come to its end.
+    async fn finish(&self, mut erasing: Erasing) -> Result<Option<Erased>, StoreError> {
+        let erased = loop {
+            match self.finish_here(&erasing).await {
+                Ok(erased) => break erased,
+                Err(Left::Over) => break None,
+                Err(Left::Failed(error)) => return Err(error),
+                Err(Left::Elsewhere) => {
+                    let mut call = Call::on([erasing.keys.meta()]);
+                    call.arg("PING");
+                    erasing.life = self.ask_primary(&call).await?.0;
+                }
+            }
         };
         if let Some(state) = self.positions(std::slice::from_ref(&erasing.space)).await?.pop() {
             self.note(&erasing.space, state.usage);
         }
         Ok(erased)
+    }
+
+    async fn finish_here(&self, erasing: &Erasing) -> Result<Option<Erased>, Left> {
+        match self.take_steps(erasing).await {
+            // Its last step also tells what others have done.
+            Ok(()) | Err(Left::Over) => {}
+            other => other?,
+        }
+        let mut call = Call::on([erasing.keys.meta()]);
+        call.arg(erasing.epoch.0.to_be_bytes()).arg(&erasing.life);
+        call.arg("PUBLISH").arg(channel(&erasing.space));
+        let mut parts = Parts::of(self.link.run(&scripts::ERASE_END, &call).await?)?;
+        match parts.len() {
+            0 => Ok(None),
+            1 => Err(Left::Elsewhere),
+            _ => Ok(Some(Erased {
+                docs: parts.number()?,
+                cells: parts.number()?,
+                commits: parts.number()?,
+                conflicts: parts.number()?,
+                clients: parts.number()?,
+            })),
+        }
     }
 
     async fn take_steps(&self, erasing: &Erasing) -> Result<(), Left> {
@@ -169,9 +191,9 @@ impl RedisStore {
         }
         self.step(step).await?;
         loop {
-            let mut cmd = redis::cmd("ZRANGE");
-            cmd.arg(keys.idx()).arg(0).arg(STEP - 1);
-            let docs = self.texts(&cmd).await?;
+            let mut call = keys.look(keys.idx());
+            call.arg("ZRANGE").number(0).number(STEP as u64 - 1);
+            let docs = self.texts(erasing, &call).await?;
             if docs.is_empty() {
                 break;
             }
@@ -183,9 +205,9 @@ impl RedisStore {
         }
         let mut cursor = b"0".to_vec();
         loop {
-            let mut cmd = redis::cmd("HSCAN");
-            cmd.arg(keys.clients()).arg(&cursor).arg("COUNT").arg(STEP);
-            let mut parts = Parts::of(self.link.ask(&cmd).await?)?;
+            let mut call = keys.look(keys.clients());
+            call.arg("HSCAN").arg(&cursor).arg("COUNT").number(STEP as u64);
+            let mut parts = self.look_at(erasing, &call).await?;
             cursor = parts.bytes()?;
             let mut found = parts.parts()?;
             let mut writers = vec![];
@@ -202,12 +224,12 @@ impl RedisStore {
 
     async fn erase_user(&self, erasing: &Erasing, user: UserTag) -> Result<(), Left> {
         let keys = &erasing.keys;
-        let mut cmd = redis::cmd("ZRANGE");
+        let mut call = keys.look(keys.users());
         let (from, to) = (user.0.to_be_bytes(), user.0.checked_add(1).map(u64::to_be_bytes));
-        cmd.arg(keys.users()).arg([b"[", &from[..]].concat());
-        cmd.arg(to.map_or_else(|| b"+".to_vec(), |to| [b"(", &to[..]].concat()))
+        call.arg("ZRANGE").arg([b"[", &from[..]].concat());
+        call.arg(to.map_or_else(|| b"+".to_vec(), |to| [b"(", &to[..]].concat()))
             .arg("BYLEX");
-        let mut parts = Parts::of(self.link.ask(&cmd).await?)?;
+        let mut parts = self.look_at(erasing, &call).await?;
         let mut members = vec![];
         let mut whose = BTreeSet::new();
         while parts.len() > 0 {
@@ -236,13 +258,9 @@ impl RedisStore {
     async fn erase_conflicts(&self, erasing: &Erasing, whose: &BTreeSet<Writer>) -> Result<(), Left> {
         let mut from = "-".to_owned();
         loop {
-            let mut cmd = redis::cmd("XRANGE");
-            cmd.arg(erasing.keys.conflicts())
-                .arg(&from)
-                .arg("+")
-                .arg("COUNT")
-                .arg(STEP);
-            let mut parts = Parts::of(self.link.ask(&cmd).await?)?;
+            let mut call = erasing.keys.look(erasing.keys.conflicts());
+            call.arg("XRANGE").arg(&from).arg("+").arg("COUNT").number(STEP as u64);
+            let mut parts = self.look_at(erasing, &call).await?;
             if parts.len() == 0 {
                 return Ok(());
             }
@@ -267,9 +285,9 @@ impl RedisStore {
     async fn erase_cells(&self, erasing: &Erasing, whose: &BTreeSet<Writer>) -> Result<(), Left> {
         let mut at = 0;
         loop {
-            let mut cmd = redis::cmd("ZRANGE");
-            cmd.arg(erasing.keys.idx()).arg(at).arg(at + STEP as u64 - 1);
-            let docs = self.texts(&cmd).await?;
+            let mut call = erasing.keys.look(erasing.keys.idx());
+            call.arg("ZRANGE").number(at).number(at + STEP as u64 - 1);
+            let docs = self.texts(erasing, &call).await?;
             if docs.is_empty() {
                 return Ok(());
             }
@@ -286,11 +304,11 @@ impl RedisStore {
     }
 
     /// Adds to a step what is left of a document. Says whether it goes.
-    async fn put_erased(&self, step: &mut Step<'_>, doc: &str, whose: &BTreeSet<Writer>) -> Result<bool, StoreError> {
+    async fn put_erased(&self, step: &mut Step<'_>, doc: &str, whose: &BTreeSet<Writer>) -> Result<bool, Left> {
         let key = step.erasing.keys.doc(doc);
-        let mut cmd = redis::cmd("HGETALL");
-        cmd.arg(&key);
-        let state = document(flat(self.link.ask(&cmd).await?)?)?;
+        let mut call = step.erasing.keys.look(key.clone());
+        call.arg("HGETALL");
+        let state = document(self.look_at(step.erasing, &call).await?)?;
         let Some(old) = state.header else {
             return Ok(false);
         };
@@ -342,28 +360,29 @@ impl RedisStore {
         match self.link.run(&scripts::ERASE, &step.call).await? {
             Value::Int(1) => Ok(()),
             Value::Int(0) => Err(Left::Over),
+            Value::Int(2) => Err(Left::Elsewhere),
             _ => Err(unexpected("a step's answer").into()),
         }
     }
 
-    async fn texts(&self, cmd: &redis::Cmd) -> Result<Vec<String>, StoreError> {
-        let mut parts = Parts::of(self.link.ask(cmd).await?)?;
+    /// What a command that reads says, on the server on which the steps are done.
+    async fn look_at(&self, erasing: &Erasing, call: &Call) -> Result<Parts, Left> {
+        match self.ask_primary(call).await? {
+            (life, _) if life != erasing.life => Err(Left::Elsewhere),
+            (_, answer) => Ok(Parts::of(answer)?),
+        }
+    }
+
+    async fn texts(&self, erasing: &Erasing, call: &Call) -> Result<Vec<String>, Left> {
+        let mut parts = self.look_at(erasing, call).await?;
         (0..parts.len())
-            .map(|_| String::from_utf8(parts.bytes()?).map_err(|_| unexpected("a path")))
+            .map(|_| String::from_utf8(parts.bytes()?).map_err(|_| unexpected("a path").into()))
             .collect()
     }
 }
 
-/// A hash comes as a map or as an array.
-fn flat(value: Value) -> Result<Parts, StoreError> {
-    match value {
-        Value::Map(pairs) => Parts::of(Value::Array(pairs.into_iter().flat_map(|(a, b)| [a, b]).collect())),
-        other => Parts::of(other),
-    }
-}
-
 impl Erasing {
-    fn of(space: &SpaceId, record: &[u8]) -> Option<Self> {
+    fn of(space: &SpaceId, record: &[u8], life: Vec<u8>) -> Option<Self> {
         let (epoch, rest) = record.split_first_chunk::<8>()?;
         let (at_ms, user) = rest.split_first_chunk::<8>()?;
         let whom = match user.is_empty() {
@@ -376,6 +395,7 @@ impl Erasing {
             epoch: Epoch(u64::from_be_bytes(*epoch)),
             at_ms: u64::from_be_bytes(*at_ms),
             whom,
+            life,
         })
     }
 }
@@ -399,7 +419,9 @@ impl<'e> Step<'e> {
             keys.log(),
             keys.users(),
         ]);
-        call.arg(erasing.epoch.0.to_be_bytes()).number(KEPT_RESULTS);
+        call.arg(erasing.epoch.0.to_be_bytes())
+            .number(KEPT_RESULTS)
+            .arg(&erasing.life);
         Self {
             erasing,
             call,

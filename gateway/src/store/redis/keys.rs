@@ -2,6 +2,7 @@
 //!
 //! A space's name holds no braces, so the tag is exactly the name, and no two spaces share a key.
 
+use super::link::Call;
 use tidegate_protocol::{DocPath, SpaceId};
 
 /// The keys of a space, made from its name.
@@ -16,6 +17,11 @@ impl Keys {
 
     fn part(&self, name: &str) -> Vec<u8> {
         format!("{}:{name}", self.prefix).into_bytes()
+    }
+
+    /// A look at a key of the space, without what is to be asked.
+    pub(super) fn look(&self, key: Vec<u8>) -> Call {
+        Call::on([self.meta(), key])
     }
 
     /// Hash: head, lineage, floor and counts.

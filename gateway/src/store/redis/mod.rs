@@ -36,7 +36,7 @@ pub(crate) use import::Imported;
 use keys::Keys;
 pub(crate) use keys::{channel, space_of_channel};
 pub use link::RedisConfig;
-use link::{Call, Link};
+use link::{Call, Link, LinkError};
 use parking_lot::Mutex;
 use redis::Value;
 use reply::{Parts, unexpected};
@@ -95,6 +95,17 @@ impl RedisStore {
             }
             error.into()
         })
+    }
+
+    /// What a command that reads answers on a primary, and the life of that: whoever goes by several answers has to have
+    /// them from one.
+    async fn ask_primary(&self, call: &Call) -> Result<(Vec<u8>, Value), LinkError> {
+        if let Value::Array(mut parts) = self.link.run(&scripts::LOOK, call).await?
+            && let (Some(answer), Some(Value::BulkString(life))) = (parts.pop(), parts.pop())
+        {
+            return Ok((life, answer));
+        }
+        Err(LinkError::Other(unexpected("a look")))
     }
 
     /// Remembers what a space's documents take now.

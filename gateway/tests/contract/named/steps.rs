@@ -143,3 +143,69 @@ fn marks_of_time_below_the_floor_go_and_those_above_stay() {
         assert_eq!(left, (2_001..=3_000).collect::<Vec<_>>());
     });
 }
+
+/// Which snapshot a server goes on from that takes over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Lacks {
+    Nothing,
+    Steps,
+    Begin,
+}
+
+#[test]
+fn an_erasure_goes_on_where_another_server_takes_over_and_does_again_what_that_lacks() {
+    run(async |mut server| {
+        let space = space();
+        for lacks in [Lacks::Nothing, Lacks::Steps, Lacks::Begin] {
+            for waits in 2.. {
+                let mut filled = bench(&server).await;
+                server.command(&["FLUSHALL"]);
+                for client in 1..=40 {
+                    let ops = vec![set(&format!("a/{client}"), &[("x", 1)])];
+                    filled.applied_by(Sender::of("ann", client, 1), None, ops).await;
+                }
+                server.command(&["SAVE"]);
+                let store = open_redis(&server, &Retention::default()).await;
+                let mut erasing = std::pin::pin!(store.erase(&space, Erase::Space, Epoch(77), 1_000, &|_| {}));
+                assert!(go_on(&mut erasing, 1).await.is_none());
+                while server.command(&["HEXISTS", "tg:{named}:meta", "erasing"]) == redis::Value::Int(0) {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                if lacks == Lacks::Steps {
+                    server.command(&["SAVE"]);
+                }
+                let has_ended = go_on(&mut erasing, waits).await.is_some();
+                if has_ended || server.command(&["HEXISTS", "tg:{named}:meta", "erasing"]) == redis::Value::Int(0) {
+                    assert!(waits > 5, "it was held up {waits} times");
+                    break;
+                }
+                if lacks == Lacks::Nothing {
+                    server.command(&["SAVE"]);
+                }
+                server.kill();
+                server.run();
+                let ended = tokio::time::timeout(PATIENCE, erasing).await;
+                let ended = ended.unwrap_or_else(|_| panic!("held up {waits} times, it has no end, {lacks:?}"));
+                ended.expect("it answers");
+                let mut bench = bench(&server).await;
+                assert_eq!(bench.state().await.usage, Usage::default());
+                for key in ["idx", "users", "results", "log"] {
+                    let key = format!("tg:{{named}}:{key}");
+                    assert_eq!(
+                        server.command(&["EXISTS", &key]),
+                        redis::Value::Int(0),
+                        "{key}, held up {waits} times, {lacks:?}"
+                    );
+                }
+                for client in 1..=40 {
+                    let again = bench.send_by(Sender::of("ann", client, 1), vec![set("a/1", &[])]).await;
+                    assert_eq!(
+                        again,
+                        Outcome::ClientUnknown,
+                        "{client}, held up {waits} times, {lacks:?}"
+                    );
+                }
+            }
+        }
+    });
+}

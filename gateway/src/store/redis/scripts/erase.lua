@@ -1,7 +1,7 @@
 -- A step of an erasure. It may be done twice, and by several nodes at once.
 --
 -- KEYS  meta, idx, clients, results, conflicts, log, users, then the keys that the step names
--- ARGV  the epoch that names the erasure, most results kept a client, then what to do, each with its arguments:
+-- ARGV  the epoch that names the erasure, most results kept a client, the server's life, then what to do, each with its arguments:
 --   log                     the log goes
 --   conflicts               the conflict log goes
 --   key      k              the key of that place goes
@@ -10,14 +10,16 @@
 --   conflict id             an entry of the conflict log goes
 --   user     member         a client is no longer listed as a user's
 --   marker   writer time    a client's record becomes a marker, and its results go
--- Reply 1, or 0 if this erasure is over
+-- Reply 1, or 0 if this erasure is over, or 2 if the server has another life
 
 local meta = meta_of(KEYS[1])
 if not meta.erasing or string.sub(meta.erasing, 1, 8) ~= ARGV[1] then
   return 0
+elseif string.match(replication, 'master_replid:(%w+)') ~= ARGV[3] then
+  return 2
 end
 local FIXED = 7
-local at = 2
+local at = 3
 local function arg()
   at = at + 1
   return ARGV[at]
