@@ -1460,6 +1460,20 @@ RULES = {
         CONTRACT,
         "named::steps::an_erasure_goes_on_where_another_server_takes_over_and_does_again_what_that_lacks",
     ),
+    "redis: what the index has lost is looked for before it is erased": (
+        "gateway/src/store/redis/erase.rs",
+        "if !self.step(step).await? {",
+        "if !self.step(step).await? && false {",
+        CONTRACT,
+        "named::steps::a_space_that_lacks_keys_is_erased_whole",
+    ),
+    "redis: of a space that is half carried over no user is erased": (
+        "gateway/src/store/redis/scripts/erase_begin.lua",
+        "if carried and ARGV[1] ~= '' then",
+        "if false then",
+        CONTRACT,
+        "named::steps::a_space_that_is_half_carried_over_can_be_erased_as_a_whole_alone",
+    ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",
         'self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)',

@@ -4,19 +4,24 @@
 //! done. Between them any node may do the steps, also several at once: each deletes what is left. Nothing is written
 //! to a closed space, so what a step has read holds until it is done.
 
+use super::import::UNDER_WAY;
 use super::keys::channel;
 use super::link::{Call, LinkError};
 use super::reply::{Parts, unexpected};
 use super::{Keys, RedisStore, document, scripts};
 use crate::store::embedded::records::Record;
-use crate::store::{Begun, ConflictRecord, Erase, Erased, KEPT_RESULTS, Lineage, NOBODY, Store, StoreError, UserTag};
+use crate::store::{
+    Begun, Cell, ConflictRecord, Erase, Erased, KEPT_RESULTS, Lineage, NOBODY, Store, StoreError, UserTag,
+};
 use redis::Value;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
-use tidegate_protocol::{Epoch, SpaceId, Writer};
+use tidegate_protocol::{Epoch, FieldPath, SpaceId, Writer};
 
 /// Documents, or entries of the conflict log, looked at in a step.
 const STEP: usize = 128;
+/// Keys that the server looks at in a step of a walk over all.
+const WALK: usize = 512;
 /// Clients whose records become markers in a step.
 const CLIENTS: usize = 16;
 
@@ -64,17 +69,31 @@ impl RedisStore {
         now_ms: u64,
         begun: Begun<'_>,
     ) -> Result<Erased, StoreError> {
+        let mut found = false;
         loop {
-            let mut call = Call::on([Keys::of(space).meta()]);
+            let keys = Keys::of(space);
+            let mut call = Call::on([keys.meta(), keys.idx(), keys.log()].into_iter().chain(keys.others()));
             match whom {
                 Erase::Space => call.arg(""),
                 Erase::User(user) => call.arg(user.0.to_be_bytes()),
             };
-            call.arg(fresh.0.to_be_bytes()).number(now_ms);
+            call.arg(fresh.0.to_be_bytes()).number(now_ms).arg(UNDER_WAY);
+            call.arg(if found { "found" } else { "" });
             call.arg("PUBLISH").arg(channel(space));
             let mut parts = Parts::of(self.link.run(&scripts::ERASE_BEGIN, &call).await?)?;
             if parts.len() == 0 {
-                return Ok(Erased::default());
+                // Nothing is there but what no other key tells of.
+                let mut cursor = b"0".to_vec();
+                loop {
+                    found |= !self.walk_documents(&keys, &mut cursor).await?.1.is_empty();
+                    if found || cursor == b"0" {
+                        break;
+                    }
+                }
+                match found {
+                    true => continue,
+                    false => return Ok(Erased::default()),
+                }
             }
             let record = parts.bytes()?;
             let lineage: Lineage = parts.record()?;
@@ -175,11 +194,61 @@ impl RedisStore {
         let mut step = Step::of(erasing);
         step.op("log");
         step.key(erasing.keys.marks());
-        self.step(step).await?;
+        if !self.step(step).await? {
+            self.index_documents(erasing).await?;
+        }
         match erasing.whom {
             Erase::Space => self.erase_space(erasing).await,
             Erase::User(user) => self.erase_user(erasing, user).await,
         }
+    }
+
+    /// Puts documents that the index lacks into it. They are looked for among all keys of the server, which takes as long
+    /// as there are keys.
+    async fn index_documents(&self, erasing: &Erasing) -> Result<(), Left> {
+        tracing::warn!(space = %erasing.space, "its index is not whole: its documents are looked for among all keys");
+        let mut cursor = b"0".to_vec();
+        loop {
+            let (life, docs) = self.walk_documents(&erasing.keys, &mut cursor).await?;
+            if life != erasing.life {
+                return Err(Left::Elsewhere);
+            }
+            for some in docs.chunks(STEP) {
+                let mut step = Step::of(erasing);
+                for doc in some {
+                    step.op("index").on(erasing.keys.doc(doc)).call.arg(doc);
+                }
+                self.step(step).await?;
+            }
+            if cursor == b"0" {
+                break;
+            }
+        }
+        let mut step = Step::of(erasing);
+        step.op("counted");
+        self.step(step).await?;
+        Ok(())
+    }
+
+    /// The next documents of a space among all keys, in no order, and the life of the server; the cursor is `0` at the
+    /// end.
+    async fn walk_documents(&self, keys: &Keys, cursor: &mut Vec<u8>) -> Result<(Vec<u8>, Vec<String>), StoreError> {
+        let mut call = Call::on([keys.meta()]);
+        call.arg("SCAN").arg(&*cursor).arg("MATCH").arg(keys.docs_pattern());
+        call.arg("COUNT").number(WALK as u64);
+        let (life, answer) = self.ask_primary(&call).await?;
+        let mut parts = Parts::of(answer)?;
+        *cursor = parts.bytes()?;
+        let (prefix, mut found) = (keys.doc(""), parts.parts()?);
+        let mut docs = vec![];
+        while found.len() > 0 {
+            let key = found.bytes()?;
+            let doc = key
+                .strip_prefix(&prefix[..])
+                .and_then(|doc| std::str::from_utf8(doc).ok());
+            docs.extend(doc.map(str::to_owned));
+        }
+        Ok((life, docs))
     }
 
     async fn erase_space(&self, erasing: &Erasing) -> Result<(), Left> {
@@ -309,11 +378,15 @@ impl RedisStore {
         let mut call = step.erasing.keys.look(key.clone());
         call.arg("HGETALL");
         let state = document(self.look_at(step.erasing, &call).await?)?;
-        let Some(old) = state.header else {
-            return Ok(false);
-        };
         let theirs = |writer: &Writer| whose.contains(writer);
         let (gone, kept): (Vec<_>, Vec<_>) = (state.cells.iter()).partition(|(_, cell)| theirs(&cell.stamp.writer));
+        let Some(old) = state.header else {
+            let is_last = kept.is_empty() && !gone.is_empty();
+            if !gone.is_empty() {
+                step.put_cells(key, doc, [vec![], vec![]], &gone);
+            }
+            return Ok(is_last);
+        };
         let mut new = old;
         let mut others = kept.len();
         for stamp in [Some(&mut new.last), Some(&mut new.born), new.deleted.as_mut()]
@@ -334,13 +407,8 @@ impl RedisStore {
         if gone.is_empty() && new == old && others > 0 {
             return Ok(false);
         }
-        let call = &mut step.op("cells").on(key).call;
-        call.arg(doc).arg(old.encode());
-        call.arg(if others > 0 { new.encode() } else { vec![] });
-        call.number(gone.len() as u64);
-        for (field, _) in &gone {
-            call.arg(field.as_str());
-        }
+        let left = if others > 0 { new.encode() } else { vec![] };
+        step.put_cells(key, doc, [old.encode(), left], &gone);
         Ok(others == 0)
     }
 
@@ -356,9 +424,11 @@ impl RedisStore {
         Ok(())
     }
 
-    async fn step(&self, step: Step<'_>) -> Result<(), Left> {
+    /// Does a step. Says whether index and meta agree on how many documents there are.
+    async fn step(&self, step: Step<'_>) -> Result<bool, Left> {
         match self.link.run(&scripts::ERASE, &step.call).await? {
-            Value::Int(1) => Ok(()),
+            Value::Int(1) => Ok(true),
+            Value::Int(3) => Ok(false),
             Value::Int(0) => Err(Left::Over),
             Value::Int(2) => Err(Left::Elsewhere),
             _ => Err(unexpected("a step's answer").into()),
@@ -440,6 +510,15 @@ impl<'e> Step<'e> {
         self.named += 1;
         self.call.number(self.named);
         self
+    }
+
+    /// Takes cells from a document, whose header becomes another.
+    fn put_cells(&mut self, key: Vec<u8>, doc: &str, [old, new]: [Vec<u8>; 2], gone: &[(&FieldPath, &Cell)]) {
+        let call = &mut self.op("cells").on(key).call;
+        call.arg(doc).arg(old).arg(new).number(gone.len() as u64);
+        for (field, _) in gone {
+            call.arg(field.as_str());
+        }
     }
 
     fn key(&mut self, key: Vec<u8>) {

@@ -13,7 +13,7 @@ use tidegate_protocol::SpaceId;
 use tokio::runtime::Handle;
 
 /// In the place of an erasure: the space is being carried over.
-const UNDER_WAY: &[u8] = b"carried over";
+pub(super) const UNDER_WAY: &[u8] = b"carried over";
 /// Commands sent at a time.
 const BATCH: usize = 256;
 /// Documents that are removed at a time, of a space that is begun again.

@@ -74,6 +74,31 @@ impl Keys {
         self.part(&format!("d:{doc}"))
     }
 
+    /// What the keys of its documents look like, for SCAN.
+    pub(super) fn docs_pattern(&self) -> Vec<u8> {
+        let mut pattern = vec![];
+        for byte in self.doc("") {
+            if matches!(byte, b'*' | b'?' | b'[' | b']' | b'\\') {
+                pattern.push(b'\\');
+            }
+            pattern.push(byte);
+        }
+        pattern.push(b'*');
+        pattern
+    }
+
+    /// All keys that a space has whatever is in it, but `meta`, `idx` and `log`.
+    pub(super) fn others(&self) -> [Vec<u8>; 6] {
+        [
+            self.clients(),
+            self.results(),
+            self.conflicts(),
+            self.users(),
+            self.dead(),
+            self.marks(),
+        ]
+    }
+
     pub(super) fn docs<'d>(&self, docs: impl IntoIterator<Item = &'d DocPath>) -> impl Iterator<Item = Vec<u8>> {
         docs.into_iter().map(|doc| self.doc(doc.as_str()))
     }

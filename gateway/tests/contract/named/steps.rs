@@ -4,6 +4,7 @@
 use super::on_redis::{bench, fill, run};
 use super::*;
 use crate::harness::open_redis;
+use crate::redis_server::Server;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
@@ -207,5 +208,114 @@ fn an_erasure_goes_on_where_another_server_takes_over_and_does_again_what_that_l
                 }
             }
         }
+    });
+}
+
+/// Keys of the space that there are.
+fn keys(server: &Server, pattern: &str) -> Vec<String> {
+    let mut cmd = redis::cmd("KEYS");
+    let mut keys: Vec<String> = cmd.arg(pattern).query(&mut server.connection()).expect("it answers");
+    keys.sort();
+    keys
+}
+
+/// A space in which two users have written, alone and together, of which keys are gone.
+async fn torn(server: &Server, gone: &[&str]) -> Bench {
+    let mut bench = bench(server).await;
+    server.command(&["FLUSHALL"]);
+    let ops = vec![
+        set("a/1", &[("x", 1)]),
+        set("a/2", &[("x", 1)]),
+        set("a/4", &[("x", 1)]),
+    ];
+    bench.applied_by(Sender::of("ann", 1, 1), None, ops).await;
+    let ops = vec![set("a/3", &[("y", 2)]), set("a/4", &[("y", 2)])];
+    bench.applied_by(Sender::of("bob", 2, 1), None, ops).await;
+    for name in gone {
+        server.command(&["DEL", &format!("tg:{{named}}:{name}")]);
+    }
+    server.command(&["HSET", "tg:{named.too}:d:a/1", "x", "another space's"]);
+    bench
+}
+
+#[test]
+fn a_space_that_lacks_keys_is_erased_whole() {
+    run(async |server| {
+        let all = &["meta", "idx", "log", "clients", "results", "users", "dead", "marks"][..];
+        for gone in [&["idx"][..], &["meta"], &["meta", "idx"], all] {
+            let bench = torn(&server, gone).await;
+            let store = open_redis(&server, &Retention::default()).await;
+            let erased = store.erase(&space(), Erase::Space, Epoch(77), 1_000, &|_| {}).await;
+            let erased = erased.expect("it answers");
+            assert_eq!((erased.docs, erased.cells), (4, 5), "without {gone:?}");
+            let mut left = keys(&server, "tg:{named}:*");
+            left.retain(|key| key != "tg:{named}:clients");
+            assert_eq!(left, ["tg:{named}:meta"], "without {gone:?}");
+            assert_eq!(keys(&server, "tg:{named.too}:*").len(), 1);
+            let state = bench.state().await;
+            assert_eq!((state.usage, state.head.epoch), (Usage::default(), Epoch(77)));
+            // It is whole again.
+            let mut bench = bench;
+            bench.applied(3, 1, vec![set("a/1", &[("x", 1)])]).await;
+        }
+        // Of a space that never was nothing is made.
+        let store = open_redis(&server, &Retention::default()).await;
+        let nobody = SpaceId::parse("nobody").expect("valid");
+        let erased = store.erase(&nobody, Erase::Space, Epoch(77), 1_000, &|_| {}).await;
+        assert_eq!(erased.expect("it answers"), Erased::default());
+        assert!(keys(&server, "tg:{nobody}:*").is_empty());
+    });
+}
+
+#[test]
+fn a_user_is_erased_from_a_space_that_lacks_keys_and_what_others_wrote_can_be_read_again() {
+    run(async |server| {
+        for gone in [&["idx"][..], &["meta"], &["meta", "idx"]] {
+            let mut bench = torn(&server, gone).await;
+            let store = open_redis(&server, &Retention::default()).await;
+            // A hash that has lost its header.
+            server.command(&["HDEL", "tg:{named}:d:a/2", ""]);
+            let whom = Erase::User(UserTag::of("ann"));
+            let erased = store.erase(&space(), whom, Epoch(77), 1_000, &|_| {}).await;
+            let erased = erased.expect("it answers");
+            assert_eq!(
+                (erased.docs, erased.cells, erased.clients),
+                (2, 3, 1),
+                "without {gone:?}"
+            );
+            assert_eq!(
+                keys(&server, "tg:{named}:d:*"),
+                ["tg:{named}:d:a/3", "tg:{named}:d:a/4"]
+            );
+            let ChangesReply::Done { docs: all, .. } = bench.changes(request(None)).await else {
+                panic!("few documents")
+            };
+            let mut docs = Plain::new();
+            apply(&mut docs, &all.decode().expect("documents"));
+            assert_eq!(docs, plain(&[("a/3", &[("y", 2)]), ("a/4", &[("y", 2)])]));
+            bench.applied(3, 1, vec![set("a/4", &[("x", 1)])]).await;
+        }
+    });
+}
+
+#[test]
+fn a_space_that_is_half_carried_over_can_be_erased_as_a_whole_alone() {
+    run(async |server| {
+        let mut bench = torn(&server, &[]).await;
+        let carried = ["erasing", "carried over", "origin", "somewhere"];
+        server.command(&[&["HSET", "tg:{named}:meta"][..], &carried].concat());
+        server.command(&["HDEL", "tg:{named}:meta", "lineage", "idx"]);
+        let store = open_redis(&server, &Retention::default()).await;
+        let whom = Erase::User(UserTag::of("ann"));
+        let refused = store.erase(&space(), whom, Epoch(77), 1_000, &|_| {}).await;
+        let refused = refused.expect_err("half of it would be opened").to_string();
+        assert!(refused.contains("is being carried over"), "{refused}");
+        let erased = store.erase(&space(), Erase::Space, Epoch(78), 1_000, &|_| {}).await;
+        assert_eq!(erased.expect("it answers").docs, 4);
+        assert_eq!(
+            server.command(&["HEXISTS", "tg:{named}:meta", "origin"]),
+            redis::Value::Int(0)
+        );
+        bench.applied(3, 1, vec![set("a/1", &[("x", 1)])]).await;
     });
 }

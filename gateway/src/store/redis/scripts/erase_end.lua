@@ -13,6 +13,10 @@ if meta.erasing and string.sub(meta.erasing, 1, 8) == ARGV[1] then
     return { life }
   end
   redis.call('HDEL', KEYS[1], 'erasing', 'mark')
+  if #meta.erasing == 16 then
+    -- Of the whole space.
+    redis.call('HSET', KEYS[1], 'docs', '0', 'bytes', '0')
+  end
   redis.call('HSET', KEYS[1], 'erased', ARGV[1])
   redis.call(ARGV[3], ARGV[4], meta.epoch)
 elseif redis.call('HGET', KEYS[1], 'erased') ~= ARGV[1] then
