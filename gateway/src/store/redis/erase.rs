@@ -155,9 +155,7 @@ impl RedisStore {
                 Err(Left::Over) => break None,
                 Err(Left::Failed(error)) => return Err(error),
                 Err(Left::Elsewhere) => {
-                    let mut call = Call::on([erasing.keys.meta()]);
-                    call.arg("PING");
-                    erasing.life = self.ask_primary(&call).await?.0;
+                    erasing.life = self.life().await?;
                 }
             }
         };

@@ -62,7 +62,7 @@ fn held_up_everywhere(whom: Erase) {
             let has_begun = begun.load(Ordering::Relaxed);
             let ended = tokio::time::timeout(PATIENCE, erasing).await;
             let ended = ended.unwrap_or_else(|_| panic!("held up {waits} times, it has no end"));
-            // Who had only asked erases afterwards.
+            // Who had only asked may have begun it, or erases afterwards.
             if has_begun {
                 let erased = ended.expect("it answers");
                 assert_eq!(
@@ -74,8 +74,11 @@ fn held_up_everywhere(whom: Erase) {
                 let again = other.erase(&space, whom, Epoch(fresh + 2), 1_000, &|_| {}).await;
                 let again = again.expect("it answers");
                 assert_eq!((again.docs, again.cells, again.clients), (1, 1, 1));
+                assert_eq!(bench.state().await.usage, Usage::default());
             }
-            assert_eq!(bench.state().await.usage, Usage::default());
+            fresh += 1;
+            let rest = other.erase(&space, whom, Epoch(fresh + 2), 1_000, &|_| {}).await;
+            rest.expect("it answers");
         }
     });
 }
@@ -317,5 +320,76 @@ fn a_space_that_is_half_carried_over_can_be_erased_as_a_whole_alone() {
             redis::Value::Int(0)
         );
         bench.applied(3, 1, vec![set("a/1", &[("x", 1)])]).await;
+    });
+}
+
+#[test]
+fn what_is_gone_from_redis_no_longer_counts_after_a_walk_and_what_is_damaged_holds_up_none() {
+    run(async |server| {
+        let mut bench = bench(&server).await;
+        bench.applied(1, 1, vec![set("a/1", &[("x", 1)])]).await;
+        let all = bench.state().await.usage;
+        server.command(&["HSET", "tg:{torn}:meta", "head", "1", "lineage", "none"]);
+        server.command(&["SET", "tg:{other}:meta", "another type"]);
+        let store = open_redis(&server, &Retention::default()).await;
+        assert_eq!((store.usage(), all.docs), (all, 1));
+        let round = store.collect_as_of(1_000).await.expect("it answers");
+        assert_eq!((round.spaces, round.damaged), (3, 2));
+        server.command(&["FLUSHALL"]);
+        for n in 0..2 {
+            match n {
+                0 => store.count().await.expect("it answers"),
+                _ => drop(store.collect_as_of(1_000).await.expect("it answers")),
+            }
+            assert_eq!(store.usage(), Usage::default());
+            bench.now_ms += 1;
+            let mut again = on_redis::bench(&server).await;
+            again.applied(1, 1, vec![set("a/1", &[("x", 1)])]).await;
+            store.read(&space(), &[]).await.expect("it answers");
+            assert_eq!(store.usage(), all);
+            server.command(&["FLUSHALL"]);
+        }
+    });
+}
+
+#[test]
+fn a_node_whose_clock_is_far_from_that_of_redis_collects_nothing() {
+    run(async |server| {
+        let mut bench = bench(&server).await;
+        let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let now_ms = u64::try_from(now_ms.expect("later").as_millis()).expect("small");
+        bench.now_ms = now_ms;
+        let first = vec![set("a/1", &[("x", 1)]), set("a/2", &[("x", 1)])];
+        let begins = Sender {
+            user: "u",
+            head: WriteHead {
+                first: Some(now_ms),
+                ..head(1, 1)
+            },
+        };
+        bench.applied_by(begins, None, first).await;
+        bench.applied(1, 2, vec![op("a/1", OpKind::Delete)]).await;
+        // Long ago, by the clock of a node that is right.
+        let retention = Retention {
+            tombstones_ms: 0,
+            log_ms: 0,
+            clients_ms: 0,
+            ..Retention::default()
+        };
+        let store = open_redis(&server, &retention).await;
+        for ahead_ms in [120_000, 91 * 24 * 3_600_000] {
+            let round = store.collect(now_ms + ahead_ms).await.expect("it answers");
+            let gone = [
+                round.floors,
+                round.log,
+                round.tombstones,
+                round.clients,
+                round.conflicts,
+            ];
+            assert_eq!((round.spaces, gone), (1, [0; 5]), "{ahead_ms} ms ahead");
+        }
+        let round = store.collect(now_ms + 30_000).await.expect("it answers");
+        assert_eq!((round.floors, round.log, round.clients), (1, 2, 1));
+        assert!(round.tombstones > 0);
     });
 }
