@@ -1435,7 +1435,7 @@ RULES = {
     "redis: who finds an erasure over leaves it": (
         "gateway/src/store/redis/erase.rs",
         "Value::Int(0) => Err(Left::Over),",
-        "Value::Int(0) => Ok(()),",
+        "Value::Int(0) => Ok(true),",
         CONTRACT,
         "named::steps::who_is_held_up_in_the_erasure_of_a_space_that_another_ends_leaves_what_came_since",
     ),
