@@ -112,7 +112,7 @@ pub static ROWS: &[Row] = rows! {
     "reserve_bytes": Bytes(0, ANY) => reserve_bytes, "Bytes of the data directory's file system that are kept free. With less, writes are answered `unavailable` until there is room again; reads go on. As much as the file system has, or more, is refused at the start.";
     "max_space_docs" ["--max-space-docs"]: Count(0, ANY) => server.engine.quota.space_docs, "Documents that a space may have.";
     "max_space_bytes" ["--max-space-bytes"]: Bytes(0, ANY) => server.engine.quota.space_bytes, "Bytes that the documents of a space may take.";
-    "max_total_bytes" ["--max-total-bytes"]: Bytes(0, ANY) => server.engine.quota.total_bytes, "Bytes that all documents together may take.";
+    "max_total_bytes" ["--max-total-bytes"]: Bytes(0, ANY) => server.engine.quota.total_bytes, "Bytes that all documents together may take. On Redis as far as this node knows: what other nodes have changed in spaces that it does not serve counts after `retention.collect_every` at the latest.";
 
     "limits.message_bytes": Bytes(64 * KIB, 16 * MIB) => server.node.limits.message_bytes, "Bytes of a message, in either direction. iOS ends a connection over 1MiB.";
     "limits.doc_bytes": Bytes(KIB, 16 * MIB) => server.node.limits.doc_bytes, "Bytes of a document: the sum of its field paths and values.";

@@ -1,8 +1,10 @@
 //! From the embedded store to Redis.
 
 use crate::cli::{Gateway, tidegate};
-use crate::fleet::{durable, nodes};
+use crate::fleet::{durable, nodes, until};
+use crate::proxy::{Fault, Proxy};
 use crate::support::{Peer, Replica, WriterState, delete, inc, op, set};
+use std::time::Duration;
 use tidegate_protocol::*;
 
 /// Where a gateway of a process is.
@@ -108,4 +110,156 @@ async fn a_store_that_is_carried_over_is_gone_on_with_without_a_reset_and_nothin
     eve.follow("t", &mut all, None).await;
     assert_eq!(all.int("d/1", "n"), Some(1));
     write(&mut peer, &t.write(vec![inc("d/1", "n")])).await.unwrap();
+}
+
+/// Documents of the store that a run is ended or held up in the middle of.
+const MANY: u64 = 3_000;
+
+/// A gateway's store of two spaces, one of which holds much. Stopped.
+async fn much() -> Gateway {
+    let mut gateway = Gateway::start();
+    let mut peer = Peer::try_welcomed(addr(&gateway), "ann").await.unwrap();
+    let (mut s, mut t) = (WriterState::new("s", 1, peer.now), WriterState::new("t", 2, peer.now));
+    for from in (0..MANY).step_by(100) {
+        let ops = (from..from + 100).map(|n| set(&format!("d/{n}"), "x", 1)).collect();
+        write(&mut peer, &s.write(ops)).await.unwrap();
+    }
+    write(&mut peer, &t.write(vec![set("d/1", "x", 1)])).await.unwrap();
+    drop(peer);
+    gateway.stop();
+    gateway
+}
+
+fn count(redis: &crate::redis_server::Server, command: &str, key: &str) -> i64 {
+    match redis.command(&[command, key]) {
+        redis::Value::Int(n) => n,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Starts a run through a proxy that slows it down, and waits until it is in the middle of the space.
+async fn in_the_middle(
+    data: &std::path::Path,
+    proxy: &Proxy,
+    redis: &crate::redis_server::Server,
+) -> std::process::Child {
+    proxy.set(Fault::Delay(Duration::from_millis(20)));
+    let child = tidegate(&["migrate", "--from", data.to_str().unwrap(), "--to", &proxy.url()])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    until("it is in the middle", async || {
+        count(redis, "ZCARD", "tg:{s}:idx") > 200
+    })
+    .await;
+    proxy.set(Fault::Stall);
+    child
+}
+
+async fn assert_all_is_there(redis: &crate::redis_server::Server) {
+    let nodes = nodes(&redis.url(), 1, &[]).await;
+    let mut eve = Peer::try_welcomed(nodes[0].addr, "eve").await.unwrap();
+    for (space, docs) in [("s", MANY), ("t", 1)] {
+        let mut all = Replica::default();
+        eve.follow(space, &mut all, None).await;
+        assert_eq!(all.docs.len() as u64, docs, "{space}");
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_is_killed_leaves_its_spaces_closed_and_the_next_one_ends_it() {
+    let (gateway, redis) = (much().await, durable());
+    let proxy = Proxy::before(redis.addr()).await;
+    let mut child = in_the_middle(&gateway.data(), &proxy, &redis).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let there = count(&redis, "ZCARD", "tg:{s}:idx");
+    assert!(there < MANY as i64, "{there}");
+    // Also the one of which nothing is there yet.
+    for space in ["s", "t"] {
+        let meta = format!("tg:{{{space}}}:meta");
+        assert_eq!(
+            redis.command(&["HEXISTS", &meta, "erasing"]),
+            redis::Value::Int(1),
+            "{space}"
+        );
+    }
+    let node = nodes(&redis.url(), 1, &[]).await;
+    let mut peer = Peer::try_welcomed(node[0].addr, "ann").await.unwrap();
+    let mut t = WriterState::new("t", 3, peer.now);
+    let first = t.write(vec![set("d/2", "x", 1)]);
+    let refused = write(&mut peer, &first).await.unwrap_err();
+    assert_eq!(refused.code, Code::Unavailable);
+    drop((peer, node));
+    let (done, said) = migrate(&gateway.data(), &redis.url());
+    assert!(done && said.contains("2 spaces, 3001 documents"), "{said}");
+    assert_all_is_there(&redis).await;
+}
+
+#[tokio::test]
+async fn a_run_that_another_one_has_overtaken_writes_nothing_more() {
+    let (gateway, redis) = (much().await, durable());
+    let copy = tempfile::tempdir().unwrap();
+    let from = gateway.data().join(".");
+    let copied = std::process::Command::new("cp")
+        .arg("-R")
+        .arg(&from)
+        .arg(copy.path())
+        .status();
+    assert!(copied.unwrap().success());
+    let proxy = Proxy::before(redis.addr()).await;
+    let child = in_the_middle(&gateway.data(), &proxy, &redis).await;
+    let (done, said) = migrate(copy.path(), &redis.url());
+    assert!(done && said.contains("2 spaces, 3001 documents"), "{said}");
+    // A device writes, and is answered.
+    let nodes = nodes(&redis.url(), 1, &[]).await;
+    let mut peer = Peer::try_welcomed(nodes[0].addr, "ann").await.unwrap();
+    let mut s = WriterState::new("s", 3, peer.now);
+    write(&mut peer, &s.write(vec![set("d/1", "x", 7)])).await.unwrap();
+    proxy.set(Fault::None);
+    let output = tokio::task::spawn_blocking(|| child.wait_with_output().unwrap())
+        .await
+        .unwrap();
+    let said = crate::cli::said(&output);
+    assert!(
+        !output.status.success() && said.contains("another run carries this space over"),
+        "{said}"
+    );
+    let mut all = Replica::default();
+    peer.follow("s", &mut all, None).await;
+    assert_eq!((all.docs.len() as u64, all.int("d/1", "x")), (MANY, Some(7)));
+    drop((peer, nodes));
+    assert_all_is_there(&redis).await;
+}
+
+#[tokio::test]
+async fn a_space_that_is_in_the_way_can_be_erased_and_no_position_of_it_is_taken_for_another() {
+    let (gateway, redis) = (much().await, durable());
+    let nodes = nodes(&redis.url(), 1, &[]).await;
+    let mut peer = Peer::try_welcomed(nodes[0].addr, "ann").await.unwrap();
+    let mut s = WriterState::new("s", 3, peer.now);
+    write(&mut peer, &s.write(vec![set("e/1", "x", 1)])).await.unwrap();
+    let mut eve = Peer::try_welcomed(nodes[0].addr, "eve").await.unwrap();
+    let mut held = Replica::default();
+    eve.follow("s", &mut held, None).await;
+    let (done, said) = migrate(&gateway.data(), &redis.url());
+    assert!(!done && said.contains("s is in Redis already"), "{said}");
+    assert_eq!(count(&redis, "EXISTS", "tg:{t}:meta"), 0, "nothing was carried over");
+    let erase = ["erase", "s", "--yes", "--redis", &redis.url()];
+    let output = tidegate(&erase).output().unwrap();
+    assert!(output.status.success(), "{}", crate::cli::said(&output));
+    let (done, said) = migrate(&gateway.data(), &redis.url());
+    assert!(done && said.contains("2 spaces, 3001 documents"), "{said}");
+    drop(eve);
+    held.modes.clear();
+    let mut eve = Peer::try_welcomed(nodes[0].addr, "eve").await.unwrap();
+    eve.follow("s", &mut held, None).await;
+    assert_eq!((held.mode(), held.docs.len() as u64), (Mode::Reset, MANY));
+    // What was erased after it had been carried over stays so.
+    let output = tidegate(&erase).output().unwrap();
+    assert!(output.status.success(), "{}", crate::cli::said(&output));
+    let (done, said) = migrate(&gateway.data(), &redis.url());
+    assert!(done && said.contains("2 spaces were carried over before"), "{said}");
+    assert_eq!(count(&redis, "EXISTS", "tg:{s}:idx"), 0);
 }

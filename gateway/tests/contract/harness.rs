@@ -273,7 +273,7 @@ impl Harness for RedisHarness {
     }
 
     async fn collect(&self, now_ms: u64) -> Option<Collected> {
-        Some(self.store.collect(now_ms).await.expect("it answers"))
+        Some(self.store.collect_as_of(now_ms).await.expect("it answers"))
     }
 }
 
@@ -311,7 +311,7 @@ impl Harness for Plain {
     }
 
     async fn collect(&self, now_ms: u64) -> Option<Collected> {
-        Some(self.0.collect(now_ms).await.expect("it answers"))
+        Some(self.0.collect_as_of(now_ms).await.expect("it answers"))
     }
 }
 

@@ -19,6 +19,9 @@ const CLIENTS: usize = 16;
 /// Keys that the server looks at in a step of a walk.
 const WALK: usize = 512;
 
+/// A clock that is further from the server's is wrong, or the server's is.
+const SKEW_MS: u64 = 60_000;
+
 /// Everything older than these times goes, ms since 1970.
 struct Ages {
     log: u64,
@@ -42,7 +45,9 @@ impl RedisStore {
         floor.parse().ok().and_then(Seq::new).ok_or_else(|| unexpected("a seq"))
     }
 
-    /// Deletes tombstones and dead documents at or below the floor, and marks of time there.
+    /// Deletes tombstones and dead documents at or below the floor, and marks of time there. A step that has taken
+    /// nothing is the last: the space is closed, its floor has fallen in a failover, or another node has been faster. What
+    /// is left is for the next round.
     async fn sweep(&self, space: &SpaceId, floor: Seq) -> Result<u64, StoreError> {
         let keys = Keys::of(space);
         let mut deleted = 0;
@@ -71,25 +76,37 @@ impl RedisStore {
             for (place, path, field, entry) in &entries {
                 call.arg(entry).number(*place as u64).arg(path).arg(field);
             }
-            deleted += count(&self.link.run(&scripts::SWEEP, &call).await?)?;
-        }
-        let mut cmd = redis::cmd("ZRANGE");
-        cmd.arg(keys.marks()).arg(0).arg(-1);
-        let mut parts = Parts::of(self.link.ask(&cmd).await?)?;
-        let mut below = redis::cmd("ZREM");
-        below.arg(keys.marks());
-        let mut found = false;
-        while parts.len() > 0 {
-            let seq = parts.number()?;
-            if seq <= floor.get() {
-                below.arg(seq);
-                found = true;
+            let mut step = Parts::of(self.link.run(&scripts::SWEEP, &call).await?)?;
+            let (gone, taken) = (step.number()?, step.number()?);
+            deleted += gone;
+            if taken == 0 {
+                break;
             }
         }
-        if found {
-            self.link.ask(&below).await?;
-        }
+        self.sweep_marks(&keys, floor).await?;
         Ok(deleted)
+    }
+
+    /// Deletes the marks of time at or below the floor. Seqs rise with time, so the oldest come first.
+    async fn sweep_marks(&self, keys: &Keys, floor: Seq) -> Result<(), StoreError> {
+        loop {
+            let mut cmd = redis::cmd("ZRANGE");
+            cmd.arg(keys.marks()).arg(0).arg(STEP - 1);
+            let mut parts = Parts::of(self.link.ask(&cmd).await?)?;
+            let mut below = vec![];
+            while parts.len() > 0 {
+                below.push(parts.number()?);
+            }
+            below.truncate(below.iter().take_while(|seq| **seq <= floor.get()).count());
+            if !below.is_empty() {
+                let mut cmd = redis::cmd("ZREM");
+                cmd.arg(keys.marks()).arg(&below);
+                self.link.ask(&cmd).await?;
+            }
+            if below.len() < STEP {
+                return Ok(());
+            }
+        }
     }
 
     /// Deletes a space's log up to and with the commit `to`.
@@ -118,14 +135,24 @@ impl RedisStore {
         }
     }
 
-    /// Deletes a space's client records that last wrote before `before`, ms since 1970.
+    /// Deletes a space's client records that last wrote before `before`, ms since 1970. A cursor is of use to the server
+    /// alone that gave it, so it begins anew on another.
     pub async fn forget(&self, space: &SpaceId, before: u64) -> Result<u64, StoreError> {
         let keys = Keys::of(space);
-        let (mut cursor, mut deleted) = (b"0".to_vec(), 0);
+        let (mut cursor, mut life, mut deleted) = (b"0".to_vec(), vec![], 0);
         loop {
-            let mut cmd = redis::cmd("HSCAN");
-            cmd.arg(keys.clients()).arg(&cursor).arg("COUNT").arg(WALK);
-            let mut parts = Parts::of(self.link.ask(&cmd).await?)?;
+            let mut call = keys.look(keys.clients());
+            call.arg("HSCAN").arg(&cursor).arg("COUNT").number(WALK as u64);
+            let (of, answer) = self.ask_primary(&call).await?;
+            if life != of {
+                let is_other = !life.is_empty();
+                life = of;
+                if is_other {
+                    cursor = b"0".to_vec();
+                    continue;
+                }
+            }
+            let mut parts = Parts::of(answer)?;
             cursor = parts.bytes()?;
             let mut found = parts.parts()?;
             let mut old = vec![];
@@ -151,34 +178,54 @@ impl RedisStore {
     }
 
     /// One round of collection: everything older than the retention goes, as of `now_ms`. A round that is dropped
-    /// halfway is taken up by the next.
+    /// halfway is taken up by the next. Where the server's clock says something else than `now_ms`, by more than a minute,
+    /// nothing goes for its age.
     ///
     /// # Errors
     /// Where Redis does not answer, or refuses.
     pub async fn collect(&self, now_ms: u64) -> Result<Collected, StoreError> {
+        let mut parts = Parts::of(self.link.ask(&redis::cmd("TIME")).await?)?;
+        let (seconds, us) = (parts.number()?, parts.number()?);
+        let server_ms = seconds.saturating_mul(1_000) + us / 1_000;
+        let is_wrong = now_ms.abs_diff(server_ms) > SKEW_MS;
+        if is_wrong {
+            tracing::warn!(
+                now_ms,
+                server_ms,
+                "this node's clock and that of Redis differ by more than a minute (ms since 1970): what is older than the \
+                 retention is kept until both are set right"
+            );
+        }
+        self.collect_as_of(if is_wrong { 0 } else { now_ms }).await
+    }
+
+    /// As [`Self::collect`], whatever the server's clock says.
+    ///
+    /// # Errors
+    /// Where Redis does not answer, or refuses.
+    pub async fn collect_as_of(&self, now_ms: u64) -> Result<Collected, StoreError> {
         let ages = Ages {
             log: now_ms.saturating_sub(self.retention.log_ms),
             tombstones: now_ms.saturating_sub(self.retention.tombstones_ms),
             clients: now_ms.saturating_sub(self.retention.clients_ms),
         };
         let mut done = Collected::default();
-        let mut cursor = b"0".to_vec();
-        loop {
-            for space in self.walk(&mut cursor).await? {
+        let mut walk = self.begin_walk().await?;
+        while let Some(spaces) = self.walk(&mut walk).await? {
+            for space in spaces {
                 done.spaces += 1;
                 match self.collect_space(&space, &ages, &mut done).await {
                     // The others' is not held up by it.
                     Err(StoreError::Damaged(why)) => {
                         tracing::warn!(%space, %why, "what is older than the retention cannot be collected");
+                        self.usage.lock().keep(&space);
                         done.damaged += 1;
                     }
                     other => other?,
                 }
             }
-            if cursor == b"0" {
-                return Ok(done);
-            }
         }
+        Ok(done)
     }
 
     async fn collect_space(&self, space: &SpaceId, ages: &Ages, done: &mut Collected) -> Result<(), StoreError> {
@@ -220,34 +267,82 @@ impl RedisStore {
         }
     }
 
-    /// The next spaces, in no order; the cursor is `0` at the end.
-    async fn walk(&self, cursor: &mut Vec<u8>) -> Result<Vec<SpaceId>, StoreError> {
+    /// Begins a walk over all spaces.
+    async fn begin_walk(&self) -> Result<Walk, StoreError> {
+        let life = self.life().await?;
+        let number = self.usage.lock().begin();
+        Ok(Walk {
+            number,
+            life,
+            cursor: Some(b"0".to_vec()),
+        })
+    }
+
+    /// The next spaces, in no order, some perhaps again; nothing at the end. Then spaces that are gone no longer count,
+    /// unless the server has changed meanwhile: to another one the cursor said nothing.
+    async fn walk(&self, walk: &mut Walk) -> Result<Option<Vec<SpaceId>>, StoreError> {
+        let Some(cursor) = walk.cursor.take() else {
+            if self.life().await? == walk.life {
+                self.usage.lock().end(walk.number);
+            }
+            return Ok(None);
+        };
         let mut cmd = redis::cmd("SCAN");
-        cmd.arg(&*cursor).arg("MATCH").arg(METAS).arg("COUNT").arg(WALK);
+        cmd.arg(cursor).arg("MATCH").arg(METAS).arg("COUNT").arg(WALK);
         let mut parts = Parts::of(self.link.ask(&cmd).await?)?;
-        *cursor = parts.bytes()?;
+        let next = parts.bytes()?;
+        walk.cursor = (next != b"0").then_some(next);
         let mut found = parts.parts()?;
         let keys = (0..found.len()).map(|_| found.bytes()).collect::<Result<Vec<_>, _>>()?;
-        Ok(keys.iter().filter_map(|key| space_of_meta(key)).collect())
+        Ok(Some(keys.iter().filter_map(|key| space_of_meta(key)).collect()))
     }
 
     /// Counts what the documents of all spaces take, so that [`Store::usage`] knows of those that this node has not
-    /// heard of.
+    /// heard of. It takes a call a few hundred keys of the server, so it is for the background. A space whose meta cannot
+    /// be read is left out.
     ///
     /// # Errors
     /// Where Redis does not answer, or refuses.
     pub async fn count(&self) -> Result<(), StoreError> {
-        let mut cursor = b"0".to_vec();
-        loop {
-            let spaces = self.walk(&mut cursor).await?;
-            for (space, state) in spaces.iter().zip(self.positions(&spaces).await?) {
-                self.note(space, state.usage);
-            }
-            if cursor == b"0" {
-                return Ok(());
+        let mut walk = self.begin_walk().await?;
+        while let Some(spaces) = self.walk(&mut walk).await? {
+            match self.positions(&spaces).await {
+                Ok(states) => {
+                    for (space, state) in spaces.iter().zip(states) {
+                        self.note(space, state.usage);
+                    }
+                }
+                Err(StoreError::Damaged(_)) => self.count_each(&spaces).await?,
+                Err(error) => return Err(error),
             }
         }
+        Ok(())
     }
+
+    /// Counts spaces of which at least one is damaged.
+    async fn count_each(&self, spaces: &[SpaceId]) -> Result<(), StoreError> {
+        for space in spaces {
+            match self.positions(std::slice::from_ref(space)).await {
+                Ok(states) => states.iter().for_each(|state| self.note(space, state.usage)),
+                Err(StoreError::Damaged(why)) => {
+                    tracing::warn!(%space, %why, "what its documents take cannot be counted");
+                    self.usage.lock().keep(space);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A walk over all spaces.
+struct Walk {
+    /// Which one it is of this node's.
+    number: u64,
+    /// Of the server on which it began.
+    life: Vec<u8>,
+    /// Where it goes on, unless it has come to its end.
+    cursor: Option<Vec<u8>>,
 }
 
 fn count(value: &Value) -> Result<u64, StoreError> {

@@ -2,6 +2,7 @@
 //!
 //! A space's name holds no braces, so the tag is exactly the name, and no two spaces share a key.
 
+use super::link::Call;
 use tidegate_protocol::{DocPath, SpaceId};
 
 /// The keys of a space, made from its name.
@@ -16,6 +17,11 @@ impl Keys {
 
     fn part(&self, name: &str) -> Vec<u8> {
         format!("{}:{name}", self.prefix).into_bytes()
+    }
+
+    /// A look at a key of the space, without what is to be asked.
+    pub(super) fn look(&self, key: Vec<u8>) -> Call {
+        Call::on([self.meta(), key])
     }
 
     /// Hash: head, lineage, floor and counts.
@@ -66,6 +72,31 @@ impl Keys {
     /// Hash: field to its cell, and under the empty field the header.
     pub(super) fn doc(&self, doc: &str) -> Vec<u8> {
         self.part(&format!("d:{doc}"))
+    }
+
+    /// What the keys of its documents look like, for SCAN.
+    pub(super) fn docs_pattern(&self) -> Vec<u8> {
+        let mut pattern = vec![];
+        for byte in self.doc("") {
+            if matches!(byte, b'*' | b'?' | b'[' | b']' | b'\\') {
+                pattern.push(b'\\');
+            }
+            pattern.push(byte);
+        }
+        pattern.push(b'*');
+        pattern
+    }
+
+    /// All keys that a space has whatever is in it, but `meta`, `idx` and `log`.
+    pub(super) fn others(&self) -> [Vec<u8>; 6] {
+        [
+            self.clients(),
+            self.results(),
+            self.conflicts(),
+            self.users(),
+            self.dead(),
+            self.marks(),
+        ]
     }
 
     pub(super) fn docs<'d>(&self, docs: impl IntoIterator<Item = &'d DocPath>) -> impl Iterator<Item = Vec<u8>> {

@@ -37,7 +37,7 @@ pub(crate) use import::Imported;
 use keys::Keys;
 pub(crate) use keys::{channel, space_of_channel};
 pub use link::RedisConfig;
-use link::{Call, Link};
+use link::{Call, Link, LinkError};
 use parking_lot::Mutex;
 use redis::Value;
 use reply::{Parts, unexpected};
@@ -65,7 +65,41 @@ pub struct RedisStore {
 #[derive(Default)]
 struct Totals {
     all: Usage,
-    spaces: HashMap<SpaceId, Usage>,
+    /// With the last walk that had begun when it was heard of.
+    spaces: HashMap<SpaceId, (Usage, u64)>,
+    walks: u64,
+}
+
+impl Totals {
+    fn note(&mut self, space: &SpaceId, usage: Usage) {
+        let before = self.spaces.insert(space.clone(), (usage, self.walks));
+        self.all.replace(before.unwrap_or_default().0, usage);
+    }
+
+    /// It is there, whatever it takes.
+    fn keep(&mut self, space: &SpaceId) {
+        if let Some((_, walk)) = self.spaces.get_mut(space) {
+            *walk = self.walks;
+        }
+    }
+
+    /// A walk over all spaces begins.
+    fn begin(&mut self) -> u64 {
+        self.walks += 1;
+        self.walks
+    }
+
+    /// It has come to its end: what has not been heard of since it began is gone.
+    fn end(&mut self, walk: u64) {
+        let all = &mut self.all;
+        self.spaces.retain(|_, (usage, heard)| {
+            let is_there = *heard >= walk;
+            if !is_there {
+                all.replace(*usage, Usage::default());
+            }
+            is_there
+        });
+    }
 }
 
 impl RedisStore {
@@ -118,11 +152,27 @@ impl RedisStore {
         })
     }
 
+    /// What a command that reads answers on a primary, and the life of that: whoever goes by several answers has to have
+    /// them from one.
+    async fn ask_primary(&self, call: &Call) -> Result<(Vec<u8>, Value), LinkError> {
+        if let Value::Array(mut parts) = self.link.run(&scripts::LOOK, call).await?
+            && let (Some(answer), Some(Value::BulkString(life))) = (parts.pop(), parts.pop())
+        {
+            return Ok((life, answer));
+        }
+        Err(LinkError::Other(unexpected("a look")))
+    }
+
+    /// The life of the primary.
+    async fn life(&self) -> Result<Vec<u8>, LinkError> {
+        let mut call = Call::on([]);
+        call.arg("PING");
+        Ok(self.ask_primary(&call).await?.0)
+    }
+
     /// Remembers what a space's documents take now.
     fn note(&self, space: &SpaceId, usage: Usage) {
-        let mut totals = self.usage.lock();
-        let before = totals.spaces.insert(space.clone(), usage).unwrap_or_default();
-        totals.all.replace(before, usage);
+        self.usage.lock().note(space, usage);
     }
 }
 

@@ -42,6 +42,9 @@ pub(super) static CONFLICTS: Script = Script::new(include_str!("scripts/conflict
 pub(super) static RAISE: Script = Script::new(include_str!("scripts/raise.lua"));
 pub(super) static SWEEP: Script = Script::new(include_str!("scripts/sweep.lua"));
 pub(super) static TRIM: Script = Script::new(include_str!("scripts/trim.lua"));
+pub(super) static TAKE: Script = Script::new(include_str!("scripts/take.lua"));
+pub(super) static CARRY: Script = Script::new(include_str!("scripts/carry.lua"));
+pub(super) static LOOK: Script = Script::new(include_str!("scripts/look.lua"));
 pub(super) static FORGET: Script = Script::new(include_str!("scripts/forget.lua"));
 pub(super) static ERASE_BEGIN: Script = Script::new(include_str!("scripts/erase_begin.lua"));
 pub(super) static ERASE: Script = Script::new(include_str!("scripts/erase.lua"));
@@ -56,6 +59,9 @@ pub(super) static ALL: &[&Script] = &[
     &RAISE,
     &SWEEP,
     &TRIM,
+    &TAKE,
+    &CARRY,
+    &LOOK,
     &FORGET,
     &ERASE_BEGIN,
     &ERASE,

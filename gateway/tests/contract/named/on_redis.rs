@@ -6,7 +6,7 @@ use crate::redis_server::Server;
 use std::time::Duration;
 use tidegate::store::{Store as _, StoreError};
 
-fn run(test: impl AsyncFnOnce(Server)) {
+pub(super) fn run(test: impl AsyncFnOnce(Server)) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -15,7 +15,7 @@ fn run(test: impl AsyncFnOnce(Server)) {
 }
 
 /// Fills the space with so many documents of one field and a tombstone.
-async fn fill(bench: &mut Bench, docs: u64) {
+pub(super) async fn fill(bench: &mut Bench, docs: u64) {
     for (n, mid) in (0..docs).step_by(200).zip(0..) {
         let names: Vec<_> = (n..docs.min(n + 200)).map(|n| format!("a/{n}")).collect();
         let ops = names.iter().map(|name| set(name, &[("x", 1), ("y", 1)])).collect();
@@ -25,7 +25,7 @@ async fn fill(bench: &mut Bench, docs: u64) {
     }
 }
 
-async fn bench(server: &Server) -> Bench {
+pub(super) async fn bench(server: &Server) -> Bench {
     Bench {
         harness: Box::new(crate::harness::Plain(open_redis(server, &Retention::default()).await)),
         epochs: 1,
@@ -33,51 +33,102 @@ async fn bench(server: &Server) -> Bench {
     }
 }
 
-/// Calls of scripts so far, and their time, in us.
-fn scripts(server: &Server) -> (u64, u64) {
-    let stats = match server.command(&["INFO", "commandstats"]) {
-        redis::Value::BulkString(bytes) => String::from_utf8(bytes).expect("text"),
-        other => panic!("{other:?}"),
+/// Most that a command may name or ask for: a step of 256 entries names each in five arguments. Counts hold on any
+/// machine; so many take a few milliseconds.
+const STEP: u64 = 2_048;
+
+/// An entry of the server's log: number, time, duration, arguments, and of whom.
+type Entry = (u64, u64, u64, Vec<Vec<u8>>, String, String);
+
+/// Every command that the server has done, those of scripts too: how many arguments it had, and those of them that the
+/// log keeps.
+fn commands(server: &Server) -> Vec<(u64, Vec<String>)> {
+    let mut cmd = redis::cmd("SLOWLOG");
+    let entries: Vec<Entry> = cmd
+        .arg("GET")
+        .arg(-1)
+        .query(&mut server.connection())
+        .expect("it answers");
+    let text = |arg: Vec<u8>| String::from_utf8_lossy(&arg).into_owned();
+    let entries = entries.into_iter().map(|(_, _, _, args, ..)| {
+        let args: Vec<String> = args.into_iter().map(text).collect();
+        let more = args.last().and_then(|last| {
+            let more = last.strip_prefix("... (")?.strip_suffix(" more arguments)")?;
+            more.parse::<u64>().ok()
+        });
+        (args.len() as u64 + more.unwrap_or(0), args)
+    });
+    entries.collect()
+}
+
+/// How many elements a command asks for, if it is one that asks for many.
+fn asked_for(args: &[String]) -> Option<u64> {
+    let at = args.iter().position(|arg| {
+        let many = ["ZRANGE", "XRANGE", "HSCAN", "SCAN", "XREVRANGE", "LRANGE", "HGETALL"];
+        many.contains(&arg.as_str())
+    })?;
+    let after = |name: &str, n: usize| {
+        let at = args.iter().position(|arg| arg == name)?;
+        args.get(at + n)?.parse::<u64>().ok()
     };
-    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:"));
-    let numbers = line
-        .expect("there were calls")
-        .split(',')
-        .filter_map(|part| part.split_once('='));
-    let get = |name: &str| {
-        numbers
-            .clone()
-            .find(|(of, _)| *of == name)
-            .expect("named")
-            .1
-            .parse()
-            .expect("a number")
+    // A document is one, however many its fields are.
+    if args[at] == "HGETALL" {
+        return Some(1);
+    }
+    let range = || {
+        // What is asked for follows the key, which a look names before.
+        let numbers: Vec<i64> = args[at + 1..].iter().filter_map(|arg| arg.parse().ok()).collect();
+        let (from, to) = (*numbers.first()?, *numbers.get(1)?);
+        u64::try_from(to - from).ok().filter(|_| from >= 0).map(|more| more + 1)
     };
-    (get("calls"), get("usec"))
+    let count = after("COUNT", 1).or_else(|| after("LIMIT", 2)).or_else(range);
+    Some(count.unwrap_or(u64::MAX))
 }
 
 #[test]
-fn collection_and_erasure_hold_redis_for_a_few_milliseconds_at_a_time() {
+fn collection_and_erasure_ask_little_of_redis_at_a_time() {
     run(async |server| {
         const DOCS: u64 = 5_000;
         let mut bench = bench(&server).await;
         fill(&mut bench, DOCS).await;
         let head = bench.state().await.head.seq;
+        // Of many clients, and a mark a minute, for days.
+        for client in (2..602).step_by(100) {
+            let many =
+                (client..client + 100).map(|client| (crate::named::head(client, 1), None, vec![set("a/1", &[])]));
+            let group = bench.plan(many.collect()).await;
+            bench.commit(group).await;
+        }
+        let marks: Vec<_> = (1..=DOCS).map(|n| (n, format!("0{n}"))).collect();
+        let mut zadd = redis::cmd("ZADD");
+        let marked: Result<(), _> = zadd.arg("tg:{named}:marks").arg(&marks).query(&mut server.connection());
+        marked.expect("it answers");
+        server.command(&["CONFIG", "SET", "slowlog-max-len", "1000000"]);
         let store = open_redis(&server, &Retention::default()).await;
+        server.command(&["CONFIG", "SET", "slowlog-log-slower-than", "0"]);
         for erase in [false, true] {
-            server.command(&["CONFIG", "RESETSTAT"]);
+            server.command(&["SLOWLOG", "RESET"]);
             if erase {
                 let erased = store
                     .erase(&space(), Erase::Space, Epoch(77), 1, &|_| {})
                     .await
                     .expect("it answers");
-                assert_eq!((erased.docs, erased.cells), (DOCS, DOCS));
+                assert_eq!((erased.docs, erased.cells, erased.clients), (DOCS, DOCS, 601));
             } else {
                 store.raise_floor(&space(), head).await.expect("it answers");
+                store.trim_log(&space(), head).await.expect("it answers");
+                store.forget(&space(), 1).await.expect("it answers");
             }
-            let (calls, us) = scripts(&server);
-            assert!(calls >= DOCS / 256, "{calls} steps");
-            assert!(us / calls < 3_000, "{us} us in {calls} steps");
+            let commands = commands(&server);
+            assert!(commands.len() as u64 >= DOCS / 256, "{} steps", commands.len());
+            for (count, args) in &commands {
+                assert!(*count <= STEP, "{count} arguments: {args:?}");
+                if let Some(asked) = asked_for(args) {
+                    assert!(asked <= STEP, "{asked} asked for: {args:?}");
+                }
+            }
+            let most = commands.iter().map(|(count, _)| count).max();
+            println!("{} commands, of at most {most:?} arguments", commands.len());
         }
         assert_eq!(bench.state().await.usage, Usage::default());
     });

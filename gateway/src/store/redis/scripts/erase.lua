@@ -1,22 +1,28 @@
 -- A step of an erasure. It may be done twice, and by several nodes at once.
 --
--- KEYS  meta, idx, clients, results, conflicts, log, then the keys that the step names
--- ARGV  the epoch that names the erasure, most results kept a client, then what to do, each with its arguments:
+-- KEYS  meta, idx, clients, results, conflicts, log, users, then the keys that the step names
+-- ARGV  the epoch that names the erasure, most results kept a client, the server's life, then what to do, each with its arguments:
 --   log                     the log goes
 --   conflicts               the conflict log goes
 --   key      k              the key of that place goes
 --   doc      k path         a document goes
 --   cells    k path old new n field…   a document loses fields, and its header becomes another, if it is still the old one
 --   conflict id             an entry of the conflict log goes
+--   user     member         a client is no longer listed as a user's
 --   marker   writer time    a client's record becomes a marker, and its results go
--- Reply 1, or 0 if this erasure is over
+--   index    k path         a document that was found is put into the index, if it is not there
+--   counted                 all documents are in the index
+-- Reply 1, or 3 where index and meta do not agree on how many documents there are, or 0 if this erasure is over, or 2 if the server has
+-- another life
 
 local meta = meta_of(KEYS[1])
 if not meta.erasing or string.sub(meta.erasing, 1, 8) ~= ARGV[1] then
   return 0
+elseif string.match(replication, 'master_replid:(%w+)') ~= ARGV[3] then
+  return 2
 end
-local FIXED = 6
-local at = 2
+local FIXED = 7
+local at = 3
 local function arg()
   at = at + 1
   return ARGV[at]
@@ -46,20 +52,29 @@ while at < #ARGV do
     redis.call('UNLINK', KEYS[FIXED + tonumber(arg())])
   elseif what == 'doc' then
     local key, path = KEYS[FIXED + tonumber(arg())], arg()
-    counts.cells = counts.cells + math.max(redis.call('HLEN', key) - 1, 0)
-    drop(key, path, redis.call('HGET', key, ''))
+    local header = false
+    if redis.call('TYPE', key).ok == 'hash' then
+      counts.cells = counts.cells + math.max(redis.call('HLEN', key) - 1, 0)
+      header = redis.call('HGET', key, '')
+    end
+    drop(key, path, header)
   elseif what == 'cells' then
     local key, path, old, new = KEYS[FIXED + tonumber(arg())], arg(), arg(), arg()
     local fields = {}
     for n = 1, tonumber(arg()) do
       fields[n] = arg()
     end
-    if redis.call('HGET', key, '') == old then
+    if (redis.call('HGET', key, '') or '') == old then
       for from = 1, #fields, 4000 do
         local gone = redis.call('HDEL', key, unpack(fields, from, math.min(from + 3999, #fields)))
         counts.cells = counts.cells + gone
       end
-      if new == '' then
+      if old == '' then
+        -- Nobody can read what has no header. It goes with its last field.
+        if redis.call('EXISTS', key) == 0 then
+          drop(key, path, false)
+        end
+      elseif new == '' then
         drop(key, path, old)
       else
         if string.byte(old, 41) == 1 then
@@ -77,6 +92,18 @@ while at < #ARGV do
       redis.call('HSET', KEYS[1], 'cf_bytes', decimal(meta.cf_bytes))
       counts.conflicts = counts.conflicts + 1
     end
+  elseif what == 'index' then
+    local key, path = KEYS[FIXED + tonumber(arg())], arg()
+    local kind = redis.call('TYPE', key).ok
+    local header = kind == 'hash' and redis.call('HGET', key, '')
+    local seq = header and unpack_at(header, 1) or meta.head
+    if kind ~= 'none' and redis.call('ZADD', KEYS[2], 'NX', decimal(seq), path) == 1 then
+      idx = idx + 1
+    end
+  elseif what == 'counted' then
+    idx = redis.call('ZCARD', KEYS[2])
+  elseif what == 'user' then
+    redis.call('ZREM', KEYS[7], arg())
   elseif what == 'marker' then
     local writer, now = arg(), tonumber(arg())
     local record = redis.call('HGET', KEYS[3], writer)
@@ -97,4 +124,4 @@ for name, n in pairs(counts) do
   end
 end
 redis.call('HSET', KEYS[1], 'docs', decimal(math.max(docs, 0)), 'bytes', decimal(math.max(bytes, 0)), 'idx', decimal(idx))
-return 1
+return idx == redis.call('ZCARD', KEYS[2]) and 1 or 3

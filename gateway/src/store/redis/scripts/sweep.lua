@@ -3,12 +3,12 @@
 -- KEYS  meta, idx, dead, then the documents concerned
 -- ARGV  number of entries, then of each: itself as it stands in `dead`, the place of its document among the keys, the
 --       document's path, the field or nothing
--- Reply how many cells and documents were deleted
+-- Reply how many cells and documents were deleted, and how many entries were taken from `dead`
 
 local meta = meta_of(KEYS[1])
-local deleted, docs = 0, 0
+local deleted, docs, taken = 0, 0, 0
 if not meta.exists or meta.erasing then
-  return 0
+  return { '0', '0' }
 end
 local at = 1
 for _ = 1, tonumber(ARGV[1]) do
@@ -33,9 +33,10 @@ for _ = 1, tonumber(ARGV[1]) do
       end
     end
     redis.call('ZREM', KEYS[3], entry)
+    taken = taken + 1
   end
 end
 if docs > 0 then
   redis.call('HINCRBY', KEYS[1], 'idx', -docs)
 end
-return deleted
+return { decimal(deleted), decimal(taken) }
