@@ -28,6 +28,8 @@ E2E = ["-p", "tidegate", "--test", "e2e"]
 LIB = ["-p", "tidegate", "--lib"]
 SIM = ["-p", "sim", "--test", "seeds"]
 COMMIT = "gateway/src/store/embedded/commit.rs"
+REDIS_COMMIT = "gateway/src/store/redis/scripts/commit.lua"
+PRELUDE = "gateway/src/store/redis/scripts/prelude.lua"
 CHANGES = "gateway/src/store/embedded/changes.rs"
 PACKS = "gateway/src/store/embedded/packs.rs"
 COLLECT = "gateway/src/store/embedded/collect.rs"
@@ -1431,6 +1433,27 @@ RULES = {
         "if refused.code().is_none() {",
         CLUSTER,
         "failover::a_primary_that_is_demoted_in_place_is_left_for_the_one_that_took_over",
+    ),
+    "redis: a space without meta stands where its log has given the last seq": (
+        PRELUDE,
+        "return math.max(tonumber(last[2] or 0), last_given(log))",
+        "return tonumber(last[2] or 0)",
+        CONTRACT,
+        "named::redis_lost::a_space_without_meta_goes_on_behind_every_seq_that_its_log_has_given",
+    ),
+    "redis: a conflict is logged behind every one that was": (
+        REDIS_COMMIT,
+        "meta.cf_next = math.max(meta.cf_next, last_given(conflicts))",
+        "meta.cf_next = meta.cf_next",
+        CONTRACT,
+        "named::redis_lost::a_conflict_is_logged_behind_every_one_that_was_and_its_commit_is_whole",
+    ),
+    "redis: a log that begins anew has given no id": (
+        REDIS_COMMIT,
+        "redis.call('UNLINK', log)",
+        "redis.call('XTRIM', log, 'MAXLEN', 0)",
+        CONTRACT,
+        "named::redis_lost::an_entry_that_somebody_has_put_into_the_log_beyond_the_head_refuses_no_commit",
     ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",

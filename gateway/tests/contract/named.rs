@@ -3,6 +3,7 @@
 mod ages;
 mod lineages;
 mod on_redis;
+mod redis_lost;
 
 use crate::generate::doc;
 use crate::harness::{Harness, Make, embedded, model, redis};

@@ -6,7 +6,7 @@ use crate::redis_server::Server;
 use std::time::Duration;
 use tidegate::store::{Store as _, StoreError};
 
-fn run(test: impl AsyncFnOnce(Server)) {
+pub(super) fn run(test: impl AsyncFnOnce(Server)) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -25,7 +25,7 @@ async fn fill(bench: &mut Bench, docs: u64) {
     }
 }
 
-async fn bench(server: &Server) -> Bench {
+pub(super) async fn bench(server: &Server) -> Bench {
     Bench {
         harness: Box::new(crate::harness::Plain(open_redis(server, &Retention::default()).await)),
         epochs: 1,

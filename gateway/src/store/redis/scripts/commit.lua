@@ -40,10 +40,6 @@ if not meta.exists then
   -- Its history is unknown, so no position of it is valid; what is left is the state at the highest seq.
   meta.head = highest(idx, log)
   meta.floor, meta.log_first, meta.idx, forget_log = meta.head, meta.head + 1, idx_size, true
-  local newest = redis.call('XREVRANGE', conflicts, '+', '-', 'COUNT', 1)
-  if newest[1] then
-    meta.cf_next = tonumber(string.match(newest[1][1], '^(%d+)'))
-  end
 elseif idx_size ~= meta.idx then
   return partial('the index holds ' .. idx_size .. ' documents of ' .. decimal(meta.idx))
 elseif redis.call('XLEN', log) ~= meta.head + 1 - meta.log_first then
@@ -293,14 +289,20 @@ for i = 1, item_count do
   replies[i] = judge(next_item(), i)
 end
 
--- From here on it is written. Only the first command could be refused, and then nothing has been: an entry of the log
--- that is there already, no memory, a disk that fails.
+-- Entries of a stream go up, whatever meta says of it.
+if #noted > 0 then
+  meta.cf_next = math.max(meta.cf_next, last_given(conflicts))
+end
+
+-- From here on it is written. Only the first command could be refused, and then nothing has been: no memory, a disk that
+-- fails, an entry of the log that is there already.
 local first = meta.head - #payloads
+if forget_log then
+  -- With the ids that it has given: one beyond the head would refuse all that follow.
+  redis.call('UNLINK', log)
+end
 for n, payload in ipairs(payloads) do
   redis.call('XADD', log, decimal(first + n) .. '-0', 'p', payload)
-end
-if forget_log then
-  redis.call('XTRIM', log, 'MINID', decimal(first + 1) .. '-0')
 end
 
 -- Arguments of a command are put on Lua's stack, which has 8,000 places.

@@ -45,15 +45,24 @@ local function meta_of(key)
   }
 end
 
+-- The highest id that a stream has given, also where its entries are gone.
+local function last_given(stream)
+  if redis.call('EXISTS', stream) == 0 then
+    return 0
+  end
+  local info = redis.call('XINFO', 'STREAM', stream)
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then
+      return tonumber(string.match(info[i + 1], '^(%d+)'))
+    end
+  end
+  return 0
+end
+
 -- The highest seq that index and log know, for a space whose meta is gone.
 local function highest(idx, log)
   local last = redis.call('ZRANGE', idx, -1, -1, 'WITHSCORES')
-  local head = tonumber(last[2] or 0)
-  local entry = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
-  if entry[1] then
-    head = math.max(head, tonumber(string.match(entry[1][1], '^(%d+)')))
-  end
-  return head
+  return math.max(tonumber(last[2] or 0), last_given(log))
 end
 
 -- What a reader is told of the space.
