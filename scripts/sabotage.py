@@ -1455,6 +1455,13 @@ RULES = {
         CONTRACT,
         "named::redis_lost::an_entry_that_somebody_has_put_into_the_log_beyond_the_head_refuses_no_commit",
     ),
+    "redis: a scan goes on within a seq": (
+        PRELUDE,
+        "if is_after(found, path) then",
+        "if true then",
+        CONTRACT,
+        "named::bounds::a_mutation_may_touch_more_documents_than_a_page_holds",
+    ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",
         'self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)',

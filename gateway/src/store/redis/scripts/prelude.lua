@@ -65,6 +65,38 @@ local function highest(idx, log)
   return math.max(tonumber(last[2] or 0), last_given(log))
 end
 
+-- Lua's own comparison goes by the server's locale.
+local function is_after(path, other)
+  local at = 1
+  while true do
+    local mine, theirs = string.byte(path, at), string.byte(other, at)
+    if mine ~= theirs or not mine then
+      return (mine or -1) > (theirs or -1)
+    end
+    at = at + 1
+  end
+end
+
+-- How many documents that a seq last touched a scan has behind it which has come to a path, that one too. Without a
+-- path it has just come to that seq. Those of one seq stand in the order of their paths' bytes.
+local function behind(idx, seq, path)
+  if path == '' then
+    return 0
+  end
+  seq = decimal(seq)
+  local low, high = 0, redis.call('ZCOUNT', idx, seq, seq)
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    local found = redis.call('ZRANGE', idx, seq, seq, 'BYSCORE', 'LIMIT', middle, 1)[1]
+    if is_after(found, path) then
+      high = middle
+    else
+      low = middle + 1
+    end
+  end
+  return low
+end
+
 -- What a reader is told of the space.
 local function state_of(meta)
   return {

@@ -1,0 +1,83 @@
+//! Many of something at once.
+
+use super::*;
+
+/// Reads a scan to its end. Returns what it brought, and how many pages there were.
+async fn pages(bench: &Bench, after: Option<Position>, view: View, budget: usize) -> (Vec<String>, usize) {
+    let mut scan = ChangesRequest {
+        view,
+        budget,
+        ..request(after)
+    };
+    let mut brought = vec![];
+    for n in 1.. {
+        let (docs, cursor) = match bench.changes(scan.clone()).await {
+            ChangesReply::Page { docs, cursor, .. } => (docs, Some(cursor)),
+            ChangesReply::Done { docs, .. } => (docs, None),
+            other => panic!("{other:?}"),
+        };
+        let docs = docs.decode().expect("documents");
+        brought.extend(docs.iter().map(|change| change.doc.as_str().to_owned()));
+        match cursor {
+            Some(_) => scan.cursor = cursor,
+            None => return (brought, n),
+        }
+    }
+    unreachable!("it ends")
+}
+
+#[test]
+fn a_mutation_may_touch_more_documents_than_a_page_holds() {
+    each(|mut bench| async move {
+        for (mid, count) in [(1, 1_500), (2, 5_000)] {
+            let before = bench.state().await.head;
+            // Paths that end where others go on, and bytes above those of letters.
+            let name = |n: u64| match n % 3 {
+                0 => format!("many/{n}"),
+                1 => format!("many/{mid}/\u{e9}{n}"),
+                _ => format!("some/{mid}-{n}"),
+            };
+            let ops = (0..count).map(|n| op(&name(n), OpKind::Replace(fields(&[("x", 1)]))));
+            let at = bench.applied(1, mid, ops.collect()).await;
+            let mut all: Vec<_> = (0..count).map(name).collect();
+            all.sort();
+            let (brought, count_of_pages) = pages(&bench, Some(before), view(None), 20_000).await;
+            assert!(count_of_pages > 1);
+            assert_eq!(brought, all, "each once, in order");
+            let some = all.iter().filter(|name| name.starts_with("some/")).cloned();
+            let (brought, _) = pages(&bench, Some(before), view(Some(&["some"])), 20_000).await;
+            assert_eq!(brought, some.collect::<Vec<_>>());
+            let (brought, _) = pages(&bench, None, view(None), 20_000).await;
+            assert!(brought.len() >= all.len());
+            // One that the scan has behind it moves ahead, and is met again.
+            let cursor = match bench
+                .changes(ChangesRequest {
+                    budget: 2_000,
+                    ..request(Some(before))
+                })
+                .await
+            {
+                ChangesReply::Page { cursor, .. } => cursor,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(cursor.at, at.seq);
+            bench.applied(2, mid, vec![set(cursor.doc.as_str(), &[("y", 1)])]).await;
+            let rest = ChangesRequest {
+                cursor: Some(cursor.clone()),
+                budget: usize::MAX,
+                ..request(Some(before))
+            };
+            match bench.changes(rest).await {
+                ChangesReply::Done { docs, .. } | ChangesReply::Page { docs, .. } => {
+                    let docs = docs.decode().expect("documents");
+                    let next = all
+                        .iter()
+                        .find(|name| name.as_str() > cursor.doc.as_str())
+                        .expect("more");
+                    assert_eq!(docs[0].doc.as_str(), next);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+}
