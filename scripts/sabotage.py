@@ -1462,6 +1462,13 @@ RULES = {
         CONTRACT,
         "named::bounds::a_mutation_may_touch_more_documents_than_a_page_holds",
     ),
+    "redis: outcomes of a group are one value": (
+        REDIS_COMMIT,
+        "return { meta.lineage, decimal(meta.docs), decimal(meta.bytes), replies }",
+        "return { meta.lineage, decimal(meta.docs), decimal(meta.bytes), { unpack(replies) } }",
+        CONTRACT,
+        "named::bounds::a_group_may_have_as_many_items_as_may_wait",
+    ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",
         'self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)',

@@ -81,3 +81,24 @@ fn a_mutation_may_touch_more_documents_than_a_page_holds() {
         }
     });
 }
+
+#[test]
+fn a_group_may_have_as_many_items_as_may_wait() {
+    each(|mut bench| async move {
+        const ITEMS: u64 = 10_000;
+        let ops = |n: u64| vec![set(&format!("a/{}", n % 100), &[("x", 1)])];
+        let many = (0..ITEMS).map(|n| (head(1 + n, 1), None, ops(n)));
+        let group = bench.plan(many.collect()).await;
+        for is_first in [true, false] {
+            let outcomes = bench.commit(group.clone()).await;
+            assert_eq!(outcomes.len() as u64, ITEMS);
+            for (outcome, n) in outcomes.iter().zip(1..) {
+                match outcome {
+                    Outcome::Applied { position, .. } if is_first => assert_eq!(position.seq, seq(n)),
+                    Outcome::Duplicate(kept) if !is_first => assert_eq!(kept.position.seq, seq(n)),
+                    other => panic!("{n}: {other:?}"),
+                }
+            }
+        }
+    });
+}

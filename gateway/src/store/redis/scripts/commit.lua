@@ -2,7 +2,7 @@
 --
 -- KEYS  meta, log, idx, clients, results, conflicts, users, dead, marks, then the documents that the items name.
 -- ARGV  the group's, then the documents' paths, then item by item; see `commit.rs`, which writes them in the same order.
--- Reply lineage, documents and bytes of the space, then one string an item: a letter and what belongs to it.
+-- Reply lineage, documents and bytes of the space, and of each item a string: a letter and what belongs to it.
 
 local log, idx, clients, results = KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local conflicts, users, dead, marks = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
@@ -405,4 +405,4 @@ if #payloads > 0 then
   end
   redis.call(publish, channel, table.concat(message))
 end
-return { meta.lineage, decimal(meta.docs), decimal(meta.bytes), unpack(replies) }
+return { meta.lineage, decimal(meta.docs), decimal(meta.bytes), replies }
