@@ -31,7 +31,8 @@ use tidegate_protocol::{
 /// (`writer`, `mid`, `key`). No call is lost half-done: what was applied was applied whole.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Applies prepared items in order, each or not at all; answers one outcome an item.
+    /// Applies prepared items in order, each or not at all; answers one outcome an item. Where none is applied, refused
+    /// or a duplicate, nothing is written: a space exists once it was written to.
     async fn commit(&self, group: CommitGroup) -> Result<Committed, StoreError>;
 
     /// Documents with their cells, as of one position.
@@ -161,7 +162,8 @@ pub struct CommitGroup {
     /// The last epoch of the lineage that the items were planned on (`Epoch(0)`: none). Where the
     /// store's is another, every item that passes the mid check is `Stale`.
     pub planned_on: Epoch,
-    /// A new random name, not 0, in case a new epoch has to be minted.
+    /// A new random name, not 0, in case a new epoch has to be minted: with the first group of another life of the
+    /// store that writes something.
     pub fresh: Epoch,
     /// The caller's clock, ms since 1970, by which the records of clients age. A commit's time is this,
     /// raised to the last commit's: a clock that was ahead for a moment holds the space's time up, and
@@ -423,6 +425,13 @@ pub enum Outcome {
     ClientCloned,
     /// No record is kept that could tell whether it was applied.
     ClientUnknown,
+}
+
+impl Outcome {
+    /// Whether the store writes for it. A group without any such outcome leaves no trace, and begins no epoch.
+    fn is_kept(&self) -> bool {
+        matches!(self, Self::Applied { .. } | Self::Refused { .. } | Self::Duplicate(_))
+    }
 }
 
 /// The kept result of a mutation.

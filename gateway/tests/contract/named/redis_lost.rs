@@ -101,3 +101,15 @@ fn an_entry_that_somebody_has_put_into_the_log_beyond_the_head_refuses_no_commit
         }
     });
 }
+
+#[test]
+fn a_space_that_somebody_has_made_up_takes_no_key() {
+    run(async |server| {
+        let mut bench = bench(&server).await;
+        for (client, mid) in [(1, 2), (2, 3)] {
+            let unknown = bench.send(head(client, mid), vec![set("a/1", &[("x", 1)])]).await;
+            assert_eq!(unknown, Outcome::ClientUnknown);
+        }
+        assert_eq!(server.command(&["DBSIZE"]), redis::Value::Int(0));
+    });
+}

@@ -66,7 +66,7 @@ for i = 1, doc_count do
   headers[i] = header
 end
 
-local planned = planned_on == meta.epoch
+local planned, found_lineage = planned_on == meta.epoch, meta.lineage
 local life = string.match(replication, 'master_replid:(%w+)')
 local minted = life ~= meta.life
 if minted then
@@ -268,7 +268,9 @@ local function judge(item, i)
     enrolled[#enrolled + 1] = '0'
     enrolled[#enrolled + 1] = item.user .. item.writer
   end
-  records[item.writer] = pack(item.mid) .. item.key .. pack(now) .. item.user
+  -- A clock may go back; when a client was last heard of does not.
+  local when = math.max(record and unpack_at(record, 17) or 0, now)
+  records[item.writer] = pack(item.mid) .. item.key .. pack(when) .. item.user
   writers_written[item.writer] = true
   kept[slot(item.writer, item.mid)] = pack(item.mid) .. item.key .. position
     .. struct.pack('>I4', #item.refused) .. item.refused .. item.detail
@@ -287,6 +289,11 @@ end
 
 for i = 1, item_count do
   replies[i] = judge(next_item(), i)
+end
+
+if next(writers_written) == nil then
+  -- Nobody wrote, so nothing is: not even that there is such a space, or an epoch.
+  return { found_lineage, decimal(meta.docs), decimal(meta.bytes), replies }
 end
 
 -- Entries of a stream go up, whatever meta says of it.
