@@ -1497,6 +1497,13 @@ RULES = {
         CONTRACT,
         "named::lineages::a_clock_that_goes_back_makes_no_client_older_than_it_was",
     ),
+    "redis: of a log not much more is read than is sent": (
+        "gateway/src/store/redis/scripts/log.lua",
+        "count > 0 and FEW * largest <= bytes - spent and FEW or 1",
+        "64",
+        CONTRACT,
+        "named::bounds::of_a_log_with_large_commits_not_much_more_is_read_than_is_sent",
+    ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",
         'self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)',

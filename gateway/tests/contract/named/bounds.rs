@@ -1,5 +1,6 @@
 //! Many of something at once.
 
+use super::on_redis::{bench, run};
 use super::*;
 
 /// Reads a scan to its end. Returns what it brought, and how many pages there were.
@@ -99,6 +100,38 @@ fn a_group_may_have_as_many_items_as_may_wait() {
                     other => panic!("{n}: {other:?}"),
                 }
             }
+        }
+    });
+}
+
+#[test]
+fn of_a_log_with_large_commits_not_much_more_is_read_than_is_sent() {
+    run(async |server| {
+        const BYTES: usize = 256 << 10;
+        let mut bench = bench(&server).await;
+        let text = Value::str(&"x".repeat(250_000));
+        // Small ones say nothing of what comes behind them.
+        for mid in 1..=8 {
+            bench.applied(2, mid, vec![set("a/2", &[("x", 1)])]).await;
+        }
+        for mid in 1..=40 {
+            let large = Fields::new([(path("x"), text.clone())], &Limits::default()).expect("valid");
+            bench.applied(1, mid, vec![op("a/1", OpKind::Set(large))]).await;
+        }
+        let epoch = bench.state().await.head.epoch;
+        let store = bench.harness.store();
+        for (after, few) in [(0, 10), (8, 2)] {
+            // Lua keeps what it has read for a while.
+            server.command(&["SCRIPT", "FLUSH"]);
+            let log = store
+                .log(&space(), Position::new(epoch, seq(after)), 1_000, BYTES, None)
+                .await;
+            match log.expect("it answers") {
+                LogReply::Commits { commits, .. } => assert_eq!(commits.len(), few),
+                other => panic!("{other:?}"),
+            }
+            let held: usize = server.info("memory", "used_memory_lua").parse().expect("a number");
+            assert!(held < 4 * BYTES, "{held} bytes after {after}");
         }
     });
 }
