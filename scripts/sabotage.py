@@ -1504,6 +1504,20 @@ RULES = {
         CONTRACT,
         "named::bounds::of_a_log_with_large_commits_not_much_more_is_read_than_is_sent",
     ),
+    "hub: a damaged space holds up no other": (
+        "gateway/src/hub/mod.rs",
+        "match self.store.each_position(&names).await {",
+        "match self.store.positions(&names).await.map(|all| all.into_iter().map(Ok::<_, StoreError>).collect::<Vec<_>>()) {",
+        CLUSTER,
+        "wiped::a_space_of_which_nothing_can_be_read_holds_up_no_other_and_no_node",
+    ),
+    "redis: what is no number is damage, and not for now": (
+        PRELUDE,
+        "error(redis.error_reply('TGTORN ' ..",
+        "error(redis.error_reply('ERR ' ..",
+        CONTRACT,
+        "named::redis_lost::a_space_of_which_nothing_can_be_read_is_told_in_its_place",
+    ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",
         'self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)',

@@ -51,8 +51,25 @@ pub trait Store: Send + Sync + 'static {
     /// A page of what changed (see [`ChangesRequest`]).
     async fn changes(&self, space: &SpaceId, request: ChangesRequest) -> Result<ChangesReply, StoreError>;
 
-    /// Head, lineage and floor of each space, in order. A space without history is at `Position::START`.
+    /// Head, lineage and floor of each space, in order. A space without history is at `Position::START`. Where one of
+    /// them is damaged, the answer is `Damaged`, whatever the others are.
     async fn positions(&self, spaces: &[SpaceId]) -> Result<Vec<SpaceState>, StoreError>;
+
+    /// As [`Store::positions`], but a damaged space is said to be so in its own place, and holds up none of the others.
+    async fn each_position(&self, spaces: &[SpaceId]) -> Result<Vec<Result<SpaceState, StoreError>>, StoreError> {
+        match self.positions(spaces).await {
+            Ok(states) => Ok(states.into_iter().map(Ok).collect()),
+            // They are few: halves without any answer as a whole.
+            Err(StoreError::Damaged(_)) if spaces.len() > 1 => {
+                let (some, others) = spaces.split_at(spaces.len() / 2);
+                let mut states = self.each_position(some).await?;
+                states.extend(self.each_position(others).await?);
+                Ok(states)
+            }
+            Err(damaged @ StoreError::Damaged(_)) => Ok(vec![Err(damaged)]),
+            Err(error) => Err(error),
+        }
+    }
 
     /// The newest `limit` entries of a space's conflict log, newest first.
     async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError>;

@@ -240,8 +240,11 @@ impl RedisStore {
         let mut cursor = b"0".to_vec();
         loop {
             let spaces = self.walk(&mut cursor).await?;
-            for (space, state) in spaces.iter().zip(self.positions(&spaces).await?) {
-                self.note(space, state.usage);
+            for (space, state) in spaces.iter().zip(self.each_position(&spaces).await?) {
+                match state {
+                    Ok(state) => self.note(space, state.usage),
+                    Err(why) => tracing::warn!(%space, %why, "what it takes cannot be counted"),
+                }
             }
             if cursor == b"0" {
                 return Ok(());

@@ -3,6 +3,7 @@
 use super::on_redis::{bench, run};
 use super::*;
 use crate::redis_server::Server;
+use tidegate::store::StoreError;
 
 /// A commit that touches no document.
 fn check() -> Op {
@@ -111,5 +112,42 @@ fn a_space_that_somebody_has_made_up_takes_no_key() {
             assert_eq!(unknown, Outcome::ClientUnknown);
         }
         assert_eq!(server.command(&["DBSIZE"]), redis::Value::Int(0));
+    });
+}
+
+#[test]
+fn a_space_of_which_nothing_can_be_read_is_told_in_its_place() {
+    run(async |server| {
+        let mut bench = bench(&server).await;
+        let known = bench.applied(1, 1, vec![set("a/1", &[("x", 1)])]).await;
+        let store = bench.harness.store();
+        let mut spaces: Vec<_> = (0..150)
+            .map(|n| SpaceId::parse(&format!("other:{n}")).expect("valid"))
+            .collect();
+        spaces.insert(70, space());
+        let damaged = [3, 65, 150];
+        for (n, damage) in damaged.iter().zip([
+            &["SET", "foo"][..],
+            &["HSET", "lineage", "foo"],
+            &["HSET", "head", "foo", "lineage", ""],
+        ]) {
+            let meta = format!("tg:{{{}}}:meta", spaces[*n]);
+            server.command(&[&[damage[0], meta.as_str()], &damage[1..]].concat());
+        }
+        let states = store.each_position(&spaces).await.expect("it answers");
+        assert_eq!(states.len(), spaces.len());
+        for (n, state) in states.into_iter().enumerate() {
+            match state {
+                Ok(state) if n == 70 => assert_eq!(state.head, known),
+                Ok(state) => assert!(
+                    !damaged.contains(&n) && state == SpaceState::default(),
+                    "{n}: {state:?}"
+                ),
+                Err(StoreError::Damaged(_)) => assert!(damaged.contains(&n), "{n}"),
+                Err(other) => panic!("{n}: {other}"),
+            }
+        }
+        let whole = store.positions(&spaces).await;
+        assert!(matches!(whole, Err(StoreError::Damaged(_))), "{whole:?}");
     });
 }

@@ -22,22 +22,25 @@ if not string.find(replication, 'role:master', 1, true) then
 end
 
 local function meta_of(key)
+  local function number(text, without)
+    return tonumber(text or without) or error(redis.error_reply('TGTORN ' .. key .. ' holds what is no number'))
+  end
   local found = redis.call('HMGET', key, 'head', 'at', 'floor', 'docs', 'bytes', 'idx', 'log_first', 'log_bytes',
     'cf_next', 'cf_bytes', 'mark', 'forgotten', 'erasing', 'epoch', 'life', 'lineage')
   return {
     exists = found[1] and true,
-    head = tonumber(found[1] or 0),
-    at = tonumber(found[2] or 0),
-    floor = tonumber(found[3] or 0),
-    docs = tonumber(found[4] or 0),
-    bytes = tonumber(found[5] or 0),
-    idx = tonumber(found[6] or 0),
-    log_first = tonumber(found[7] or 1),
-    log_bytes = tonumber(found[8] or 0),
-    cf_next = tonumber(found[9] or 0),
-    cf_bytes = tonumber(found[10] or 0),
-    mark = found[11] and tonumber(found[11]),
-    forgotten = found[12] and tonumber(found[12]),
+    head = number(found[1], 0),
+    at = number(found[2], 0),
+    floor = number(found[3], 0),
+    docs = number(found[4], 0),
+    bytes = number(found[5], 0),
+    idx = number(found[6], 0),
+    log_first = number(found[7], 1),
+    log_bytes = number(found[8], 0),
+    cf_next = number(found[9], 0),
+    cf_bytes = number(found[10], 0),
+    mark = found[11] and number(found[11]),
+    forgotten = found[12] and number(found[12]),
     erasing = found[13] or nil,
     epoch = found[14] or string.rep('\0', 8),
     life = found[15] or '',
