@@ -1518,6 +1518,13 @@ RULES = {
         CONTRACT,
         "named::redis_lost::a_space_of_which_nothing_can_be_read_is_told_in_its_place",
     ),
+    "redis: a call that was not answered in time is sent again": (
+        "gateway/src/store/redis/link.rs",
+        "            patience: Duration::from_secs(15),",
+        "            patience: Duration::from_secs(5),",
+        CLUSTER,
+        "faults::by_default_a_redis_that_pauses_for_seven_seconds_costs_time_and_nothing_else",
+    ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",
         'self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)',

@@ -51,11 +51,7 @@ impl World {
         let nodes = nodes(
             &redis.url(),
             2,
-            &[
-                "redis.patience=500ms",
-                "limits.page_bytes=8192",
-                "retention.log_commits=4",
-            ],
+            &["redis.patience=4s", "limits.page_bytes=8192", "retention.log_commits=4"],
         )
         .await;
         let judge = Judge::new();
@@ -254,6 +250,10 @@ async fn a_log_that_goes_missing_under_load_holds_nobody_up() {
     let (took, _) = fleet.converge(WITHIN).await;
     println!("converged in {took:?}");
     until("the nodes are ready", async || {
+        nodes[0].is_ready().await && nodes[1].is_ready().await
+    })
+    .await;
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_space_of_which_nothing_can_be_read_holds_up_no_other_and_no_node() {
@@ -291,8 +291,4 @@ async fn a_space_of_which_nothing_can_be_read_holds_up_no_other_and_no_node() {
     }
     world.pen.write(a, 1).await;
     world.agree(|resets| resets == 0).await;
-}
-        nodes[0].is_ready().await && nodes[1].is_ready().await
-    })
-    .await;
 }
