@@ -1525,6 +1525,13 @@ RULES = {
         CLUSTER,
         "faults::by_default_a_redis_that_pauses_for_seven_seconds_costs_time_and_nothing_else",
     ),
+    "redis: answers come in the form that is read": (
+        "gateway/src/store/redis/endpoint.rs",
+        ".set_protocol(ProtocolVersion::RESP2)",
+        ".set_protocol(info.redis_settings().protocol())",
+        CONTRACT,
+        "named::redis_lost::an_address_that_asks_for_another_form_of_answers_is_answered_all_the_same",
+    ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",
         'self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)',

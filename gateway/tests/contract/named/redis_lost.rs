@@ -3,7 +3,9 @@
 use super::on_redis::{bench, run};
 use super::*;
 use crate::redis_server::Server;
+use tidegate::metrics::{Metrics, RedisMetrics};
 use tidegate::store::StoreError;
+use tidegate::store::redis::{RedisConfig, RedisStore};
 
 /// A commit that touches no document.
 fn check() -> Op {
@@ -149,5 +151,28 @@ fn a_space_of_which_nothing_can_be_read_is_told_in_its_place() {
         }
         let whole = store.positions(&spaces).await;
         assert!(matches!(whole, Err(StoreError::Damaged(_))), "{whole:?}");
+    });
+}
+
+#[test]
+fn an_address_that_asks_for_another_form_of_answers_is_answered_all_the_same() {
+    run(async |server| {
+        let url = format!("{}?protocol=resp3", server.url());
+        let metrics = RedisMetrics::new(&Metrics::default());
+        let store = RedisStore::new(&url, RedisConfig::default(), Retention::default(), metrics).expect("an address");
+        let mut bench = Bench {
+            harness: Box::new(crate::harness::Plain(store)),
+            ..bench(&server).await
+        };
+        let held = bench.applied(1, 1, vec![set("a/1", &[("x", 1)])]).await;
+        bench.applied(1, 2, vec![set("a/1", &[("y", 2)])]).await;
+        let mut docs = plain(&[("a/1", &[("x", 1)])]);
+        bench.catch_up(&mut docs, held).await;
+        assert_eq!(docs, plain(&[("a/1", &[("x", 1), ("y", 2)])]));
+        let redis::Value::BulkString(clients) = server.command(&["CLIENT", "LIST"]) else {
+            panic!("a list")
+        };
+        let clients = String::from_utf8(clients).expect("text");
+        assert!(clients.contains("resp=2") && !clients.contains("resp=3"), "{clients}");
     });
 }
