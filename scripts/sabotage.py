@@ -1532,6 +1532,13 @@ RULES = {
         CONTRACT,
         "named::redis_lost::an_address_that_asks_for_another_form_of_answers_is_answered_all_the_same",
     ),
+    "a document remembers no more fields than there may be": (
+        "gateway/src/engine/bounds.rs",
+        "if fields > before && fields > limits.elements {",
+        "if fields > before && fields > usize::MAX - 1 {",
+        LIB,
+        "engine::tests::refusals::a_document_remembers_no_more_fields_than_it_may_have_elements",
+    ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",
         'self.end_of(position.epoch, head).is_some_and(|end| position.seq <= end)',
