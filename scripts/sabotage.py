@@ -28,6 +28,8 @@ E2E = ["-p", "tidegate", "--test", "e2e"]
 LIB = ["-p", "tidegate", "--lib"]
 SIM = ["-p", "sim", "--test", "seeds"]
 COMMIT = "gateway/src/store/embedded/commit.rs"
+REDIS_COMMIT = "gateway/src/store/redis/scripts/commit.lua"
+PRELUDE = "gateway/src/store/redis/scripts/prelude.lua"
 CHANGES = "gateway/src/store/embedded/changes.rs"
 PACKS = "gateway/src/store/embedded/packs.rs"
 COLLECT = "gateway/src/store/embedded/collect.rs"
@@ -1557,6 +1559,111 @@ RULES = {
         "cmd.arg(keys.marks()).arg(0).arg(-1);",
         CONTRACT,
         "named::on_redis::collection_and_erasure_ask_little_of_redis_at_a_time",
+    ),
+    "redis: a space without meta stands where its log has given the last seq": (
+        PRELUDE,
+        "return math.max(tonumber(last[2] or 0), last_given(log))",
+        "return tonumber(last[2] or 0)",
+        CONTRACT,
+        "named::redis_lost::a_space_without_meta_goes_on_behind_every_seq_that_its_log_has_given",
+    ),
+    "redis: a conflict is logged behind every one that was": (
+        REDIS_COMMIT,
+        "meta.cf_next = math.max(meta.cf_next, last_given(conflicts))",
+        "meta.cf_next = meta.cf_next",
+        CONTRACT,
+        "named::redis_lost::a_conflict_is_logged_behind_every_one_that_was_and_its_commit_is_whole",
+    ),
+    "redis: a log that begins anew has given no id": (
+        REDIS_COMMIT,
+        "redis.call('UNLINK', log)",
+        "redis.call('XTRIM', log, 'MAXLEN', 0)",
+        CONTRACT,
+        "named::redis_lost::an_entry_that_somebody_has_put_into_the_log_beyond_the_head_refuses_no_commit",
+    ),
+    "redis: a scan goes on within a seq": (
+        PRELUDE,
+        "if is_after(found, path) then",
+        "if true then",
+        CONTRACT,
+        "named::bounds::a_mutation_may_touch_more_documents_than_a_page_holds",
+    ),
+    "redis: outcomes of a group are one value": (
+        REDIS_COMMIT,
+        "return { meta.lineage, decimal(meta.docs), decimal(meta.bytes), replies }",
+        "return { meta.lineage, decimal(meta.docs), decimal(meta.bytes), { unpack(replies) } }",
+        CONTRACT,
+        "named::bounds::a_group_may_have_as_many_items_as_may_wait",
+    ),
+    "redis: a group of which nothing is kept writes nothing": (
+        REDIS_COMMIT,
+        "if next(writers_written) == nil then",
+        "if false then",
+        CONTRACT,
+        "named::redis_lost::a_space_that_somebody_has_made_up_takes_no_key",
+    ),
+    "embedded: a group of which nothing is kept begins no epoch": (
+        COMMIT,
+        "        space.lineage = before;\n",
+        "        drop(before);\n",
+        CONTRACT,
+        "named::lineages::a_group_of_which_nothing_is_kept_makes_no_space_and_begins_no_epoch",
+    ),
+    "embedded: a clock that goes back makes no client older": (
+        COMMIT,
+        "when: self.now_ms.max(when),",
+        "when: { let _ = when; self.now_ms },",
+        CONTRACT,
+        "named::lineages::a_clock_that_goes_back_makes_no_client_older_than_it_was",
+    ),
+    "redis: a clock that goes back makes no client older": (
+        REDIS_COMMIT,
+        "local when = math.max(record and unpack_at(record, 17) or 0, now)",
+        "local when = now",
+        CONTRACT,
+        "named::lineages::a_clock_that_goes_back_makes_no_client_older_than_it_was",
+    ),
+    "redis: of a log not much more is read than is sent": (
+        "gateway/src/store/redis/scripts/log.lua",
+        "count > 0 and FEW * largest <= bytes - spent and FEW or 1",
+        "64",
+        CONTRACT,
+        "named::bounds::of_a_log_with_large_commits_not_much_more_is_read_than_is_sent",
+    ),
+    "hub: a damaged space holds up no other": (
+        "gateway/src/hub/mod.rs",
+        "match self.store.each_position(&names).await {",
+        "match self.store.positions(&names).await.map(|all| all.into_iter().map(Ok::<_, StoreError>).collect::<Vec<_>>()) {",
+        CLUSTER,
+        "wiped::a_space_of_which_nothing_can_be_read_holds_up_no_other_and_no_node",
+    ),
+    "redis: what is no number is damage, and not for now": (
+        PRELUDE,
+        "error(redis.error_reply('TGTORN ' ..",
+        "error(redis.error_reply('ERR ' ..",
+        CONTRACT,
+        "named::redis_lost::a_space_of_which_nothing_can_be_read_is_told_in_its_place",
+    ),
+    "redis: a call that was not answered in time is sent again": (
+        "gateway/src/store/redis/link.rs",
+        "            patience: Duration::from_secs(15),",
+        "            patience: Duration::from_secs(5),",
+        CLUSTER,
+        "faults::by_default_a_redis_that_pauses_for_seven_seconds_costs_time_and_nothing_else",
+    ),
+    "redis: answers come in the form that is read": (
+        "gateway/src/store/redis/endpoint.rs",
+        ".set_protocol(ProtocolVersion::RESP2)",
+        ".set_protocol(info.redis_settings().protocol())",
+        CONTRACT,
+        "named::redis_lost::an_address_that_asks_for_another_form_of_answers_is_answered_all_the_same",
+    ),
+    "a document remembers no more fields than there may be": (
+        "gateway/src/engine/bounds.rs",
+        "if fields > before && fields > limits.elements {",
+        "if fields > before && fields > usize::MAX - 1 {",
+        LIB,
+        "engine::tests::refusals::a_document_remembers_no_more_fields_than_it_may_have_elements",
     ),
     "sim: lineage": (
         "gateway/src/store/lineage.rs",

@@ -57,6 +57,8 @@ pub struct Metrics {
     pub ahead_dropped: IntCounter,
     /// Spaces of which a head check found the store elsewhere than the hub.
     pub head_mismatches: IntCounter,
+    /// Spaces of which a head check could read nothing, since they are damaged.
+    pub heads_damaged: IntCounter,
     /// Encodings of a change: once per commit, form and view.
     pub encodes: IntCounter,
     /// Frames with a change handed to connections.
@@ -118,6 +120,7 @@ impl Default for Metrics {
             gap_commits: counter("tidegate_gap_commits_total"),
             ahead_dropped: counter("tidegate_ahead_dropped_total"),
             head_mismatches: counter("tidegate_head_mismatches_total"),
+            heads_damaged: counter("tidegate_heads_damaged_total"),
             encodes: counter("tidegate_encodes_total"),
             deliveries: counter("tidegate_deliveries_total"),
             sends: counter("tidegate_sends_total"),

@@ -80,6 +80,12 @@ pub(super) const RULES: &[Rule] = &[
         most: |s| s.server.engine.space_items as u64,
         why: "a group is made of what waits in a space",
     },
+    Rule {
+        over: "redis.response",
+        under: "redis.patience",
+        most: |s| u64::try_from(s.redis.patience.as_millis()).unwrap_or(u64::MAX) / 2,
+        why: "a command that was not answered in time is to be sent once more",
+    },
 ];
 
 /// Everything that does not go together. What is wrong by itself already, and what it would be compared with, is left out.

@@ -121,7 +121,7 @@ pub static ROWS: &[Row] = rows! {
     "limits.depth": Count(1, DEPTH_MAX as u64) => server.node.limits.depth, "Segments of a field path plus the nesting of arrays and maps in its value.";
     "limits.ops": Count(1, 10_000) => server.node.limits.ops, "Ops of a mutation.";
     "limits.subscriptions": Count(1, 100_000) => server.node.limits.subscriptions, "Subscriptions of a connection.";
-    "limits.elements": Count(1_024, MIB) => server.node.limits.elements, "MessagePack objects in a client's message, and in a document: each key, value, array and map counts.";
+    "limits.elements": Count(1_024, MIB) => server.node.limits.elements, "MessagePack objects in a client's message, and in a document: each key, value, array and map counts. Also the fields of a document together with those that were removed less than `retention.tombstones` ago.";
 
     "connections.ping": Time(SECOND, HOUR) => server.ping, "Clients ping after this long without sending. After twice as long without a word a connection is closed.";
     "connections.most": Count(1, ANY) => server.admission.connections, "Connections at a time, of any kind; over it, a connection is told when to come back. `none`: what open files allow, less 512.";

@@ -35,6 +35,17 @@ pub(super) fn check_document(scratch: &Scratch<'_>, limits: &Limits) -> Result<(
             return Err(Invalid::too_large("elements of a document", limits.elements, count));
         }
     }
+    // Whoever reads a document reads the tombstones of its fields, too. What adds none is always possible.
+    let (before, fields) = (scratch.before.cells.len(), scratch.fields());
+    if fields > before && fields > limits.elements {
+        let mut error = Invalid::too_large(
+            "fields of a document, those too that were removed and are remembered,",
+            limits.elements,
+            fields,
+        );
+        error.message += "; write to another document, or to fields that it has had";
+        return Err(error);
+    }
     Ok(())
 }
 

@@ -141,6 +141,12 @@ impl<'a> Scratch<'a> {
             .filter_map(|(path, value)| Some((path, value.as_ref()?)))
     }
 
+    /// Leaves that there are, or were and have a tombstone.
+    pub(super) fn fields(&self) -> usize {
+        let new = self.cells.keys().filter(|path| !self.before.cells.contains_key(*path));
+        self.before.cells.len() + new.count()
+    }
+
     /// Bytes of the live leaves' paths and values.
     pub(super) fn size(&self) -> u64 {
         self.size

@@ -348,7 +348,7 @@ impl Hub {
         self.is_compared.load(Ordering::Relaxed) && self.bus.as_ref().is_none_or(|bus| bus.is_connected())
     }
 
-    /// One head check. Says whether all could be compared.
+    /// One head check. Says whether all could be compared, apart from those that are damaged.
     pub async fn check_heads(self: &Arc<Self>) -> bool {
         let linger = self.config.linger;
         self.spaces.retain(|name, space| {
@@ -366,7 +366,7 @@ impl Hub {
         for some in followed.chunks(CHECK) {
             let sent: Vec<_> = some.iter().map(|space| space.inner.lock().position()).collect();
             let names: Vec<_> = some.iter().map(|space| space.space.clone()).collect();
-            let states = match self.store.positions(&names).await {
+            let states = match self.store.each_position(&names).await {
                 Ok(states) => states,
                 Err(error) => {
                     tracing::warn!(%error, "head check failed");
@@ -375,7 +375,14 @@ impl Hub {
                 }
             };
             for ((space, sent), state) in some.iter().zip(sent).zip(states) {
-                self.judge(space, sent, &state);
+                match state {
+                    Ok(state) => self.judge(space, sent, &state),
+                    // There is nothing to wait for: somebody has to see to it, and the others do not.
+                    Err(error) => {
+                        tracing::warn!(space = %space.space, %error, "its head cannot be read");
+                        self.metrics.heads_damaged.inc();
+                    }
+                }
                 space.inner.lock().tell_progress(space.n, &self.metrics);
             }
         }

@@ -272,6 +272,11 @@ pub const TABLE: &[Row] = &[
          loses messages, see `tidegate_bus_breaks_total` and `tidegate_bus_cut_total`.",
     ),
     plain(
+        "tidegate_heads_damaged_total",
+        "Spaces of which a head check could read nothing, since what the store holds of them is damaged.",
+        "The log names the space. Stop what writes to its keys; `tidegate check`, or a backup. Others are not held up by it.",
+    ),
+    plain(
         "tidegate_encodes_total",
         "Encodings of a change: once per commit, form and view.",
         "Much more than commits: many different filters on the same spaces.",

@@ -31,7 +31,8 @@ use tidegate_protocol::{
 /// (`writer`, `mid`, `key`). No call is lost half-done: what was applied was applied whole.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Applies prepared items in order, each or not at all; answers one outcome an item.
+    /// Applies prepared items in order, each or not at all; answers one outcome an item. Where none is applied, refused
+    /// or a duplicate, nothing is written: a space exists once it was written to.
     async fn commit(&self, group: CommitGroup) -> Result<Committed, StoreError>;
 
     /// Documents with their cells, as of one position.
@@ -50,8 +51,25 @@ pub trait Store: Send + Sync + 'static {
     /// A page of what changed (see [`ChangesRequest`]).
     async fn changes(&self, space: &SpaceId, request: ChangesRequest) -> Result<ChangesReply, StoreError>;
 
-    /// Head, lineage and floor of each space, in order. A space without history is at `Position::START`.
+    /// Head, lineage and floor of each space, in order. A space without history is at `Position::START`. Where one of
+    /// them is damaged, the answer is `Damaged`, whatever the others are.
     async fn positions(&self, spaces: &[SpaceId]) -> Result<Vec<SpaceState>, StoreError>;
+
+    /// As [`Store::positions`], but a damaged space is said to be so in its own place, and holds up none of the others.
+    async fn each_position(&self, spaces: &[SpaceId]) -> Result<Vec<Result<SpaceState, StoreError>>, StoreError> {
+        match self.positions(spaces).await {
+            Ok(states) => Ok(states.into_iter().map(Ok).collect()),
+            // They are few: halves without any answer as a whole.
+            Err(StoreError::Damaged(_)) if spaces.len() > 1 => {
+                let (some, others) = spaces.split_at(spaces.len() / 2);
+                let mut states = self.each_position(some).await?;
+                states.extend(self.each_position(others).await?);
+                Ok(states)
+            }
+            Err(damaged @ StoreError::Damaged(_)) => Ok(vec![Err(damaged)]),
+            Err(error) => Err(error),
+        }
+    }
 
     /// The newest `limit` entries of a space's conflict log, newest first.
     async fn conflicts(&self, space: &SpaceId, limit: usize) -> Result<Vec<ConflictRecord>, StoreError>;
@@ -161,7 +179,8 @@ pub struct CommitGroup {
     /// The last epoch of the lineage that the items were planned on (`Epoch(0)`: none). Where the
     /// store's is another, every item that passes the mid check is `Stale`.
     pub planned_on: Epoch,
-    /// A new random name, not 0, in case a new epoch has to be minted.
+    /// A new random name, not 0, in case a new epoch has to be minted: with the first group of another life of the
+    /// store that writes something.
     pub fresh: Epoch,
     /// The caller's clock, ms since 1970, by which the records of clients age. A commit's time is this,
     /// raised to the last commit's: a clock that was ahead for a moment holds the space's time up, and
@@ -423,6 +442,13 @@ pub enum Outcome {
     ClientCloned,
     /// No record is kept that could tell whether it was applied.
     ClientUnknown,
+}
+
+impl Outcome {
+    /// Whether the store writes for it. A group without any such outcome leaves no trace, and begins no epoch.
+    fn is_kept(&self) -> bool {
+        matches!(self, Self::Applied { .. } | Self::Refused { .. } | Self::Duplicate(_))
+    }
 }
 
 /// The kept result of a mutation.

@@ -147,6 +147,7 @@ impl Store for Model {
         let space = state.spaces.entry(group.space.clone()).or_default();
         let planned = group.planned_on == space.lineage.last_epoch();
         let incarnation = self.life.to_be_bytes().to_vec();
+        let before = space.lineage.clone();
         if space
             .lineage
             .0
@@ -159,6 +160,9 @@ impl Store for Model {
         for item in group.items {
             let outcome = space.commit(item, planned, group.now_ms, &outcomes, &self.retention);
             outcomes.push(outcome);
+        }
+        if !outcomes.iter().any(Outcome::is_kept) {
+            space.lineage = before;
         }
         space.retain(&self.retention);
         Ok(Committed {
@@ -417,7 +421,7 @@ impl Space {
         });
         self.users.entry(item.user).or_default().insert(item.writer);
         client.last = item.mid;
-        client.wrote_ms = now_ms;
+        client.wrote_ms = client.wrote_ms.max(now_ms);
         client.results.insert(item.mid, (item.key, kept));
         client
             .results

@@ -13,7 +13,7 @@ const WITHIN: Duration = Duration::from_secs(HEAD_CHECK.as_secs() + 2 * SLACK.as
 async fn with_fault(plan: Plan, fault: impl AsyncFnOnce(&Server, &Proxy, &[Node])) -> Vec<Node> {
     let redis = durable();
     let proxy = Proxy::before(redis.addr()).await;
-    let nodes = nodes(&proxy.url(), 3, &["redis.patience=2s"]).await;
+    let nodes = nodes(&proxy.url(), 3, &["redis.patience=4s"]).await;
     let fleet = Fleet::start(&nodes, plan).await;
     fleet.reaches(plan.all() / 10).await;
     fault(&redis, &proxy, &nodes).await;
@@ -76,7 +76,7 @@ async fn a_network_that_stalls_in_silence_is_noticed_and_every_write_settles_onc
     let nodes = with_fault(PLAN, async |_, proxy, nodes| {
         proxy.set(Fault::Stall);
         // Beyond the time in which an answer has to come, and in which a command is tried again.
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        tokio::time::sleep(Duration::from_secs(6)).await;
         for node in nodes {
             node.not_ready().await;
         }
@@ -93,7 +93,7 @@ async fn a_network_that_is_cut_or_slow_costs_time_and_nothing_else() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         proxy.set(Fault::Cut);
         // Beyond the time in which a command is tried again.
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
         for node in nodes {
             node.not_ready().await;
         }
@@ -120,4 +120,20 @@ async fn a_redis_without_memory_refuses_for_a_while_and_every_write_settles_once
     })
     .await;
     assert!(errors(&nodes, "oom").await > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn by_default_a_redis_that_pauses_for_seven_seconds_costs_time_and_nothing_else() {
+    let redis = durable();
+    let nodes: Vec<_> = (0..2).map(|_| Node::as_it_is(&redis.url(), &[])).collect();
+    for node in &nodes {
+        node.ready().await;
+    }
+    let fleet = Fleet::start(&nodes, PLAN).await;
+    fleet.reaches(PLAN.all() / 10).await;
+    redis.command(&["CLIENT", "PAUSE", "7000", "ALL"]);
+    let ended = fleet.end(WITHIN).await;
+    println!("converged in {:?}", ended.took);
+    assert_eq!((ended.counts.commits, ended.refused), (PLAN.all(), 0));
+    assert!(errors(&nodes, "timeout").await > 0);
 }

@@ -28,6 +28,12 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn start(url: &str, settings: &[&str]) -> Self {
+        // What is said between nodes has to be heard soon in a test, too.
+        Self::as_it_is(url, &[&["redis.response=2s", "redis.connect=1s"], settings].concat())
+    }
+
+    /// With no other settings than these.
+    pub(crate) fn as_it_is(url: &str, settings: &[&str]) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let name = format!(
             "tidegate-cluster-{}-{}.log",
@@ -40,8 +46,7 @@ impl Node {
             log: std::env::temp_dir().join(name),
             args: vec!["--redis".to_owned(), url.to_owned()],
         };
-        // What is said between nodes has to be heard soon in a test, too.
-        for set in ["redis.response=2s", "redis.connect=1s"].iter().chain(settings) {
+        for set in settings {
             node.args.extend(["--set".to_owned(), (*set).to_owned()]);
         }
         node.run();

@@ -10,7 +10,7 @@ use crate::support::Judge;
 const EVICTS: [&str; 2] = ["--maxmemory-policy", "allkeys-lru"];
 
 fn start(redis: &Proxy) -> Node {
-    Node::start(&redis.url(), &["redis.patience=500ms"])
+    Node::start(&redis.url(), &["redis.patience=4s"])
 }
 
 /// It is not ready, writes nothing, and says why.

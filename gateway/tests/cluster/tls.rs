@@ -78,7 +78,7 @@ impl Certificates {
 fn node(url: &str, settings: &[String]) -> Node {
     let mut settings: Vec<_> = settings.iter().map(String::as_str).collect();
     // Who is refused serves all the same, and says that it is not ready.
-    settings.push("redis.patience=500ms");
+    settings.push("redis.patience=4s");
     Node::start(url, &settings)
 }
 

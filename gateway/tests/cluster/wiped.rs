@@ -51,11 +51,7 @@ impl World {
         let nodes = nodes(
             &redis.url(),
             2,
-            &[
-                "redis.patience=500ms",
-                "limits.page_bytes=8192",
-                "retention.log_commits=4",
-            ],
+            &["redis.patience=4s", "limits.page_bytes=8192", "retention.log_commits=4"],
         )
         .await;
         let judge = Judge::new();
@@ -257,4 +253,42 @@ async fn a_log_that_goes_missing_under_load_holds_nobody_up() {
         nodes[0].is_ready().await && nodes[1].is_ready().await
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_space_of_which_nothing_can_be_read_holds_up_no_other_and_no_node() {
+    let mut world = World::new().await;
+    let (a, b) = (world.nodes[0].addr, world.nodes[1].addr);
+    let mut pen = Pen::new(&world.judge, 2_001, 1);
+    pen.write(b, 3).await;
+    let mut other = Reader::new(&world.judge, 20, 1);
+    other.follow(a).await;
+    let (meta, others) = (World::key("meta"), format!("tg:{{{}}}:meta", name(1)));
+    for (n, damage) in (1..).zip([
+        &["SET", &meta, "foo"][..],
+        &["HSET", &meta, "lineage", "foo"],
+        &["HSET", &meta, "head", "foo"],
+    ]) {
+        world.redis.command(&["COPY", &meta, "kept"]);
+        world.redis.command(damage);
+        // Nothing but a comparison of heads finds that the other space stands elsewhere.
+        world.redis.command(&["DEL", &others]);
+        let seen = world.nodes[0].metric("tidegate_heads_damaged_total").await;
+        let resets = other.resets;
+        other.reach(truth(b, 1).await.at).await;
+        assert!(other.resets > resets);
+        until("the space is found damaged", async || {
+            world.nodes[0].metric("tidegate_heads_damaged_total").await > seen
+        })
+        .await;
+        assert!(world.nodes[0].is_ready().await);
+        // A node that is started now serves the others, too.
+        let late = &nodes(&world.redis.url(), 1, &[]).await[0];
+        assert_eq!(truth(late.addr, 1).await.at, other.replica.at);
+        world.redis.command(&["RENAME", "kept", &meta]);
+        pen.write(b, 1).await;
+        other.reach_seq(3 + n).await;
+    }
+    world.pen.write(a, 1).await;
+    world.agree(|resets| resets == 0).await;
 }

@@ -1,8 +1,10 @@
 //! Promises one by one, each on every store: with the check behind it taken out, its test fails.
 
 mod ages;
+mod bounds;
 mod lineages;
 mod on_redis;
+mod redis_lost;
 mod steps;
 
 use crate::generate::doc;
@@ -158,7 +160,8 @@ impl Bench {
         docs.dedup();
         let cut = self.harness.store().read(&space(), &docs).await.expect("it answers");
         let planned_on = cut.state.lineage.last_epoch();
-        let (limits, name) = (Limits::default(), space());
+        let (mut limits, name) = (Limits::default(), space());
+        limits.ops = 10_000;
         let mut planner = Planner::new(&DevAuthoriser, &limits, &name, docs, cut, self.now_ms);
         let mut items = vec![];
         for (head, base, ops) in mutations {

@@ -310,7 +310,6 @@ impl World {
                 "planned on what comes later"
             );
         }
-        self.truth.exists = true;
         let mut first: Option<Vec<Outcome>> = None;
         for store in &self.stores {
             let outcomes = store.store().commit(group.clone()).await.expect("it answers").outcomes;
@@ -319,7 +318,12 @@ impl World {
                 None => first = Some(outcomes),
             }
         }
-        first.expect("there is a store")
+        let outcomes = first.expect("there is a store");
+        self.truth.exists |= outcomes.iter().any(|outcome| {
+            use Outcome::{Applied, Duplicate, Refused};
+            matches!(outcome, Applied { .. } | Refused { .. } | Duplicate(_))
+        });
+        outcomes
     }
 
     /// Reads on every store; all answer alike, and as the interpreter says.

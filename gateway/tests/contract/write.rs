@@ -446,7 +446,7 @@ impl World {
         let head = &sent.request.head;
         let record = self.truth.records.entry(head.client.0).or_default();
         record.last = head.mid.get();
-        record.when = self.committed_ms;
+        record.when = record.when.max(self.committed_ms);
         record.results.insert(
             head.mid.get(),
             Result {

@@ -60,6 +60,12 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
         "a_space_of_which_something_cannot_be_read_holds_up_no_other",
     ),
     (
+        "tidegate_heads_damaged_total",
+        "it takes somebody who writes to a space's keys",
+        "gateway/tests/cluster/wiped.rs",
+        "a_space_of_which_nothing_can_be_read_holds_up_no_other_and_no_node",
+    ),
+    (
         "tidegate_redis_errors_total{kind=\"loading\"}",
         "a server that holds much, and is starting",
         "gateway/src/store/redis/link.rs",

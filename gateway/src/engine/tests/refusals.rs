@@ -355,3 +355,49 @@ fn the_kept_result_names_its_units_and_stays_small() {
         kept.cells.len()
     );
 }
+
+#[test]
+fn a_document_remembers_no_more_fields_than_it_may_have_elements() {
+    let mut bench = Bench::default();
+    bench.limits.elements = 200;
+    let some = |from: usize, count: usize| -> Fields {
+        let list = (from..from + count).map(|n| (field(&format!("f{n}")), int(1)));
+        Fields::new(list, &Limits::default()).expect("valid")
+    };
+    let replaced = |from, count| op("n", OpKind::Replace(some(from, count)));
+    for from in [0, 60, 120] {
+        bench.apply(1, body(vec![replaced(from, 60)]));
+    }
+    bench.apply(1, body(vec![replaced(180, 20)]));
+    for (ops, found) in [
+        (vec![replaced(200, 20)], "found 220;"),
+        (vec![set("n", &[("f0", int(1)), ("g", int(1))])], "found 201;"),
+        // Also where what is new does not stay.
+        (vec![delete("n"), set("n", &[("g", int(1))])], "found 201;"),
+    ] {
+        let (code, report) = bench.refuse(1, body(ops));
+        let message = &report.refusal.expect("a reason").message;
+        assert_eq!(code, Code::TooLarge);
+        assert!(
+            message.contains(": fields of a document") && message.contains("limited to 200"),
+            "{message}"
+        );
+        assert!(
+            message.contains(found) && message.ends_with("fields that it has had"),
+            "{message}"
+        );
+    }
+    // What adds none goes on, and in other documents.
+    for ops in [
+        vec![replaced(0, 60)],
+        vec![set("n", &[("f61", int(2))]), set("m", &[("g", int(1))])],
+        vec![unset("n", &["f0"])],
+        vec![set("n", &[("g", int(1))]), unset("n", &["g"])],
+        vec![delete("n")],
+    ] {
+        bench.apply(1, body(ops));
+    }
+    // Once they are forgotten there is room.
+    bench.model.raise_floor(&space(), bench.head().seq);
+    bench.apply(1, body(vec![replaced(300, 60)]));
+}

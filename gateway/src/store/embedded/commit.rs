@@ -121,12 +121,10 @@ pub(super) fn group(
     space.meta.is_open()?;
     // Before minting: items planned on the old epoch are right in the one that this call begins.
     let planned = group.planned_on == space.lineage.last_epoch();
-    if space
-        .lineage
-        .0
-        .last()
-        .is_none_or(|last| last.incarnation != incarnation)
-    {
+    let changed = (space.lineage_changed, space.meta_changed);
+    let mints = (space.lineage.0.last()).is_none_or(|last| last.incarnation != incarnation);
+    let before = mints.then(|| space.lineage.clone());
+    if mints {
         space
             .lineage
             .mint(group.fresh, incarnation.to_vec(), space.meta.head, space.meta.floor);
@@ -151,8 +149,13 @@ pub(super) fn group(
         });
         outcomes.push(outcome);
     }
-    apply.trim_log(apply.space.meta.head.get() - head.get())?;
-    apply.trim_conflicts(apply.space.meta.conflicts_next - conflicts)?;
+    if outcomes.iter().any(Outcome::is_kept) {
+        apply.trim_log(apply.space.meta.head.get() - head.get())?;
+        apply.trim_conflicts(apply.space.meta.conflicts_next - conflicts)?;
+    } else if let Some(before) = before {
+        space.lineage = before;
+        (space.lineage_changed, space.meta_changed) = changed;
+    }
     Ok(Committed {
         outcomes,
         lineage: space.lineage.clone(),
@@ -182,6 +185,7 @@ impl Apply<'_, '_> {
         let enrol = client.as_ref().is_none_or(|client| client.user.is_none());
         let replaces = stored.filter(|_| client.is_none());
         let runs = client.as_ref().and_then(|client| client.runs).unwrap_or(item.mid);
+        let when = client.as_ref().map_or(0, |client| client.when);
         if let Some(answer) = self.check_mid(&item, client.as_ref())? {
             if let (Outcome::Duplicate(_), Some(mut client)) = (&answer, client) {
                 // A client that only repeats itself is alive: its record's time starts anew.
@@ -203,6 +207,7 @@ impl Apply<'_, '_> {
             user: item.user,
             enrol,
             runs,
+            when,
         };
         let run = self.run(&item, replaces.as_ref())?;
         match item.action {
@@ -394,6 +399,7 @@ impl Apply<'_, '_> {
             user,
             enrol,
             runs,
+            when,
         } = named;
         if enrol {
             self.overlay.put(Table::Users, keys::user(self.name, user, writer), []);
@@ -401,7 +407,7 @@ impl Apply<'_, '_> {
         let client = Client {
             last: mid,
             key,
-            when: self.now_ms,
+            when: self.now_ms.max(when),
             user: Some(user),
             runs: Some(runs),
         };
@@ -482,4 +488,6 @@ struct Named {
     enrol: bool,
     /// From which of the writer's mutations on results are in runs.
     runs: Mid,
+    /// When the writer wrote before, as far as is known.
+    when: u64,
 }

@@ -8,7 +8,7 @@ use super::Keys;
 use super::RedisStore;
 use super::link::Call;
 use super::reply::{Parts, unexpected};
-use super::scripts::CHANGES;
+use super::scripts;
 use crate::store::embedded::records::{Record, cell_parts};
 use crate::store::{ChangesReply, ChangesRequest, Cursor, Header, SpaceState, StoreError};
 use redis::Value;
@@ -16,8 +16,8 @@ use std::sync::Arc;
 use tidegate_protocol::msgpack::DocChanges;
 use tidegate_protocol::{DocPath, Seq, SpaceId};
 
-/// Documents looked for at a time. More than a commit can touch, so that a call gets beyond those of one.
-const LOOK: usize = 1_024;
+/// Documents looked for at a time.
+const LOOK: u64 = 1_024;
 /// Documents visited in a call at most, sent or not.
 const VISITS: usize = 4_096;
 /// Calls in which what was looked for had moved on, before it is said that it cannot be read.
@@ -34,7 +34,7 @@ impl RedisStore {
                 (None, Some(after)) => (after.seq.next(), ""),
                 (None, None) => (Seq::ZERO, ""),
             };
-            let docs = self.look(&keys, seq, path, request).await?;
+            let docs = self.look(space, &keys, (seq, path), request).await?;
             let fixed = [keys.meta(), keys.log(), keys.idx(), keys.clients()];
             let mut call = Call::on(fixed.into_iter().chain(docs.iter().map(|doc| keys.doc(doc))));
             call.number(seq.get()).arg(path);
@@ -53,7 +53,7 @@ impl RedisStore {
             for collection in request.view.collections.iter().flatten() {
                 call.arg(collection.as_str());
             }
-            let found = Found::of(self.on(space, &CHANGES, &call).await?)?;
+            let found = Found::of(self.on(space, &scripts::CHANGES, &call).await?)?;
             if let Some(reply) = found.reply(request)? {
                 return Ok(reply);
             }
@@ -63,23 +63,21 @@ impl RedisStore {
         ))
     }
 
-    /// The documents of the view that come next.
+    /// The documents of the view that come next after a seq and a path.
     async fn look(
         &self,
+        space: &SpaceId,
         keys: &Keys,
-        seq: Seq,
-        path: &str,
+        (seq, path): (Seq, &str),
         request: &ChangesRequest,
     ) -> Result<Vec<String>, StoreError> {
-        let mut cmd = redis::cmd("ZRANGE");
-        cmd.arg(keys.idx()).arg(seq.get()).arg("+inf").arg("BYSCORE");
-        cmd.arg("LIMIT").arg(0).arg(LOOK).arg("WITHSCORES");
-        let mut parts = Parts::of(self.link.ask(&cmd).await?)?;
+        let mut call = Call::on([keys.meta(), keys.idx()]);
+        call.number(seq.get()).arg(path).number(LOOK);
+        let mut parts = Parts::of(self.on(space, &scripts::NEXT, &call).await?)?;
         let mut docs = vec![];
         while parts.len() > 0 {
             let doc = String::from_utf8(parts.bytes()?).map_err(|_| unexpected("a path"))?;
-            let is_behind = parts.number()? == seq.get() && doc.as_str() <= path;
-            if !is_behind && request.view.covers_path(&doc) {
+            if request.view.covers_path(&doc) {
                 docs.push(doc);
             }
         }

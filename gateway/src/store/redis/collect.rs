@@ -306,29 +306,14 @@ impl RedisStore {
     pub async fn count(&self) -> Result<(), StoreError> {
         let mut walk = self.begin_walk().await?;
         while let Some(spaces) = self.walk(&mut walk).await? {
-            match self.positions(&spaces).await {
-                Ok(states) => {
-                    for (space, state) in spaces.iter().zip(states) {
-                        self.note(space, state.usage);
+            for (space, state) in spaces.iter().zip(self.each_position(&spaces).await?) {
+                match state {
+                    Ok(state) => self.note(space, state.usage),
+                    Err(why) => {
+                        tracing::warn!(%space, %why, "what its documents take cannot be counted");
+                        self.usage.lock().keep(space);
                     }
                 }
-                Err(StoreError::Damaged(_)) => self.count_each(&spaces).await?,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Counts spaces of which at least one is damaged.
-    async fn count_each(&self, spaces: &[SpaceId]) -> Result<(), StoreError> {
-        for space in spaces {
-            match self.positions(std::slice::from_ref(space)).await {
-                Ok(states) => states.iter().for_each(|state| self.note(space, state.usage)),
-                Err(StoreError::Damaged(why)) => {
-                    tracing::warn!(%space, %why, "what its documents take cannot be counted");
-                    self.usage.lock().keep(space);
-                }
-                Err(error) => return Err(error),
             }
         }
         Ok(())

@@ -180,6 +180,7 @@ pub(super) fn outcomes(group: CommitGroup, reply: Value) -> Result<(Committed, U
         docs: parts.number()?,
         bytes: parts.number()?,
     };
+    let mut parts = parts.parts()?;
     if parts.len() != group.items.len() {
         return Err(unexpected("an outcome for each item"));
     }

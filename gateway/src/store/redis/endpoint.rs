@@ -1,7 +1,9 @@
 //! Where Redis is, and by which certificates the two know one another.
 
 use redis::io::tcp::TcpSettings;
-use redis::{Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, TlsCertificates};
+use redis::{
+    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsCertificates,
+};
 use std::path::{Path, PathBuf};
 
 /// Files for TLS (`rediss://`), in PEM.
@@ -30,6 +32,9 @@ impl Endpoint {
         let info = url.into_connection_info().map_err(|error| error.to_string())?;
         // Small requests must not wait for the acknowledgement of the ones before.
         let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        // Answers are read in the form of RESP2, whatever the address asks for.
+        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
+        let info = info.set_redis_settings(settings);
         let endpoint = Self { info, tls: tls.clone() };
         match endpoint.is_secure() {
             // What is wrong with them is said at the start.

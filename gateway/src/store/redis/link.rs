@@ -31,7 +31,8 @@ pub struct RedisConfig {
     pub response: Duration,
     /// How often the bus is seen to answer.
     pub ping: Duration,
-    /// How long a command is tried again before it is `unavailable`.
+    /// How long a command is tried again before it is `unavailable`: at least twice `response`, or one that was not
+    /// answered in time would not be sent again.
     pub patience: Duration,
     /// Serve where keys may be evicted, too.
     pub any_policy: bool,
@@ -46,7 +47,7 @@ impl Default for RedisConfig {
             connect: Duration::from_secs(2),
             response: Duration::from_secs(5),
             ping: Duration::from_secs(1),
-            patience: Duration::from_secs(5),
+            patience: Duration::from_secs(15),
             any_policy: false,
         }
     }

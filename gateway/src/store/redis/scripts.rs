@@ -36,6 +36,7 @@ const PRELUDE: &str = include_str!("scripts/prelude.lua");
 pub(super) static COMMIT: Script = Script::new(include_str!("scripts/commit.lua"));
 pub(super) static READ: Script = Script::new(include_str!("scripts/read.lua"));
 pub(super) static LOG: Script = Script::new(include_str!("scripts/log.lua"));
+pub(super) static NEXT: Script = Script::new(include_str!("scripts/next.lua"));
 pub(super) static CHANGES: Script = Script::new(include_str!("scripts/changes.lua"));
 pub(super) static POSITIONS: Script = Script::new(include_str!("scripts/positions.lua"));
 pub(super) static CONFLICTS: Script = Script::new(include_str!("scripts/conflicts.lua"));
@@ -53,6 +54,7 @@ pub(super) static ALL: &[&Script] = &[
     &COMMIT,
     &READ,
     &LOG,
+    &NEXT,
     &CHANGES,
     &POSITIONS,
     &CONFLICTS,

@@ -82,3 +82,66 @@ fn who_stands_at_the_floor_goes_on_when_the_next_life_of_the_store_begins_an_epo
         assert_eq!(docs, plain(&[("a/y", &[("n", 2)])]));
     });
 }
+
+#[test]
+fn a_group_of_which_nothing_is_kept_makes_no_space_and_begins_no_epoch() {
+    each(|mut bench| async move {
+        for (client, mid) in [(1, 2), (2, 9)] {
+            assert_eq!(
+                bench.send(head(client, mid), vec![set("a/1", &[])]).await,
+                Outcome::ClientUnknown
+            );
+        }
+        let stale = bench
+            .plan(vec![(head(1, 1), None, vec![set("a/1", &[("x", 1)])])])
+            .await;
+        let stale = CommitGroup {
+            planned_on: Epoch(77),
+            ..stale
+        };
+        assert_eq!(bench.commit(stale).await, [Outcome::Stale { last_ms: 0 }]);
+        assert_eq!(bench.state().await, SpaceState::default());
+        let (store, name) = (bench.harness.store(), space());
+        let erased = store.erase(&name, Erase::Space, Epoch(78), 1, &|_| panic!("there is none"));
+        assert_eq!(erased.await.expect("it answers"), Erased::default());
+        drop(store);
+        // A refusal is kept, and a repeat counts as a sign of life.
+        let refused = vec![
+            op("a/1", OpKind::Create(fields(&[]))),
+            op("a/1", OpKind::Create(fields(&[]))),
+        ];
+        assert!(matches!(
+            bench.send(head(1, 1), refused.clone()).await,
+            Outcome::Refused { .. }
+        ));
+        let mut known = bench.state().await.lineage;
+        assert_eq!(known.0.len(), 1);
+        bench.harness.restart().await;
+        assert_eq!(
+            bench.send(head(3, 2), vec![set("a/1", &[])]).await,
+            Outcome::ClientUnknown
+        );
+        assert_eq!(bench.state().await.lineage, known);
+        assert!(matches!(bench.send(head(1, 1), refused).await, Outcome::Duplicate(_)));
+        let lineage = bench.state().await.lineage;
+        known.0.push(lineage.0[1].clone());
+        assert_eq!(lineage, known);
+    });
+}
+
+#[test]
+fn a_clock_that_goes_back_makes_no_client_older_than_it_was() {
+    each(|mut bench| async move {
+        bench.now_ms = 9_000;
+        bench.applied(1, 1, vec![set("a/1", &[("x", 1)])]).await;
+        bench.now_ms = 5_000;
+        bench.applied(1, 2, vec![set("a/1", &[("x", 2)])]).await;
+        bench.harness.forget(&space(), 9_000).await;
+        bench.applied(1, 3, vec![set("a/1", &[("x", 3)])]).await;
+        bench.harness.forget(&space(), 9_001).await;
+        assert_eq!(
+            bench.send(head(1, 4), vec![set("a/1", &[])]).await,
+            Outcome::ClientUnknown
+        );
+    });
+}

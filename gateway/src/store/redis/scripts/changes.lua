@@ -18,18 +18,6 @@ elseif size ~= meta.idx then
   return partial('the index holds ' .. size .. ' documents of ' .. decimal(meta.idx))
 end
 
--- Lua's own comparison goes by the server's locale.
-local function is_after(path, other)
-  local at = 1
-  while true do
-    local mine, theirs = string.byte(path, at), string.byte(other, at)
-    if mine ~= theirs or not mine then
-      return (mine or -1) > (theirs or -1)
-    end
-    at = at + 1
-  end
-end
-
 local from, from_path, writer = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local visits, bytes, named = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local keys = {}
@@ -44,7 +32,7 @@ end
 
 local found, spent, complete = {}, 0, '0'
 local last_seq, last_path = '', ''
-local CHUNK, offset, ended = 128, 0, false
+local CHUNK, offset, ended = 128, behind(KEYS[3], from, from_path), false
 while not ended do
   local some = redis.call('ZRANGE', KEYS[3], decimal(from), '+inf', 'BYSCORE', 'LIMIT', offset, CHUNK, 'WITHSCORES')
   offset = offset + CHUNK
@@ -54,27 +42,25 @@ while not ended do
   end
   for i = 1, #some, 2 do
     local path, seq = some[i], tonumber(some[i + 1])
-    if seq > from or from_path == '' or is_after(path, from_path) then
-      local covered = not collections or collections[string.match(path, '^(.*)/')]
-      if visits == 0 or spent >= bytes or (covered and not keys[path]) then
-        ended = true
-        break
-      end
-      visits = visits - 1
-      if covered then
-        local doc = redis.call('HGETALL', keys[path])
-        local header = redis.call('HGET', keys[path], '')
-        if not header or unpack_at(header, 1) ~= seq then
-          return torn(path)
-        end
-        for _, part in ipairs(doc) do
-          spent = spent + #part
-        end
-        found[#found + 1] = path
-        found[#found + 1] = doc
-      end
-      last_seq, last_path = decimal(seq), path
+    local covered = not collections or collections[string.match(path, '^(.*)/')]
+    if visits == 0 or spent >= bytes or (covered and not keys[path]) then
+      ended = true
+      break
     end
+    visits = visits - 1
+    if covered then
+      local doc = redis.call('HGETALL', keys[path])
+      local header = redis.call('HGET', keys[path], '')
+      if not header or unpack_at(header, 1) ~= seq then
+        return torn(path)
+      end
+      for _, part in ipairs(doc) do
+        spent = spent + #part
+      end
+      found[#found + 1] = path
+      found[#found + 1] = doc
+    end
+    last_seq, last_path = decimal(seq), path
   end
 end
 local record = complete == '1' and writer ~= '' and redis.call('HGET', KEYS[4], writer) or ''

@@ -2,7 +2,7 @@
 --
 -- KEYS  meta, log, idx, clients, results, conflicts, users, dead, marks, then the documents that the items name.
 -- ARGV  the group's, then the documents' paths, then item by item; see `commit.rs`, which writes them in the same order.
--- Reply lineage, documents and bytes of the space, then one string an item: a letter and what belongs to it.
+-- Reply lineage, documents and bytes of the space, and of each item a string: a letter and what belongs to it.
 
 local log, idx, clients, results = KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local conflicts, users, dead, marks = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
@@ -40,10 +40,6 @@ if not meta.exists then
   -- Its history is unknown, so no position of it is valid; what is left is the state at the highest seq.
   meta.head = highest(idx, log)
   meta.floor, meta.log_first, meta.idx, forget_log = meta.head, meta.head + 1, idx_size, true
-  local newest = redis.call('XREVRANGE', conflicts, '+', '-', 'COUNT', 1)
-  if newest[1] then
-    meta.cf_next = tonumber(string.match(newest[1][1], '^(%d+)'))
-  end
 elseif idx_size ~= meta.idx then
   return partial('the index holds ' .. idx_size .. ' documents of ' .. decimal(meta.idx))
 elseif redis.call('XLEN', log) ~= meta.head + 1 - meta.log_first then
@@ -70,7 +66,7 @@ for i = 1, doc_count do
   headers[i] = header
 end
 
-local planned = planned_on == meta.epoch
+local planned, found_lineage = planned_on == meta.epoch, meta.lineage
 local life = string.match(replication, 'master_replid:(%w+)')
 local minted = life ~= meta.life
 if minted then
@@ -272,7 +268,9 @@ local function judge(item, i)
     enrolled[#enrolled + 1] = '0'
     enrolled[#enrolled + 1] = item.user .. item.writer
   end
-  records[item.writer] = pack(item.mid) .. item.key .. pack(now) .. item.user
+  -- A clock may go back; when a client was last heard of does not.
+  local when = math.max(record and unpack_at(record, 17) or 0, now)
+  records[item.writer] = pack(item.mid) .. item.key .. pack(when) .. item.user
   writers_written[item.writer] = true
   kept[slot(item.writer, item.mid)] = pack(item.mid) .. item.key .. position
     .. struct.pack('>I4', #item.refused) .. item.refused .. item.detail
@@ -293,14 +291,25 @@ for i = 1, item_count do
   replies[i] = judge(next_item(), i)
 end
 
--- From here on it is written. Only the first command could be refused, and then nothing has been: an entry of the log
--- that is there already, no memory, a disk that fails.
+if next(writers_written) == nil then
+  -- Nobody wrote, so nothing is: not even that there is such a space, or an epoch.
+  return { found_lineage, decimal(meta.docs), decimal(meta.bytes), replies }
+end
+
+-- Entries of a stream go up, whatever meta says of it.
+if #noted > 0 then
+  meta.cf_next = math.max(meta.cf_next, last_given(conflicts))
+end
+
+-- From here on it is written. Only the first command could be refused, and then nothing has been: no memory, a disk that
+-- fails, an entry of the log that is there already.
 local first = meta.head - #payloads
+if forget_log then
+  -- With the ids that it has given: one beyond the head would refuse all that follow.
+  redis.call('UNLINK', log)
+end
 for n, payload in ipairs(payloads) do
   redis.call('XADD', log, decimal(first + n) .. '-0', 'p', payload)
-end
-if forget_log then
-  redis.call('XTRIM', log, 'MINID', decimal(first + 1) .. '-0')
 end
 
 -- Arguments of a command are put on Lua's stack, which has 8,000 places.
@@ -403,4 +412,4 @@ if #payloads > 0 then
   end
   redis.call(publish, channel, table.concat(message))
 end
-return { meta.lineage, decimal(meta.docs), decimal(meta.bytes), unpack(replies) }
+return { meta.lineage, decimal(meta.docs), decimal(meta.bytes), replies }

@@ -16,21 +16,24 @@ end
 local after, limit, bytes = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local record = ARGV[4] ~= '' and redis.call('HGET', KEYS[4], ARGV[4]) or ''
 local reply = { state_of(meta), record }
-local CHUNK = 64
-local spent, count = 0, 0
+-- A few at a time, as long as they have room were they all as large as the largest so far: not much is read that is not
+-- sent.
+local FEW = 4
+local spent, count, largest = 0, 0, 0
 while after + 1 >= meta.log_first and count < limit and (count == 0 or spent < bytes) do
-  local some = redis.call('XRANGE', KEYS[2], decimal(after + 1) .. '-0', '+', 'COUNT', math.min(CHUNK, limit - count))
+  local few = count > 0 and FEW * largest <= bytes - spent and FEW or 1
+  local some = redis.call('XRANGE', KEYS[2], decimal(after + 1) .. '-0', '+', 'COUNT', math.min(few, limit - count))
+  if #some == 0 then
+    break
+  end
   for _, entry in ipairs(some) do
     if count > 0 and spent >= bytes then
       break
     end
     after = tonumber(string.match(entry[1], '^(%d+)'))
-    spent, count = spent + #entry[2][2], count + 1
+    spent, count, largest = spent + #entry[2][2], count + 1, math.max(largest, #entry[2][2])
     reply[#reply + 1] = decimal(after)
     reply[#reply + 1] = entry[2][2]
-  end
-  if #some == 0 then
-    break
   end
 end
 return reply

@@ -22,22 +22,25 @@ if not string.find(replication, 'role:master', 1, true) then
 end
 
 local function meta_of(key)
+  local function number(text, without)
+    return tonumber(text or without) or error(redis.error_reply('TGTORN ' .. key .. ' holds what is no number'))
+  end
   local found = redis.call('HMGET', key, 'head', 'at', 'floor', 'docs', 'bytes', 'idx', 'log_first', 'log_bytes',
     'cf_next', 'cf_bytes', 'mark', 'forgotten', 'erasing', 'epoch', 'life', 'lineage')
   return {
     exists = found[1] and true,
-    head = tonumber(found[1] or 0),
-    at = tonumber(found[2] or 0),
-    floor = tonumber(found[3] or 0),
-    docs = tonumber(found[4] or 0),
-    bytes = tonumber(found[5] or 0),
-    idx = tonumber(found[6] or 0),
-    log_first = tonumber(found[7] or 1),
-    log_bytes = tonumber(found[8] or 0),
-    cf_next = tonumber(found[9] or 0),
-    cf_bytes = tonumber(found[10] or 0),
-    mark = found[11] and tonumber(found[11]),
-    forgotten = found[12] and tonumber(found[12]),
+    head = number(found[1], 0),
+    at = number(found[2], 0),
+    floor = number(found[3], 0),
+    docs = number(found[4], 0),
+    bytes = number(found[5], 0),
+    idx = number(found[6], 0),
+    log_first = number(found[7], 1),
+    log_bytes = number(found[8], 0),
+    cf_next = number(found[9], 0),
+    cf_bytes = number(found[10], 0),
+    mark = found[11] and number(found[11]),
+    forgotten = found[12] and number(found[12]),
     erasing = found[13] or nil,
     epoch = found[14] or string.rep('\0', 8),
     life = found[15] or '',
@@ -45,15 +48,56 @@ local function meta_of(key)
   }
 end
 
+-- The highest id that a stream has given, also where its entries are gone.
+local function last_given(stream)
+  if redis.call('EXISTS', stream) == 0 then
+    return 0
+  end
+  local info = redis.call('XINFO', 'STREAM', stream)
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then
+      return tonumber(string.match(info[i + 1], '^(%d+)'))
+    end
+  end
+  return 0
+end
+
 -- The highest seq that index and log know, for a space whose meta is gone.
 local function highest(idx, log)
   local last = redis.call('ZRANGE', idx, -1, -1, 'WITHSCORES')
-  local head = tonumber(last[2] or 0)
-  local entry = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
-  if entry[1] then
-    head = math.max(head, tonumber(string.match(entry[1][1], '^(%d+)')))
+  return math.max(tonumber(last[2] or 0), last_given(log))
+end
+
+-- Lua's own comparison goes by the server's locale.
+local function is_after(path, other)
+  local at = 1
+  while true do
+    local mine, theirs = string.byte(path, at), string.byte(other, at)
+    if mine ~= theirs or not mine then
+      return (mine or -1) > (theirs or -1)
+    end
+    at = at + 1
   end
-  return head
+end
+
+-- How many documents that a seq last touched a scan has behind it which has come to a path, that one too. Without a
+-- path it has just come to that seq. Those of one seq stand in the order of their paths' bytes.
+local function behind(idx, seq, path)
+  if path == '' then
+    return 0
+  end
+  seq = decimal(seq)
+  local low, high = 0, redis.call('ZCOUNT', idx, seq, seq)
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    local found = redis.call('ZRANGE', idx, seq, seq, 'BYSCORE', 'LIMIT', middle, 1)[1]
+    if is_after(found, path) then
+      high = middle
+    else
+      low = middle + 1
+    end
+  end
+  return low
 end
 
 -- What a reader is told of the space.
