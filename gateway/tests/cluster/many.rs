@@ -120,7 +120,7 @@ async fn probe(addr: SocketAddr, mine: Vec<u64>, changes: Arc<AtomicU64>) {
 }
 
 async fn bus_subscriptions(redis: &Server) -> u64 {
-    match redis.command(&["PUBSUB", "CHANNELS", "tg:*"]) {
+    match redis.command(&["PUBSUB", "CHANNELS", "tg:{*"]) {
         redis::Value::Array(channels) => channels.len() as u64,
         other => panic!("{other:?}"),
     }
