@@ -629,6 +629,27 @@ RULES = {
         LIB,
         "hub::tests::an_answer_of_an_epoch_that_the_hub_does_not_know_waits_for_the_store",
     ),
+    "an ack beyond the hub's commits has the log read": (
+        "gateway/src/hub/space.rs",
+        "            return match doubtful || beyond.is_some() {",
+        "            return match doubtful {",
+        LIB,
+        "hub::tests::an_answer_beyond_the_commits_that_are_here_waits_until_the_log_has_brought_its_change_or_has_not",
+    ),
+    "an ack is lost where the store's head is below it": (
+        "gateway/src/hub/space.rs",
+        "            held.any(|at| !self.lineage.holds(at, end))",
+        "            held.any(|at| !self.lineage.holds(at, end.max(at.seq)))",
+        LIB,
+        "hub::tests::an_answer_beyond_the_commits_that_are_here_waits_until_the_log_has_brought_its_change_or_has_not",
+    ),
+    "an ack is not lost by a read that was begun before it": (
+        "gateway/src/hub/space.rs",
+        "        self.doubt |= self.awaited > self.position.seq;\n",
+        "",
+        LIB,
+        "hub::tests::an_answer_that_came_while_the_log_was_read_is_settled_by_the_next_read",
+    ),
     "an ack is not due by another history's change": (
         "gateway/src/hub/deliver.rs",
         "held.seq <= at.seq && self.lineage.holds(held, held.seq)",
@@ -681,7 +702,7 @@ RULES = {
     "an epoch is the store's to name": (
         "gateway/src/hub/space.rs",
         "            self.doubt = true;\n            return Found::Gap;\n",
-        "            return self.learn(lineage, commits);\n",
+        "            return self.learn(lineage, self.position.seq, commits, metrics);\n",
         LIB,
         "hub::tests::which_epoch_follows_is_for_the_store_to_say_and_not_for_a_publication",
     ),

@@ -497,10 +497,7 @@ impl Hub {
         let mut inner = space.inner.lock();
         let before = inner.position();
         self.metrics.gap_commits.inc_by(commits.len() as u64);
-        let found = inner.learn(&state.lineage, commits, &self.metrics);
-        if !inner.doubt && found != Found::Lost {
-            inner.release(&self.metrics);
-        }
+        let found = inner.learn(&state.lineage, state.head.seq, commits, &self.metrics);
         let filled = match found {
             Found::Lost => Some(Fill::Lost),
             _ if inner.doubt => None,
@@ -519,11 +516,7 @@ impl Hub {
     async fn fill_from_log(self: Arc<Self>, space: Arc<SpaceHub>) {
         let mut pause = Duration::from_millis(50);
         loop {
-            let from = {
-                let mut inner = space.inner.lock();
-                inner.doubt = false;
-                inner.position()
-            };
+            let from = space.inner.lock().ask();
             let reply = self.store.log(&space.space, from, FILL, FILL_BYTES, None).await;
             let filled = match reply {
                 Ok(LogReply::Commits { commits, state, .. }) => match self.learn(&space, &commits, &state) {

@@ -86,6 +86,8 @@ pub(super) struct Inner {
     /// Something was told of an epoch that is not the hub's last, since the log was last asked: what it
     /// answers then may be from before that.
     pub(super) doubt: bool,
+    /// The highest seq of an answer that came since the log was last asked, and that is beyond the position.
+    awaited: Seq,
 }
 
 impl Inner {
@@ -138,9 +140,17 @@ impl Inner {
         self.take_in(commits, metrics)
     }
 
-    /// Puts what the log answered in order behind the position, under the lineage as of that answer. The caller
-    /// brings it to the members. The log must be read by one reader, a read after the other, or the lineage could step back.
-    pub(super) fn learn(&mut self, lineage: &Lineage, commits: &[LogEntry], metrics: &Metrics) -> Found {
+    /// The log is about to be read from here: what is in doubt now, the answer will settle.
+    pub(super) fn ask(&mut self) -> Position {
+        self.doubt = false;
+        self.awaited = Seq::ZERO;
+        self.position
+    }
+
+    /// Puts what the log answered in order behind the position, under the lineage and up to the head as of that answer.
+    /// The caller brings it to the members. The log must be read by one reader, a read after the other, or the lineage
+    /// could step back.
+    pub(super) fn learn(&mut self, lineage: &Lineage, head: Seq, commits: &[LogEntry], metrics: &Metrics) -> Found {
         if self.lineage.last_epoch() != lineage.last_epoch() {
             if !leads_on(lineage, self.position) {
                 return Found::Lost;
@@ -150,7 +160,13 @@ impl Inner {
             // They may be of the epoch before, beyond its end.
             self.ahead.clear();
         }
-        self.take_in(commits, metrics)
+        let found = self.take_in(commits, metrics);
+        // The read may have been begun before such an answer's commit was there.
+        self.doubt |= self.awaited > self.position.seq;
+        if !self.doubt {
+            self.release(head, metrics);
+        }
+        found
     }
 
     fn take_in(&mut self, commits: &[LogEntry], metrics: &Metrics) -> Found {
@@ -383,11 +399,13 @@ impl Inner {
         self.ring.clear();
         self.payloads = 0;
         self.ahead.clear();
+        self.awaited = Seq::ZERO;
         self.members.end_all(self.position, metrics);
     }
 
-    /// Sends an answer, or holds it until its change has been handed over. `Gap`: it is of an epoch that the
-    /// hub does not know, which may be newer or lost; read the log, then `release`.
+    /// Sends an answer, or holds it until its change has been handed over. `Gap`: the hub does not know whether it
+    /// will come, since it is of an epoch that the hub has not heard of, which may be newer or lost, or beyond the
+    /// commits that it has: the answer to a repeat, whose commit nobody has published here. Read the log.
     pub(super) fn answer(&mut self, n: u32, to: &dyn Subscriber, answer: Answer, metrics: &Metrics) -> Found {
         let known = answer.at.is_none_or(|at| self.lineage.names(at.epoch));
         let slot = self.members.get(to.id());
@@ -405,21 +423,27 @@ impl Inner {
             }
             // One behind others waits with them, and is never due if its commit is lost.
             let doubtful = answer.at.is_some_and(|at| !known || !holds(at));
+            let beyond = answer.at.filter(|at| !doubtful && at.seq > self.position.seq);
             member.held.push(answer);
             self.doubt |= doubtful;
-            return if doubtful { Found::Gap } else { Found::Repeat };
+            self.awaited = self.awaited.max(beyond.map_or(Seq::ZERO, |at| at.seq));
+            return match doubtful || beyond.is_some() {
+                true => Found::Gap,
+                false => Found::Repeat,
+            };
         }
         to.outbox().push_later(answer.frame);
         Found::Repeat
     }
 
-    /// Ends the subscriptions that hold answers whose changes will never come, since they are none of this history:
-    /// who is told of such a commit has seen what is lost, and learns from a `current` what stands. Only after a
-    /// read of the log that was begun when all of the answers were there.
-    pub(super) fn release(&self, metrics: &Metrics) {
+    /// Ends the subscriptions that hold answers whose changes will never come, since they are none of this history,
+    /// which ends at `head` or where the space stands: who is told of such a commit has seen what is lost, and learns
+    /// from a `current` what stands. Only after a read of the log that was begun when all of the answers were there.
+    fn release(&self, head: Seq, metrics: &Metrics) {
+        let end = head.max(self.position.seq);
         let told = |member: &Member| {
             let mut held = member.held.iter().filter_map(|held| held.at);
-            held.any(|at| !self.lineage.holds(at, at.seq))
+            held.any(|at| !self.lineage.holds(at, end))
         };
         self.members.end_if(Behind::Lost, metrics, told);
     }
