@@ -365,10 +365,17 @@ RULES = {
     ),
     "a connection follows spaces one after another": (
         "gateway/src/session/catchup.rs",
-        "        let turn = self.conn.turn(&self.node, &self.reading).await;\n        let lease = self.node.hub.lease(&self.what.space).await?;\n",
-        "        let lease = self.node.hub.lease(&self.what.space).await?;\n        let turn = self.conn.turn(&self.node, &self.reading).await;\n",
+        "        let own = self.conn.own_turn(&self.reading).await;\n        let lease = self.node.hub.lease(&self.what.space).await?;\n",
+        "        let lease = self.node.hub.lease(&self.what.space).await?;\n        let own = self.conn.own_turn(&self.reading).await;\n",
         LIB,
         "server::tests::of_many_spaces_that_one_connection_subscribes_to_one_is_read_at_a_time",
+    ),
+    "who waits for the bus holds up no reads": (
+        "gateway/src/session/catchup.rs",
+        "        let lease = self.node.hub.lease(&self.what.space).await?;\n        let turn = Turn::begin(own, &self.node).await;\n",
+        "        let turn = Turn::begin(own, &self.node).await;\n        let lease = self.node.hub.lease(&self.what.space).await?;\n",
+        LIB,
+        "server::tests::while_a_bus_confirms_no_subscription_what_is_open_is_read_all_the_same",
     ),
     "a client comes back no earlier than it was told to": (
         "client/src/sync/connection/session.rs",
