@@ -305,7 +305,7 @@ impl Hub {
         let mut inner = space.inner.lock();
         let found = inner.open(state, &self.metrics);
         inner.trim(&self.config);
-        if found == Found::Gap {
+        if found == Found::Gap || inner.doubt {
             self.fill(space, &mut inner);
         }
         Ok(())
@@ -363,6 +363,14 @@ impl Hub {
         let mut followed: Vec<_> = self.spaces.iter().map(|entry| entry.value().clone()).collect();
         // The map's order is another in every process.
         followed.sort_unstable_by_key(|space| space.n);
+        // One that is being opened has its head read anyhow; maybe before what this check is to find, so it is looked at
+        // again once it is open.
+        followed.retain(|space| {
+            let mut inner = space.inner.lock();
+            let is_open = inner.is_open();
+            inner.doubt |= !is_open;
+            is_open
+        });
         for some in followed.chunks(CHECK) {
             let sent: Vec<_> = some.iter().map(|space| space.inner.lock().position()).collect();
             let names: Vec<_> = some.iter().map(|space| space.space.clone()).collect();
@@ -396,10 +404,15 @@ impl Hub {
             self.take_in(space, &Lineage(vec![last]), commits);
         }
         let space = self.spaces.get(space).map(|entry| entry.value().clone());
-        if let Some(space) = space.filter(|space| is_cut && space.leases.lock().opening.is_none()) {
+        if let Some(space) = space.filter(|_| is_cut) {
+            // There may have been news of the lineage among it.
+            space.news.notify_waiters();
             let mut inner = space.inner.lock();
             inner.doubt = true;
-            self.fill(&space, &mut inner);
+            // Else as soon as it is open.
+            if inner.is_open() {
+                self.fill(&space, &mut inner);
+            }
         }
     }
 
@@ -422,9 +435,6 @@ impl Hub {
 
     /// Judges what a head check found against the hub's position when the check was sent.
     fn judge(self: &Arc<Self>, space: &Arc<SpaceHub>, sent: Position, state: &SpaceState) {
-        if space.leases.lock().opening.is_some() {
-            return;
-        }
         let mut inner = space.inner.lock();
         let same = inner.last_epoch() == state.lineage.last_epoch();
         if same && state.head.seq < sent.seq {

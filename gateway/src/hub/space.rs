@@ -83,8 +83,8 @@ pub(super) struct Inner {
     /// Tasks that bring shards up.
     pub(super) fanning: usize,
     pub(super) filling: bool,
-    /// Something was told of an epoch that is not the hub's last, since the log was last asked: what it
-    /// answers then may be from before that.
+    /// Something was told of an epoch that is not the hub's last, or was not told, since the log was last asked: what
+    /// it answers then may be from before that. While the space is being opened: the log is to be asked then.
     pub(super) doubt: bool,
     /// The highest seq of an answer that came since the log was last asked, and that is beyond the position.
     awaited: Seq,
@@ -101,6 +101,11 @@ impl Inner {
 
     pub(super) fn position(&self) -> Position {
         self.position
+    }
+
+    /// Whether its head has been read.
+    pub(super) fn is_open(&self) -> bool {
+        self.open
     }
 
     pub(super) fn last_epoch(&self) -> Epoch {

@@ -10,6 +10,7 @@ use tidegate_protocol::{
 };
 use tokio::io::ReadBuf;
 
+mod heard;
 mod rounds;
 
 /// A socket that takes everything and remembers it.
