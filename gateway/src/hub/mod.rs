@@ -608,6 +608,14 @@ impl Publish for LocalPublish {
         }
     }
 
+    fn lacks(&self, space: &SpaceId, at: Position) -> bool {
+        let space = self.0.spaces.get(space).map(|entry| entry.value().clone());
+        space.is_some_and(|space| {
+            let inner = space.inner.lock();
+            inner.is_open() && inner.position().seq < at.seq
+        })
+    }
+
     fn publish(&self, space: &SpaceId, lineage: &Lineage, commits: &[LogEntry]) {
         let hub = &self.0;
         hub.metrics.commits.inc_by(commits.len() as u64);
