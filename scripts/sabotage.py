@@ -190,7 +190,7 @@ RULES = {
     ),
     "what came ahead and is not kept is counted": (
         "gateway/src/hub/space.rs",
-        "metrics.ahead_dropped.inc();",
+        "metrics.ahead_dropped.inc_by(dropped);",
         "let _ = metrics;",
         E2E,
         "metrics::every_metric_moves",

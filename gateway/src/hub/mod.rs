@@ -9,6 +9,7 @@
 //! So which epoch follows is for the store to say, and by one reader per space alone, a read after the other
 //! (`fill_from_log`): of two answers that came by different ways nobody could tell which is the older one.
 
+mod ahead;
 mod deliver;
 mod members;
 mod ring;

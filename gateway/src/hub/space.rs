@@ -1,5 +1,6 @@
 //! A space's state in the hub: order, repeats, gaps, epochs. Plain data behind the hub's lock.
 
+use super::ahead::Ahead;
 use super::deliver::{Event, Round};
 use super::members::{Behind, Held, Member, Members, Shard};
 use super::ring::{Audience, Commit};
@@ -8,15 +9,12 @@ use crate::metrics::Metrics;
 use crate::outbox::NONE;
 use crate::store::{Lineage, LogEntry, SpaceState, View};
 use bytes::Bytes;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{Epoch, Position, Seq};
-
-/// Commits kept that came before the ones between; more are dropped, since the log has them.
-const AHEAD: usize = 1_024;
 
 /// What taking in commits found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,7 +76,7 @@ pub(super) struct Inner {
     ring_bytes: Option<Arc<AtomicUsize>>,
     /// Bytes of the payloads of those in it.
     payloads: usize,
-    ahead: BTreeMap<Seq, LogEntry>,
+    ahead: Ahead,
     members: Members,
     /// Tasks that bring shards up.
     pub(super) fanning: usize,
@@ -121,7 +119,7 @@ impl Inner {
         if meanwhile.last_epoch() == Epoch(0) {
             return Found::Repeat;
         }
-        let commits: Vec<_> = std::mem::take(&mut self.ahead).into_values().collect();
+        let commits = self.ahead.take();
         self.hear(&meanwhile, &commits, metrics)
     }
 
@@ -132,7 +130,7 @@ impl Inner {
     pub(super) fn hear(&mut self, lineage: &Lineage, commits: &[LogEntry], metrics: &Metrics) -> Found {
         if !self.open {
             if self.lineage.last_epoch() != lineage.last_epoch() {
-                self.ahead.clear();
+                self.ahead = Ahead::default();
                 self.lineage = lineage.clone().into();
             }
             self.stash(commits, metrics);
@@ -163,7 +161,7 @@ impl Inner {
             self.lineage = lineage.clone().into();
             self.part(metrics);
             // They may be of the epoch before, beyond its end.
-            self.ahead.clear();
+            self.ahead = Ahead::default();
         }
         let found = self.take_in(commits, metrics);
         // The read may have been begun before such an answer's commit was there.
@@ -195,15 +193,11 @@ impl Inner {
     }
 
     fn stash(&mut self, commits: &[LogEntry], metrics: &Metrics) {
-        for commit in commits {
-            if commit.seq > self.position.seq || !self.open {
-                self.ahead.insert(commit.seq, commit.clone());
-            }
-        }
-        while self.ahead.len() > AHEAD.max(commits.len()) {
-            self.ahead.pop_last();
-            metrics.ahead_dropped.inc();
-        }
+        let (at, open) = (self.position.seq, self.open);
+        let dropped = self.ahead.put(commits, |commit| commit.seq > at || !open);
+        metrics.ahead_dropped.inc_by(dropped);
+        // A read of the log that is under way may be from before them.
+        self.doubt |= dropped > 0;
     }
 
     /// Moves the position over what follows it, epochs and commits, and keeps these in the ring.
@@ -212,23 +206,13 @@ impl Inner {
             while let Some(next) = self.lineage.next_epoch(self.position) {
                 self.position.epoch = next.epoch;
             }
-            while self
-                .ahead
-                .first_key_value()
-                .is_some_and(|(seq, _)| *seq <= self.position.seq)
-            {
-                self.ahead.pop_first();
-            }
-            match self.ahead.first_entry() {
-                Some(first) if *first.key() == self.position.seq.next() => {
-                    let commit = first.remove();
-                    self.position.seq = commit.seq;
-                    let commit = Commit::new(commit, self.ring_bytes.get_or_insert_default().clone());
-                    self.payloads += commit.size;
-                    self.ring.push_back(Arc::new(commit));
-                }
-                _ => return,
-            }
+            let Some(commit) = self.ahead.next(self.position.seq) else {
+                return;
+            };
+            self.position.seq = commit.seq;
+            let commit = Commit::new(commit, self.ring_bytes.get_or_insert_default().clone());
+            self.payloads += commit.size;
+            self.ring.push_back(Arc::new(commit));
         }
     }
 
@@ -403,7 +387,7 @@ impl Inner {
         self.lineage = state.lineage.into();
         self.ring.clear();
         self.payloads = 0;
-        self.ahead.clear();
+        self.ahead = Ahead::default();
         self.awaited = Seq::ZERO;
         self.members.end_all(self.position, metrics);
     }

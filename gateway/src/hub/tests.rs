@@ -608,3 +608,32 @@ async fn who_comes_to_a_space_waits_for_no_fan_out_under_way_there() {
     coming.join().unwrap();
     assert_eq!(in_time, Ok(()));
 }
+
+#[test]
+fn commits_ahead_of_a_gap_are_kept_within_bytes_and_what_is_over_them_is_read_from_the_log() {
+    let line = [(1, 0)];
+    let large = |n| LogEntry {
+        payload: Bytes::from(vec![0; 200_000]),
+        ..commit(n)
+    };
+    let mut rig = Rig::at(at(1, 0), &line);
+    for n in 2..=9 {
+        assert_eq!(rig.publish(&line, &[large(n)]), Found::Gap);
+    }
+    assert_eq!(rig.metrics.ahead_dropped.get(), 3, "five are a megabyte");
+    assert!(rig.inner().doubt, "the log may be under way from before them");
+    rig.publish(&line, &[commit(1)]);
+    assert_eq!(rig.inner().position(), at(1, 6), "the first are kept");
+    // What follows at once is none of that, however much it is.
+    let all: Vec<_> = (7..=20).map(large).collect();
+    assert_eq!(rig.publish(&line, &all), Found::Next);
+    assert_eq!(rig.inner().position(), at(1, 20));
+    // While a space is opened, too.
+    let (mut inner, metrics) = (Inner::new(&Rig::config()), Metrics::default());
+    for n in 1..=9 {
+        inner.hear(&lineage(&line), &[large(n)], &metrics);
+    }
+    assert_eq!((metrics.ahead_dropped.get(), inner.doubt), (4, true));
+    inner.open(state(at(1, 0), lineage(&line)), &metrics);
+    assert_eq!(inner.position(), at(1, 5));
+}
