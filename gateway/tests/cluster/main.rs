@@ -9,6 +9,7 @@ mod counts;
 mod failover;
 mod faults;
 mod fleet;
+mod hearing;
 mod loss;
 mod many;
 mod migrate;
