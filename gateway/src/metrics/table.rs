@@ -257,8 +257,13 @@ pub const TABLE: &[Row] = &[
     plain("tidegate_commits_total", "Commits handed to the hub.", LOAD),
     plain(
         "tidegate_gap_commits_total",
-        "Commits read from the log because they were missed.",
+        "Commits read from the log because they were missed, with those that arrived while it was read.",
         "Rising steadily: commits get lost between nodes, or spaces are opened while they are written to.",
+    ),
+    plain(
+        "tidegate_gaps_filled_total",
+        "Gaps, of one commit or of many, that were filled from the log: each is counted once, however many reads it took.",
+        "As for `tidegate_gap_commits_total`. That one rising alone: gaps are long.",
     ),
     plain(
         "tidegate_ahead_dropped_total",
@@ -270,6 +275,12 @@ pub const TABLE: &[Row] = &[
         "Spaces that a head check found at another position in the store than on this node.",
         "Now and then, on several nodes under load: a commit was on its way. Steadily, or with `tidegate_gap_commits_total`: the bus \
          loses messages, see `tidegate_bus_breaks_total` and `tidegate_bus_cut_total`.",
+    ),
+    plain(
+        "tidegate_delivery_lag_seconds",
+        "From a commit on another node to its delivery to this one's subscribers, by the clocks of the two, in whole milliseconds.",
+        "Rising: this node is slow in taking in. Constant and large: the nodes' clocks differ. What the bus lost is not in it, see \
+         `tidegate_gaps_filled_total`.",
     ),
     plain(
         "tidegate_encodes_total",

@@ -138,13 +138,26 @@ impl Bus for Wire {
     async fn run(self: Arc<Self>, _: Arc<Hub>, _: CancellationToken) {}
 }
 
+/// It is always five seconds past.
+struct Late;
+
+impl Env for Late {
+    fn now_ms(&self) -> u64 {
+        5_000
+    }
+    fn random(&self) -> u64 {
+        0
+    }
+}
+
 fn hub(store: &Arc<Shared>, bus: Wire) -> Arc<Hub> {
     let config = HubConfig {
         head_check: Duration::from_secs(3_600),
         ..HubConfig::default()
     };
     let bus: Arc<dyn Bus> = Arc::new(bus);
-    Hub::with_bus(store.clone(), Some(bus), config, Arc::default(), TaskTracker::new())
+    let (env, metrics, tasks) = (Arc::new(Late), Arc::default(), TaskTracker::new());
+    Hub::with_bus(store.clone(), Some(bus), env, config, metrics, tasks)
 }
 
 /// Waits until the hub stands there in the space.
@@ -176,6 +189,50 @@ async fn what_the_bus_has_cut_is_read_from_the_log_at_once() {
     store.commits().await;
     hub.heard(&space(), &[], true);
     reaches(&hub, 1).await;
+    assert_eq!(hub.metrics.gaps_filled.get(), 1);
+    hub.heard(&space(), &[], true);
+    while hub.spaces.get(&space()).unwrap().inner.lock().filling {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(hub.metrics.gaps_filled.get(), 1, "nothing was missing");
+}
+
+#[tokio::test]
+async fn how_late_a_commit_is_is_seen_once_where_it_comes_from_another_node_and_somebody_is_brought_it() {
+    let store = Arc::new(Shared::default());
+    store.commits().await;
+    let hub = hub(&store, Wire::default());
+    let mut lease = hub.lease(&space()).await.unwrap();
+    let lags = || hub.metrics.delivery_lag.get_sample_count();
+    hub.heard(&space(), &[store.commits().await], false);
+    assert_eq!(lags(), 0, "nobody is there");
+    let who = Joining {
+        to: Rig::at(at(1, 0), &[]).peer().1,
+        sub: 7,
+        stream: 1,
+        view: View {
+            id: ViewId(0),
+            collections: None,
+        },
+        form: Form::Msgpack,
+        z: None,
+    };
+    let state = store.model.positions(&[space()]).await.unwrap().remove(0);
+    assert!(lease.go_live(who, state.head, &state.lineage, Bytes::new()));
+    let (epoch, mut both) = store.commits().await;
+    both.extend(store.commits().await.1);
+    for _ in 0..2 {
+        hub.heard(&space(), &[(epoch, both.clone())], false);
+    }
+    assert_eq!(lags(), 2);
+    let sum = hub.metrics.delivery_lag.get_sample_sum();
+    assert!((sum - 4.997 - 4.996).abs() < 1e-9, "{sum}");
+    // This node's own, which the bus brings back.
+    let (_, own) = store.commits().await;
+    LocalPublish(hub.clone()).publish(&space(), &state.lineage, &own);
+    hub.heard(&space(), &[(epoch, own)], false);
+    assert_eq!(lags(), 2);
+    reaches(&hub, 5).await;
 }
 
 #[tokio::test]
