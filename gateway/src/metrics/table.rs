@@ -262,7 +262,8 @@ pub const TABLE: &[Row] = &[
     ),
     plain(
         "tidegate_gaps_filled_total",
-        "Gaps, of one commit or of many, that were filled from the log: each is counted once, however many reads it took.",
+        "Gaps, of one commit or of many, that were filled from the log: each is counted once, however many reads it took. The first \
+         commit of an epoch counts as one, since the log says which epoch follows.",
         "As for `tidegate_gap_commits_total`. That one rising alone: gaps are long.",
     ),
     plain(

@@ -91,7 +91,7 @@ impl Shared {
                 first: None,
                 expects: vec![],
                 action: Action::Apply(Effects {
-                    body: body.into(),
+                    body,
                     ..Effects::default()
                 }),
             }],
@@ -242,7 +242,7 @@ async fn what_is_cut_or_missed_while_a_space_is_opened_is_read_as_soon_as_it_is_
         let store = Arc::new(Shared::default());
         let hub = hub(&store, Wire::default());
         let (mut waits, go) = store.is_late();
-        let opening = tokio::spawn({
+        let opening = TaskTracker::new().spawn({
             let hub = hub.clone();
             async move { hub.lease(&space()).await }
         });
