@@ -53,12 +53,16 @@ pub struct Metrics {
     pub commits: IntCounter,
     /// Commits that the hub read from the log because it had missed them.
     pub gap_commits: IntCounter,
+    /// Gaps that were filled from the log.
+    pub gaps_filled: IntCounter,
     /// Commits that came before those that precede them, and were not kept.
     pub ahead_dropped: IntCounter,
     /// Spaces of which a head check found the store elsewhere than the hub.
     pub head_mismatches: IntCounter,
     /// Spaces of which a head check could read nothing, since they are damaged.
     pub heads_damaged: IntCounter,
+    /// From another node's commits to their delivery.
+    pub delivery_lag: Histogram,
     /// Encodings of a change: once per commit, form and view.
     pub encodes: IntCounter,
     /// Frames with a change handed to connections.
@@ -97,6 +101,10 @@ impl Default for Metrics {
             registry.register(Box::new(counters.clone())).expect("registered once");
             counters
         };
+        let delivery_lag = histogram("tidegate_delivery_lag_seconds");
+        registry
+            .register(Box::new(delivery_lag.clone()))
+            .expect("registered once");
         let behind = counters("tidegate_behind_total");
         let writes = counters("tidegate_writes_total");
         Self {
@@ -118,9 +126,11 @@ impl Default for Metrics {
             behind_lost: behind.with_label_values(&["lost"]),
             commits: counter("tidegate_commits_total"),
             gap_commits: counter("tidegate_gap_commits_total"),
+            gaps_filled: counter("tidegate_gaps_filled_total"),
             ahead_dropped: counter("tidegate_ahead_dropped_total"),
             head_mismatches: counter("tidegate_head_mismatches_total"),
             heads_damaged: counter("tidegate_heads_damaged_total"),
+            delivery_lag,
             encodes: counter("tidegate_encodes_total"),
             deliveries: counter("tidegate_deliveries_total"),
             sends: counter("tidegate_sends_total"),
@@ -137,6 +147,11 @@ impl Default for Metrics {
             registry,
         }
     }
+}
+
+fn histogram(name: &str) -> Histogram {
+    let options = HistogramOpts::new(name, row(name).help).buckets(TIMES.to_vec());
+    Histogram::with_opts(options).expect("a constant name")
 }
 
 /// Counters of a family with a label, one for each of its values: what has not happened shows as 0.
@@ -352,10 +367,6 @@ pub struct RedisMetrics {
 impl RedisMetrics {
     /// Shows them on a page. Once a page.
     pub fn new(metrics: &Metrics) -> Arc<Self> {
-        let histogram = |name: &str| {
-            let options = HistogramOpts::new(name, row(name).help).buckets(TIMES.to_vec());
-            Histogram::with_opts(options).expect("a constant name")
-        };
         let gauge = |name: &str| IntGauge::new(name, row(name).help).expect("a constant name");
         let counter = |name: &str| IntCounter::new(name, row(name).help).expect("a constant name");
         let all = Self {

@@ -18,7 +18,7 @@ use tidegate::hub::{Hub, HubConfig, LocalPublish};
 use tidegate::metrics::Metrics;
 use tidegate::session::{Accepted, Node, NodeConfig, SessionConfig, serve};
 use tidegate::store::{Erase, Lineage, LogEntry, Store, UserTag};
-use tidegate_protocol::{Form, Limits, SpaceId};
+use tidegate_protocol::{Form, Limits, Position, SpaceId};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +45,10 @@ struct Bus {
 impl Publish for Bus {
     async fn room(&self, space: &SpaceId) {
         self.local.room(space).await;
+    }
+
+    fn lacks(&self, space: &SpaceId, at: Position) -> bool {
+        self.local.lacks(space, at)
     }
 
     fn publish(&self, space: &SpaceId, lineage: &Lineage, commits: &[LogEntry]) {

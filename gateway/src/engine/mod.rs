@@ -112,6 +112,12 @@ pub trait Publish: Send + Sync + 'static {
     /// Waits while too much of a space is on its way to subscribers. Nothing more of it is taken from writers meanwhile.
     async fn room(&self, _: &SpaceId) {}
 
+    /// Whether a commit is beyond all that has been published here of a space that is followed: the answer to a repeat
+    /// names one that may be so, and then the log is read for it.
+    fn lacks(&self, _: &SpaceId, _: Position) -> bool {
+        false
+    }
+
     /// Commits of one space that follow each other, and the lineage they belong to. Without commits it is
     /// news of the lineage: an erasure has begun or ended, or mutations were answered that had been committed
     /// before.

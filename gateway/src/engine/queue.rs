@@ -365,7 +365,8 @@ impl Engine {
             }
         }
         let missed = |(_, pending, kept): &(usize, Pending, Kept)| {
-            (pending.unknown > 0 && kept.refused.is_none()).then_some(kept.position)
+            let is_missed = || pending.unknown > 0 || self.publish.lacks(space, kept.position);
+            (kept.refused.is_none() && is_missed()).then_some(kept.position)
         };
         let missed = repeats.iter().filter_map(missed).min_by_key(|position| position.seq);
         self.publish_all(space, &lineage, commits, missed).await;
@@ -380,8 +381,9 @@ impl Engine {
     }
 
     /// Hands the commits of a group on. A repeat of a mutation whose first store call ended unknown
-    /// was committed then, and not published: what follows `missed`, the first such commit, is read
-    /// from the log, so that no change is delayed until somebody compares heads.
+    /// was committed then, and not published; of one that was sent elsewhere before, or that the store's own
+    /// connection sent again, it may be that nobody has told of it here. What follows `missed`, the first such commit,
+    /// is read from the log, so that no change is delayed until somebody compares heads.
     async fn publish_all(
         &self,
         space: &SpaceId,

@@ -9,6 +9,7 @@
 //! So which epoch follows is for the store to say, and by one reader per space alone, a read after the other
 //! (`fill_from_log`): of two answers that came by different ways nobody could tell which is the older one.
 
+mod ahead;
 mod deliver;
 mod members;
 mod ring;
@@ -19,6 +20,7 @@ mod tests;
 
 use crate::bus::Bus;
 use crate::engine::Publish;
+use crate::env::{Env, SystemEnv};
 use crate::frame;
 use crate::metrics::{Gauged, Metrics};
 use crate::outbox::{Outbox, Stream};
@@ -29,11 +31,12 @@ use dashmap::DashMap;
 use deliver::Round;
 use parking_lot::{Mutex, MutexGuard};
 use space::{Found, Inner, leads_on};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tidegate_protocol::form::Form;
-use tidegate_protocol::{Epoch, Position, Seq, SpaceId};
+use tidegate_protocol::{Epoch, Position, Seq, SpaceId, msgpack};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::Instant;
@@ -99,6 +102,8 @@ pub struct Hub {
     bus: Option<Arc<dyn Bus>>,
     /// Whether the last head check could compare every space.
     is_compared: AtomicBool,
+    /// For the time of what other nodes commit.
+    env: Arc<dyn Env>,
     config: HubConfig,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
@@ -246,13 +251,15 @@ pub struct Joining {
 impl Hub {
     /// A hub that follows nothing yet. `run` has to be driven for head checks.
     pub fn new(store: Arc<dyn Store>, config: HubConfig, metrics: Arc<Metrics>, tasks: TaskTracker) -> Arc<Self> {
-        Self::with_bus(store, None, config, metrics, tasks)
+        Self::with_bus(store, None, Arc::new(SystemEnv), config, metrics, tasks)
     }
 
-    /// As `new`, with a bus that tells what other nodes commit, and that has to be run.
+    /// As `new`, with a bus that tells what other nodes commit, and that has to be run; and the clock by which that is
+    /// late.
     pub fn with_bus(
         store: Arc<dyn Store>,
         bus: Option<Arc<dyn Bus>>,
+        env: Arc<dyn Env>,
         config: HubConfig,
         metrics: Arc<Metrics>,
         tasks: TaskTracker,
@@ -262,6 +269,7 @@ impl Hub {
             store,
             bus,
             is_compared: AtomicBool::new(true),
+            env,
             at_a_time: config.tasks.unwrap_or_else(cores),
             config,
             metrics,
@@ -305,7 +313,7 @@ impl Hub {
         let mut inner = space.inner.lock();
         let found = inner.open(state, &self.metrics);
         inner.trim(&self.config);
-        if found == Found::Gap {
+        if found == Found::Gap || inner.doubt {
             self.fill(space, &mut inner);
         }
         Ok(())
@@ -363,6 +371,14 @@ impl Hub {
         let mut followed: Vec<_> = self.spaces.iter().map(|entry| entry.value().clone()).collect();
         // The map's order is another in every process.
         followed.sort_unstable_by_key(|space| space.n);
+        // One that is being opened has its head read anyhow; maybe before what this check is to find, so it is looked at
+        // again once it is open.
+        followed.retain(|space| {
+            let mut inner = space.inner.lock();
+            let is_open = inner.is_open();
+            inner.doubt |= !is_open;
+            is_open
+        });
         for some in followed.chunks(CHECK) {
             let sent: Vec<_> = some.iter().map(|space| space.inner.lock().position()).collect();
             let names: Vec<_> = some.iter().map(|space| space.space.clone()).collect();
@@ -400,38 +416,52 @@ impl Hub {
                 incarnation: vec![],
                 start: Seq::ZERO,
             };
-            self.take_in(space, &Lineage(vec![last]), commits);
+            let brought = self.take_in(space, &Lineage(vec![last]), commits);
+            let now_ms = self.env.now_ms();
+            let brought = commits.iter().filter(|commit| brought.contains(&commit.seq));
+            for at_ms in brought.filter_map(|commit| msgpack::payload_time(&commit.payload).ok()) {
+                let lag = Duration::from_millis(now_ms.saturating_sub(at_ms));
+                self.metrics.delivery_lag.observe(lag.as_secs_f64());
+            }
         }
         let space = self.spaces.get(space).map(|entry| entry.value().clone());
-        if let Some(space) = space.filter(|space| is_cut && space.leases.lock().opening.is_none()) {
+        if let Some(space) = space.filter(|_| is_cut) {
+            // There may have been news of the lineage among it.
+            space.news.notify_waiters();
             let mut inner = space.inner.lock();
             inner.doubt = true;
-            self.fill(&space, &mut inner);
+            // Else as soon as it is open.
+            if inner.is_open() {
+                self.fill(&space, &mut inner);
+            }
         }
     }
 
-    fn take_in(self: &Arc<Self>, space: &SpaceId, lineage: &Lineage, commits: &[LogEntry]) {
+    /// Returns what members are brought of it.
+    fn take_in(self: &Arc<Self>, space: &SpaceId, lineage: &Lineage, commits: &[LogEntry]) -> Range<Seq> {
+        let nothing = Seq::ZERO..Seq::ZERO;
         let Some(space) = self.spaces.get(space).map(|entry| entry.value().clone()) else {
-            return;
+            return nothing;
         };
         if commits.is_empty() {
             space.news.notify_waiters();
         }
         let mut inner = space.inner.lock();
         inner.forget(&self.config);
+        let next = inner.position().seq.next();
         match inner.hear(lineage, commits, &self.metrics) {
-            Found::Repeat => return,
+            Found::Repeat => return nothing,
             Found::Next => {}
             Found::Gap | Found::Lost => self.fill(&space, &mut inner),
         }
+        let brought = next..inner.position().seq.next();
+        let is_watched = inner.shards() > 0;
         self.fan_out(&space, inner);
+        if is_watched { brought } else { nothing }
     }
 
     /// Judges what a head check found against the hub's position when the check was sent.
     fn judge(self: &Arc<Self>, space: &Arc<SpaceHub>, sent: Position, state: &SpaceState) {
-        if space.leases.lock().opening.is_some() {
-            return;
-        }
         let mut inner = space.inner.lock();
         let same = inner.last_epoch() == state.lineage.last_epoch();
         if same && state.head.seq < sent.seq {
@@ -499,15 +529,22 @@ impl Hub {
         }
     }
 
-    /// Takes in what the log answered. `None`: it is read on at once.
-    fn learn(self: &Arc<Self>, space: &Arc<SpaceHub>, commits: &[LogEntry], state: &SpaceState) -> Option<Fill> {
+    /// Takes in what the log answered. `None`: it is read on at once. `was_gap`: something was missing, and is counted.
+    fn learn(
+        self: &Arc<Self>,
+        space: &Arc<SpaceHub>,
+        commits: &[LogEntry],
+        state: &SpaceState,
+        was_gap: &mut bool,
+    ) -> Option<Fill> {
         let mut inner = space.inner.lock();
         let before = inner.position();
         self.metrics.gap_commits.inc_by(commits.len() as u64);
-        let found = inner.learn(&state.lineage, commits, &self.metrics);
-        if !inner.doubt && found != Found::Lost {
-            inner.release(&self.metrics);
+        let is_missing = commits.last().is_some_and(|last| last.seq > before.seq);
+        if is_missing && !std::mem::replace(was_gap, true) {
+            self.metrics.gaps_filled.inc();
         }
+        let found = inner.learn(&state.lineage, state.head.seq, commits, &self.metrics);
         let filled = match found {
             Found::Lost => Some(Fill::Lost),
             _ if inner.doubt => None,
@@ -525,23 +562,22 @@ impl Hub {
 
     async fn fill_from_log(self: Arc<Self>, space: Arc<SpaceHub>) {
         let mut pause = Duration::from_millis(50);
+        let mut was_gap = false;
         loop {
-            let from = {
-                let mut inner = space.inner.lock();
-                inner.doubt = false;
-                inner.position()
-            };
+            let from = space.inner.lock().ask();
             let reply = self.store.log(&space.space, from, FILL, FILL_BYTES, None).await;
             let filled = match reply {
-                Ok(LogReply::Commits { commits, state, .. }) => match self.learn(&space, &commits, &state) {
-                    Some(Fill::Done) => return,
-                    Some(filled) => filled,
-                    None => {
-                        // A long log is not read faster than it can be brought.
-                        self.room(&space).await;
-                        continue;
+                Ok(LogReply::Commits { commits, state, .. }) => {
+                    match self.learn(&space, &commits, &state, &mut was_gap) {
+                        Some(Fill::Done) => return,
+                        Some(filled) => filled,
+                        None => {
+                            // A long log is not read faster than it can be brought.
+                            self.room(&space).await;
+                            continue;
+                        }
                     }
-                },
+                }
                 Ok(LogReply::Trimmed | LogReply::Reset(_)) => Fill::Lost,
                 Err(error) => {
                     tracing::warn!(space = %space.space, %error, "the log cannot be read");
@@ -610,6 +646,14 @@ impl Publish for LocalPublish {
         if let Some(space) = space {
             self.0.room(&space).await;
         }
+    }
+
+    fn lacks(&self, space: &SpaceId, at: Position) -> bool {
+        let space = self.0.spaces.get(space).map(|entry| entry.value().clone());
+        space.is_some_and(|space| {
+            let inner = space.inner.lock();
+            inner.is_open() && inner.position().seq < at.seq
+        })
     }
 
     fn publish(&self, space: &SpaceId, lineage: &Lineage, commits: &[LogEntry]) {

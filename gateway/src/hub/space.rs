@@ -1,5 +1,6 @@
 //! A space's state in the hub: order, repeats, gaps, epochs. Plain data behind the hub's lock.
 
+use super::ahead::Ahead;
 use super::deliver::{Event, Round};
 use super::members::{Behind, Held, Member, Members, Shard};
 use super::ring::{Audience, Commit};
@@ -8,15 +9,12 @@ use crate::metrics::Metrics;
 use crate::outbox::NONE;
 use crate::store::{Lineage, LogEntry, SpaceState, View};
 use bytes::Bytes;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{Epoch, Position, Seq};
-
-/// Commits kept that came before the ones between; more are dropped, since the log has them.
-const AHEAD: usize = 1_024;
 
 /// What taking in commits found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,14 +76,16 @@ pub(super) struct Inner {
     ring_bytes: Option<Arc<AtomicUsize>>,
     /// Bytes of the payloads of those in it.
     payloads: usize,
-    ahead: BTreeMap<Seq, LogEntry>,
+    ahead: Ahead,
     members: Members,
     /// Tasks that bring shards up.
     pub(super) fanning: usize,
     pub(super) filling: bool,
-    /// Something was told of an epoch that is not the hub's last, since the log was last asked: what it
-    /// answers then may be from before that.
+    /// Something was told of an epoch that is not the hub's last, or was not told, since the log was last asked: what
+    /// it answers then may be from before that. While the space is being opened: the log is to be asked then.
     pub(super) doubt: bool,
+    /// The highest seq of an answer that came since the log was last asked, and that is beyond the position.
+    awaited: Seq,
 }
 
 impl Inner {
@@ -101,6 +101,11 @@ impl Inner {
         self.position
     }
 
+    /// Whether its head has been read.
+    pub(super) fn is_open(&self) -> bool {
+        self.open
+    }
+
     pub(super) fn last_epoch(&self) -> Epoch {
         self.lineage.last_epoch()
     }
@@ -114,7 +119,7 @@ impl Inner {
         if meanwhile.last_epoch() == Epoch(0) {
             return Found::Repeat;
         }
-        let commits: Vec<_> = std::mem::take(&mut self.ahead).into_values().collect();
+        let commits = self.ahead.take();
         self.hear(&meanwhile, &commits, metrics)
     }
 
@@ -125,7 +130,7 @@ impl Inner {
     pub(super) fn hear(&mut self, lineage: &Lineage, commits: &[LogEntry], metrics: &Metrics) -> Found {
         if !self.open {
             if self.lineage.last_epoch() != lineage.last_epoch() {
-                self.ahead.clear();
+                self.ahead = Ahead::default();
                 self.lineage = lineage.clone().into();
             }
             self.stash(commits, metrics);
@@ -138,9 +143,17 @@ impl Inner {
         self.take_in(commits, metrics)
     }
 
-    /// Puts what the log answered in order behind the position, under the lineage as of that answer. The caller
-    /// brings it to the members. The log must be read by one reader, a read after the other, or the lineage could step back.
-    pub(super) fn learn(&mut self, lineage: &Lineage, commits: &[LogEntry], metrics: &Metrics) -> Found {
+    /// The log is about to be read from here: what is in doubt now, the answer will settle.
+    pub(super) fn ask(&mut self) -> Position {
+        self.doubt = false;
+        self.awaited = Seq::ZERO;
+        self.position
+    }
+
+    /// Puts what the log answered in order behind the position, under the lineage and up to the head as of that answer.
+    /// The caller brings it to the members. The log must be read by one reader, a read after the other, or the lineage
+    /// could step back.
+    pub(super) fn learn(&mut self, lineage: &Lineage, head: Seq, commits: &[LogEntry], metrics: &Metrics) -> Found {
         if self.lineage.last_epoch() != lineage.last_epoch() {
             if !leads_on(lineage, self.position) {
                 return Found::Lost;
@@ -148,9 +161,15 @@ impl Inner {
             self.lineage = lineage.clone().into();
             self.part(metrics);
             // They may be of the epoch before, beyond its end.
-            self.ahead.clear();
+            self.ahead = Ahead::default();
         }
-        self.take_in(commits, metrics)
+        let found = self.take_in(commits, metrics);
+        // The read may have been begun before such an answer's commit was there.
+        self.doubt |= self.awaited > self.position.seq;
+        if !self.doubt {
+            self.release(head, metrics);
+        }
+        found
     }
 
     fn take_in(&mut self, commits: &[LogEntry], metrics: &Metrics) -> Found {
@@ -174,15 +193,11 @@ impl Inner {
     }
 
     fn stash(&mut self, commits: &[LogEntry], metrics: &Metrics) {
-        for commit in commits {
-            if commit.seq > self.position.seq || !self.open {
-                self.ahead.insert(commit.seq, commit.clone());
-            }
-        }
-        while self.ahead.len() > AHEAD.max(commits.len()) {
-            self.ahead.pop_last();
-            metrics.ahead_dropped.inc();
-        }
+        let (at, open) = (self.position.seq, self.open);
+        let dropped = self.ahead.put(commits, |commit| commit.seq > at || !open);
+        metrics.ahead_dropped.inc_by(dropped);
+        // A read of the log that is under way may be from before them.
+        self.doubt |= dropped > 0;
     }
 
     /// Moves the position over what follows it, epochs and commits, and keeps these in the ring.
@@ -191,23 +206,13 @@ impl Inner {
             while let Some(next) = self.lineage.next_epoch(self.position) {
                 self.position.epoch = next.epoch;
             }
-            while self
-                .ahead
-                .first_key_value()
-                .is_some_and(|(seq, _)| *seq <= self.position.seq)
-            {
-                self.ahead.pop_first();
-            }
-            match self.ahead.first_entry() {
-                Some(first) if *first.key() == self.position.seq.next() => {
-                    let commit = first.remove();
-                    self.position.seq = commit.seq;
-                    let commit = Commit::new(commit, self.ring_bytes.get_or_insert_default().clone());
-                    self.payloads += commit.size;
-                    self.ring.push_back(Arc::new(commit));
-                }
-                _ => return,
-            }
+            let Some(commit) = self.ahead.next(self.position.seq) else {
+                return;
+            };
+            self.position.seq = commit.seq;
+            let commit = Commit::new(commit, self.ring_bytes.get_or_insert_default().clone());
+            self.payloads += commit.size;
+            self.ring.push_back(Arc::new(commit));
         }
     }
 
@@ -382,12 +387,14 @@ impl Inner {
         self.lineage = state.lineage.into();
         self.ring.clear();
         self.payloads = 0;
-        self.ahead.clear();
+        self.ahead = Ahead::default();
+        self.awaited = Seq::ZERO;
         self.members.end_all(self.position, metrics);
     }
 
-    /// Sends an answer, or holds it until its change has been handed over. `Gap`: it is of an epoch that the
-    /// hub does not know, which may be newer or lost; read the log, then `release`.
+    /// Sends an answer, or holds it until its change has been handed over. `Gap`: the hub does not know whether it
+    /// will come, since it is of an epoch that the hub has not heard of, which may be newer or lost, or beyond the
+    /// commits that it has: the answer to a repeat, whose commit nobody has published here. Read the log.
     pub(super) fn answer(&mut self, n: u32, to: &dyn Subscriber, answer: Answer, metrics: &Metrics) -> Found {
         let known = answer.at.is_none_or(|at| self.lineage.names(at.epoch));
         let slot = self.members.get(to.id());
@@ -405,21 +412,27 @@ impl Inner {
             }
             // One behind others waits with them, and is never due if its commit is lost.
             let doubtful = answer.at.is_some_and(|at| !known || !holds(at));
+            let beyond = answer.at.filter(|at| !doubtful && at.seq > self.position.seq);
             member.held.push(answer);
             self.doubt |= doubtful;
-            return if doubtful { Found::Gap } else { Found::Repeat };
+            self.awaited = self.awaited.max(beyond.map_or(Seq::ZERO, |at| at.seq));
+            return match doubtful || beyond.is_some() {
+                true => Found::Gap,
+                false => Found::Repeat,
+            };
         }
         to.outbox().push_later(answer.frame);
         Found::Repeat
     }
 
-    /// Ends the subscriptions that hold answers whose changes will never come, since they are none of this history:
-    /// who is told of such a commit has seen what is lost, and learns from a `current` what stands. Only after a
-    /// read of the log that was begun when all of the answers were there.
-    pub(super) fn release(&self, metrics: &Metrics) {
+    /// Ends the subscriptions that hold answers whose changes will never come, since they are none of this history,
+    /// which ends at `head` or where the space stands: who is told of such a commit has seen what is lost, and learns
+    /// from a `current` what stands. Only after a read of the log that was begun when all of the answers were there.
+    fn release(&self, head: Seq, metrics: &Metrics) {
+        let end = head.max(self.position.seq);
         let told = |member: &Member| {
             let mut held = member.held.iter().filter_map(|held| held.at);
-            held.any(|at| !self.lineage.holds(at, at.seq))
+            held.any(|at| !self.lineage.holds(at, end))
         };
         self.members.end_if(Behind::Lost, metrics, told);
     }

@@ -10,6 +10,7 @@ use tidegate_protocol::{
 };
 use tokio::io::ReadBuf;
 
+mod heard;
 mod rounds;
 
 /// A socket that takes everything and remembers it.
@@ -141,13 +142,16 @@ impl Rig {
         found
     }
 
-    /// The log answers.
+    /// The log answers, and that is all there is.
     fn read(&mut self, line: &[(u64, u64)], some: &[LogEntry]) -> Found {
-        self.inner().doubt = false;
-        let found = self.inner().learn(&lineage(line), some, &self.metrics);
-        if found != Found::Lost {
-            self.inner().release(&self.metrics);
-        }
+        let at = self.inner().ask();
+        let head = some.last().map_or(at.seq, |commit| commit.seq);
+        self.learn(line, head, some)
+    }
+
+    /// The log's answer to a question of before.
+    fn learn(&mut self, line: &[(u64, u64)], head: Seq, some: &[LogEntry]) -> Found {
+        let found = self.inner().learn(&lineage(line), head, some, &self.metrics);
         self.deliver();
         found
     }
@@ -349,13 +353,15 @@ fn an_answer_of_an_epoch_that_the_hub_does_not_know_waits_for_the_store() {
     assert_eq!(rig.ack(told, at(9, 3)), Found::Gap);
     assert_eq!(
         rig.ack(told, at(1, 5)),
-        Found::Repeat,
-        "it is behind, as far as is known"
+        Found::Gap,
+        "so is what nobody has published here"
     );
     assert!(rig.inner().doubt);
     assert_eq!(rig.seen(peer), ".");
     let line = [(1, 0), (2, 3)];
-    rig.read(&line, &commits(3..=3));
+    rig.inner().ask();
+    // Of a log that is read page by page.
+    rig.learn(&line, seq(4), &commits(3..=3));
     // The ninth epoch and the end of the first are lost: their changes never come.
     assert_eq!(
         (rig.seen(told), rig.tapes[told].1.lock().len()),
@@ -385,7 +391,7 @@ fn an_answer_is_not_due_by_a_change_of_another_history() {
         rig.ack(peer, at(9, 3));
         let (now, next) = (lineage(&line), commits(3..=3));
         let found = match is_read {
-            true => rig.inner().learn(&now, &next, &rig.metrics),
+            true => rig.inner().learn(&now, seq(3), &next, &rig.metrics),
             false => rig.inner().hear(&now, &next, &rig.metrics),
         };
         assert_eq!(found, Found::Next);
@@ -415,7 +421,8 @@ fn an_answer_is_not_due_by_a_change_of_another_history() {
     rig.ack(peer, at(1, 4));
     rig.inner().doubt = true;
     assert_eq!(
-        rig.inner().learn(&lineage(&line), &commits(3..=4), &rig.metrics),
+        rig.inner()
+            .learn(&lineage(&line), seq(4), &commits(3..=4), &rig.metrics),
         Found::Next
     );
     rig.deliver();
@@ -423,6 +430,57 @@ fn an_answer_is_not_due_by_a_change_of_another_history() {
     rig.read(&line, &[]);
     assert_eq!(rig.seen(peer), ". 3 E2@3 4 a");
     assert_eq!(*rig.tapes[peer].1.lock(), [at(2, 4)]);
+}
+
+#[test]
+fn an_answer_beyond_the_commits_that_are_here_waits_until_the_log_has_brought_its_change_or_has_not() {
+    let line = [(1, 0)];
+    let mut rig = Rig::at(at(1, 1), &line);
+    let (peer, _) = rig.join(at(1, 1), &line, None);
+    // A repeat, whose commit another node has published, and the bus has lost.
+    assert_eq!(rig.ack(peer, at(1, 2)), Found::Gap, "the log is read");
+    rig.read(&line, &commits(2..=2));
+    assert_eq!(rig.seen(peer), ". 2 a");
+    // This one a failover has lost, before the log was read: no epoch is named that would tell.
+    assert_eq!(rig.ack(peer, at(1, 3)), Found::Gap);
+    assert_eq!(rig.seen(peer), ". 2 a");
+    rig.read(&line, &[]);
+    assert_eq!(rig.seen(peer), ". 2 a a");
+    assert_eq!(
+        *rig.tapes[peer].1.lock(),
+        [at(1, 2)],
+        "what stands it learns by a catch-up"
+    );
+    // Behind a commit that is missing, here or in the log.
+    let (peer, _) = rig.join(at(1, 2), &line, None);
+    assert_eq!(rig.publish(&line, &commits(4..=4)), Found::Gap);
+    assert_eq!(rig.ack(peer, at(1, 4)), Found::Gap);
+    assert_eq!(rig.read(&line, &[]), Found::Gap);
+    assert_eq!(rig.seen(peer), ". a", "both are lost");
+}
+
+#[test]
+fn an_answer_that_came_while_the_log_was_read_is_settled_by_the_next_read() {
+    let line = [(1, 0)];
+    let mut rig = Rig::at(at(1, 1), &line);
+    let (peer, _) = rig.join(at(1, 1), &line, None);
+    rig.inner().ask();
+    // Committed behind the read.
+    rig.ack(peer, at(1, 3));
+    rig.learn(&line, seq(2), &commits(2..=2));
+    assert!(rig.inner().doubt, "it is read again");
+    assert_eq!(rig.seen(peer), ". 2");
+    rig.read(&line, &commits(3..=3));
+    assert_eq!(rig.seen(peer), ". 2 3 a");
+    // Nor is it lost where it was published while an older answer was under way.
+    rig.inner().ask();
+    rig.publish(&line, &commits(5..=5));
+    rig.ack(peer, at(1, 5));
+    rig.publish(&line, &commits(4..=4));
+    rig.learn(&line, seq(4), &commits(4..=4));
+    assert!(!rig.inner().doubt, "nothing is missing");
+    assert_eq!(rig.seen(peer), ". 2 3 a 4 5 a");
+    assert!(rig.tapes[peer].1.lock().is_empty(), "it is live");
 }
 
 #[test]
@@ -549,4 +607,33 @@ async fn who_comes_to_a_space_waits_for_no_fan_out_under_way_there() {
     drop(fan_out);
     coming.join().unwrap();
     assert_eq!(in_time, Ok(()));
+}
+
+#[test]
+fn commits_ahead_of_a_gap_are_kept_within_bytes_and_what_is_over_them_is_read_from_the_log() {
+    let line = [(1, 0)];
+    let large = |n| LogEntry {
+        payload: Bytes::from(vec![0; 200_000]),
+        ..commit(n)
+    };
+    let mut rig = Rig::at(at(1, 0), &line);
+    for n in 2..=9 {
+        assert_eq!(rig.publish(&line, &[large(n)]), Found::Gap);
+    }
+    assert_eq!(rig.metrics.ahead_dropped.get(), 3, "five are a megabyte");
+    assert!(rig.inner().doubt, "the log may be under way from before them");
+    rig.publish(&line, &[commit(1)]);
+    assert_eq!(rig.inner().position(), at(1, 6), "the first are kept");
+    // What follows at once is none of that, however much it is.
+    let all: Vec<_> = (7..=20).map(large).collect();
+    assert_eq!(rig.publish(&line, &all), Found::Next);
+    assert_eq!(rig.inner().position(), at(1, 20));
+    // While a space is opened, too.
+    let (mut inner, metrics) = (Inner::new(&Rig::config()), Metrics::default());
+    for n in 1..=9 {
+        inner.hear(&lineage(&line), &[large(n)], &metrics);
+    }
+    assert_eq!((metrics.ahead_dropped.get(), inner.doubt), (4, true));
+    inner.open(state(at(1, 0), lineage(&line)), &metrics);
+    assert_eq!(inner.position(), at(1, 5));
 }

@@ -257,8 +257,14 @@ pub const TABLE: &[Row] = &[
     plain("tidegate_commits_total", "Commits handed to the hub.", LOAD),
     plain(
         "tidegate_gap_commits_total",
-        "Commits read from the log because they were missed.",
+        "Commits read from the log because they were missed, with those that arrived while it was read.",
         "Rising steadily: commits get lost between nodes, or spaces are opened while they are written to.",
+    ),
+    plain(
+        "tidegate_gaps_filled_total",
+        "Gaps, of one commit or of many, that were filled from the log: each is counted once, however many reads it took. The first \
+         commit of an epoch counts as one, since the log says which epoch follows.",
+        "As for `tidegate_gap_commits_total`. That one rising alone: gaps are long.",
     ),
     plain(
         "tidegate_ahead_dropped_total",
@@ -275,6 +281,12 @@ pub const TABLE: &[Row] = &[
         "tidegate_heads_damaged_total",
         "Spaces of which a head check could read nothing, since what the store holds of them is damaged.",
         "The log names the space. Stop what writes to its keys; `tidegate check`, or a backup. Others are not held up by it.",
+    ),
+    plain(
+        "tidegate_delivery_lag_seconds",
+        "From a commit on another node to its delivery to this one's subscribers, by the clocks of the two, in whole milliseconds.",
+        "Rising: this node is slow in taking in. Constant and large: the nodes' clocks differ. What the bus lost is not in it, see \
+         `tidegate_gaps_filled_total`.",
     ),
     plain(
         "tidegate_encodes_total",

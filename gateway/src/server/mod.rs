@@ -219,7 +219,14 @@ fn assemble(parts: Parts, config: &ServerConfig, work: &TaskTracker) -> Arc<Node
         metrics,
     } = parts;
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let hub = Hub::with_bus(store.clone(), bus, config.hub.clone(), metrics.clone(), work.clone());
+    let hub = Hub::with_bus(
+        store.clone(),
+        bus,
+        env.clone(),
+        config.hub.clone(),
+        metrics.clone(),
+        work.clone(),
+    );
     let engine = Engine::new(
         store.clone(),
         Arc::new(LocalPublish(hub.clone())),

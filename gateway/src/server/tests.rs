@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use tidegate_protocol::form::Form;
 use tidegate_protocol::{
-    ClientMessage, Code, Collection, DocPath, Hello, Mode, Position, Seq, ServerMessage, SpaceId, Sub, Writer,
+    ClientMessage, Code, Collection, DocPath, Get, Hello, Mode, Position, Seq, ServerMessage, SpaceId, Sub, Writer,
 };
 use tokio::io::ReadBuf;
 
@@ -189,6 +189,10 @@ struct Rig {
 }
 
 fn rig() -> Rig {
+    rig_with(None, &ServerConfig::default())
+}
+
+fn rig_with(bus: Option<Arc<dyn Bus>>, config: &ServerConfig) -> Rig {
     let store = Arc::new(Faulty {
         store: Model::new(Retention::default()),
         hangs: AtomicBool::new(false),
@@ -198,11 +202,11 @@ fn rig() -> Rig {
         store: store.clone(),
         authoriser: Arc::new(DevAuthoriser),
         env: Arc::new(SystemEnv),
-        bus: None,
+        bus,
         metrics: Arc::default(),
     };
     let work = TaskTracker::new();
-    let node = assemble(parts, &ServerConfig::default(), &work);
+    let node = assemble(parts, config, &work);
     let script = Arc::new(Script::default());
     let accepted = accepted(script.clone());
     work.spawn(session::serve(node.clone(), accepted));
@@ -359,6 +363,55 @@ async fn of_many_spaces_that_one_connection_subscribes_to_one_is_read_at_a_time(
     }
     assert_eq!(rig.node.metrics.catching_up.get(), 100, "all have come");
     assert_eq!(rig.node.metrics.spaces.get(), 1, "the others wait for their turn");
+    rig.node.draining.cancel();
+    rig.work.close();
+}
+
+/// A bus that confirms a subscription, unless it hangs.
+#[derive(Default)]
+struct Unsure(AtomicBool);
+
+#[async_trait]
+impl Bus for Unsure {
+    async fn follow(&self, _: &SpaceId) -> Result<(), StoreError> {
+        if self.0.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+    fn leave(&self, _: &SpaceId) {}
+    fn is_connected(&self) -> bool {
+        true
+    }
+    async fn run(self: Arc<Self>, _: Arc<Hub>, _: CancellationToken) {}
+}
+
+#[tokio::test]
+async fn while_a_bus_confirms_no_subscription_what_is_open_is_read_all_the_same() {
+    let bus = Arc::new(Unsure::default());
+    let mut config = ServerConfig::default();
+    config.node.catch_ups = 1;
+    let rig = rig_with(Some(bus.clone()), &config);
+    commit(&rig, 1, "a/x").await;
+    rig.script.send([sub(1, None)]);
+    rig.script.received().await;
+    bus.0.store(true, Ordering::Relaxed);
+    let other = Arc::new(Script::default());
+    rig.work
+        .spawn(session::serve(rig.node.clone(), accepted(other.clone())));
+    other.send([ClientMessage::Hello(Hello::default()), sub_to(1, "new", None)]);
+    assert_eq!(other.received().await, []);
+    assert_eq!(rig.node.metrics.spaces.get(), 2, "it waits for the bus");
+    let get = Get {
+        id: 2,
+        space: "s".parse().unwrap(),
+        docs: vec!["a/x".parse().unwrap()],
+    };
+    rig.script.send([ClientMessage::Get(get), sub(1, Some("a"))]);
+    let got = rig.script.received().await;
+    let is_there = |is: fn(&ServerMessage) -> bool| got.iter().any(is);
+    assert!(is_there(|got| matches!(got, ServerMessage::Docs { .. })), "{got:?}");
+    assert!(is_there(|got| matches!(got, ServerMessage::Current { .. })), "{got:?}");
     rig.node.draining.cancel();
     rig.work.close();
 }

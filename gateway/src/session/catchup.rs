@@ -113,9 +113,10 @@ impl CatchUp {
     }
 
     async fn attempt(&self, from: &mut From) -> Result<Step, StoreError> {
-        // To follow a space is to read it, too.
-        let turn = self.conn.turn(&self.node, &self.reading).await;
+        // To follow a space is to read it, too. That may wait for the bus, and other connections' reads do not.
+        let own = self.conn.own_turn(&self.reading).await;
         let lease = self.node.hub.lease(&self.what.space).await?;
+        let turn = Turn::begin(own, &self.node).await;
         match from {
             From::At(position) => match self.by_log(lease, turn, position).await? {
                 Logged::Live(lease) => Ok(Step::Live(lease)),

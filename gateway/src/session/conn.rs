@@ -73,8 +73,22 @@ pub(super) type Reading = Arc<tokio::sync::Mutex<()>>;
 
 /// A connection's turn to read from the store.
 pub(super) struct Turn<'a> {
-    _own: tokio::sync::MutexGuard<'a, ()>,
+    _own: Own<'a>,
     _one: Option<SemaphorePermit<'a>>,
+}
+
+/// Nothing else reads for the connection.
+pub(super) type Own<'a> = tokio::sync::MutexGuard<'a, ()>;
+
+impl<'a> Turn<'a> {
+    /// Waits for one of so many on the node.
+    pub(super) async fn begin(own: Own<'a>, node: &'a Node) -> Self {
+        Self {
+            _own: own,
+            // It is never closed.
+            _one: node.catch_ups.acquire().await.ok(),
+        }
+    }
 }
 
 impl Conn {
@@ -83,13 +97,14 @@ impl Conn {
     /// taken most of what it was sent, so that no number of them fills the outbox; then, for no longer
     /// than the store takes, one of so many on the node, so that a client that takes nothing keeps nobody.
     pub(super) async fn turn<'a>(&'a self, node: &'a Node, reading: &'a Reading) -> Turn<'a> {
-        let _own = reading.lock().await;
+        Turn::begin(self.own_turn(reading).await, node).await
+    }
+
+    /// The first half of `turn`: what follows may wait for long, and holds up nobody but this connection.
+    pub(super) async fn own_turn<'a>(&'a self, reading: &'a Reading) -> Own<'a> {
+        let own = reading.lock().await;
         self.outbox.below(self.outbox.soft()).await;
-        Turn {
-            _own,
-            // It is never closed.
-            _one: node.catch_ups.acquire().await.ok(),
-        }
+        own
     }
 
     /// Has it look at its deadlines, at what is behind and at what was cut.

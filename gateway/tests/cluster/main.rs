@@ -10,6 +10,7 @@ mod counts;
 mod failover;
 mod faults;
 mod fleet;
+mod hearing;
 mod loss;
 mod many;
 mod migrate;

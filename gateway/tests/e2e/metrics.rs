@@ -13,7 +13,7 @@ use tidegate::metrics::{Row, TABLE};
 const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
     (
         "tidegate_behind_total{reason=\"trimmed\"}",
-        "a gateway's own writers wait before it comes to that, and other nodes do not publish here yet",
+        "a gateway's own writers wait before it comes to that; others would have to publish faster than it brings",
         "gateway/src/hub/tests/rounds.rs",
         "who_cannot_be_brought_what_the_ring_has_forgotten_catches_up",
     ),

@@ -50,6 +50,13 @@ pub fn payload_seq(payload: &[u8]) -> Result<Seq, Invalid> {
     Reader::new(payload, &TRUSTED).seq("s")
 }
 
+/// The server time of a payload, ms since 1970, without decoding the rest.
+pub fn payload_time(payload: &[u8]) -> Result<u64, Invalid> {
+    let mut r = Reader::new(payload, &TRUSTED);
+    r.seq("s")?;
+    r.u64("a")
+}
+
 /// What stands before the payload in a change: the head of the array, `"c"`, and the node's number for the space.
 pub fn change_prefix(n: u32) -> Vec<u8> {
     let mut out = Vec::with_capacity(8);

@@ -17,6 +17,7 @@ mod z;
 
 pub use change::{
     change_prefix, decode_doc_changes, decode_payload, encode_body, encode_doc_changes, payload, payload_seq,
+    payload_time,
 };
 pub use client::{decode_client, encode_client};
 pub use docs::{DocChanges, page_parts};

@@ -177,6 +177,7 @@ fn a_change_is_spliced_of_its_pieces() {
     };
     assert_eq!(decode_payload(&payload).unwrap(), commit);
     assert_eq!(payload_seq(&payload).unwrap(), commit.seq);
+    assert_eq!(payload_time(&payload).unwrap(), commit.at);
     let frame = [change_prefix(70_000), payload.to_vec()].concat();
     let change = ServerMessage::Change(Change { n: 70_000, commit });
     assert_eq!(encode_server(&change), frame);

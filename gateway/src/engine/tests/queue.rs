@@ -132,15 +132,22 @@ enum Event {
     Answered(u64, WriteReply),
 }
 
-struct Events(mpsc::UnboundedSender<Event>);
+/// With the highest seq that was published.
+struct Events(mpsc::UnboundedSender<Event>, AtomicU64);
 
 impl Publish for Events {
+    fn lacks(&self, _space: &SpaceId, at: Position) -> bool {
+        at.seq.get() > self.1.load(Ordering::Relaxed)
+    }
+
     fn publish(&self, _space: &SpaceId, lineage: &Lineage, commits: &[LogEntry]) {
         assert_ne!(lineage.last_epoch(), Epoch(0));
         assert!(
             commits.windows(2).all(|pair| pair[1].seq == pair[0].seq.next()),
             "they follow each other"
         );
+        let last = commits.last().map_or(0, |last| last.seq.get());
+        self.1.fetch_max(last, Ordering::Relaxed);
         let _ = self
             .0
             .send(Event::Published(commits.iter().map(|entry| entry.seq.get()).collect()));
@@ -174,7 +181,7 @@ impl Rig {
         let (tasks, clock) = (TaskTracker::new(), Arc::new(Ticks::default()));
         let engine = Engine::new(
             store.clone(),
-            Arc::new(Events(sender.clone())),
+            Arc::new(Events(sender.clone(), AtomicU64::new(0))),
             Arc::new(DevAuthoriser),
             clock.clone(),
             Limits::default(),

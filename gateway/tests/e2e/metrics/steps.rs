@@ -541,6 +541,7 @@ pub async fn opening(seen: &Seen) {
     go.send(()).unwrap();
     seen.moves(&gateway, "tidegate_ahead_dropped_total").await;
     seen.moves(&gateway, "tidegate_gap_commits_total").await;
+    seen.moves(&gateway, "tidegate_gaps_filled_total").await;
     // Behind this one's back, and nobody tells it.
     let (dir, store) = (gateway.dir.clone(), gateway.store.clone());
     let (any, gate) = ("127.0.0.1:0".parse().unwrap(), Gate::new(store.clone()));
@@ -711,6 +712,15 @@ pub(super) async fn redis(seen: &Seen) {
         (again.clone(), write(&mut peer, again).await)
     };
     next().await.1.expect("written");
+    let other = on_redis(&server).await;
+    let mut far = other.peer("eve").await;
+    let mut eve = WriterState::new("s", 3, far.now);
+    write(&mut far, eve.write(vec![inc("d/1", "n")]))
+        .await
+        .expect("written");
+    seen.moves(&gateway, "tidegate_delivery_lag_seconds_count").await;
+    drop(far);
+    other.stop().await;
     seen.moves(&gateway, "tidegate_redis_seconds_count").await;
     seen.moves(&gateway, "tidegate_redis_connections").await;
     // Each of these keeps what follows from being written until it is over.

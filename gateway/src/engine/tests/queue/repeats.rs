@@ -79,3 +79,24 @@ async fn another_copy_of_a_client_and_one_without_a_record_are_told_so() {
     );
     rig.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_repeat_of_what_was_committed_elsewhere_is_published_before_it_is_answered() {
+    let mut other = Rig::new([], EngineConfig::default());
+    let mut rig = Rig::on(other.store.clone(), EngineConfig::default());
+    for mid in 1..=2 {
+        other.submit(1, mid, vec![inc("n", "a", 1)]);
+        other.acked().await;
+    }
+    rig.submit(1, 1, vec![inc("n", "a", 1)]);
+    assert_eq!(
+        rig.event().await,
+        Event::Published(vec![1, 2]),
+        "nobody has told of them"
+    );
+    assert_eq!(rig.acked().await, 1);
+    rig.submit(1, 2, vec![inc("n", "a", 1)]);
+    assert!(matches!(rig.event().await, Event::Answered(..)), "it is known by now");
+    rig.end().await;
+    other.end().await;
+}
