@@ -759,13 +759,6 @@ RULES = {
         CLUSTER,
         "hearing::a_repeat_has_its_commit_read_where_the_bus_has_lost_it",
     ),
-    "what is too much for the inbox is said to be cut": (
-        "gateway/src/bus/redis.rs",
-        "hub.heard(space, &arrived.heard, arrived.is_cut)",
-        "hub.heard(space, &arrived.heard, false)",
-        CLUSTER,
-        "hearing::a_group_that_is_too_large_to_be_taken_in_at_once_is_read_from_the_log",
-    ),
     "what is over the inbox's bound is cut": (
         "gateway/src/bus/inbox.rs",
         "                    is_cut: true,\n",

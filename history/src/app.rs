@@ -288,6 +288,8 @@ impl Space {
             if sent_by != client {
                 // Under an id that was given up nobody tells whether it is in the state.
                 own.unsure |= acked.is_some() && own.fate == Some(Fate::Acked);
+                // And what said that it was may not hold for another state.
+                own.unsure |= mode == Mode::Reset && own.fate.is_none() && own.covered.take().is_some();
                 continue;
             }
             // One that was acked may have been purged, which nothing takes back.

@@ -273,6 +273,61 @@ fn a_client_id_that_was_given_up_and_that_was_not_stored_is_borne_still() {
 }
 
 #[test]
+fn what_was_covered_under_an_id_that_was_given_up_may_be_shown_over_a_state_that_lacks_it() {
+    let world = rich();
+    let (tag, client, head) = (1_000, ClientId(0x88), world.head());
+    let confirmed = 2;
+    let pages: Vec<_> = world.docs().iter().map(whole).collect();
+    let mut events = world.events;
+    let write = Write {
+        head: WriteHead {
+            space: crate::world::space(),
+            client,
+            mid: mid(1),
+            key: MutationKey(1),
+            prev: None,
+            first: Some(1),
+        },
+        base: None,
+        policy: None,
+        ops: tidegate_history::workload::counting(tidegate_history::Tag(tag)).unwrap(),
+    };
+    events.push(E::Issued(8, tag, true));
+    let (reset, told) = ((Mode::Reset, ViewId(1)), Some((client, Some(mid(1)))));
+    let mut caught_up = subscribes_as((80, 8), told, None, reset, pages.clone(), head);
+    caught_up.insert(1, E::Sent(80, ClientMessage::Write(write)));
+    events.extend(caught_up);
+    events.push(E::Shown(8, Some(head), confirmed, vec![]));
+    // A gap: it goes on under another id, and asks from nowhere.
+    events.push(E::Received(
+        80,
+        reject(crate::world::space(), mid(1), Code::OutOfOrder, Some(mid(9))),
+    ));
+    events.push(E::Disconnected(80));
+    let other = Some((ClientId(0x99), None));
+    let standing = Some((head, ViewId(1)));
+    for (mode, shown, expected) in [
+        (Mode::Reset, confirmed, &[][..]),
+        (Mode::Reset, confirmed + 1, &[]),
+        (Mode::Reset, confirmed + 2, &[CountedTwice]),
+        (Mode::Log, confirmed + 1, &[CountedTwice]),
+    ] {
+        let mut events = events.clone();
+        events.extend(subscribes_as(
+            (81, 8),
+            other,
+            standing,
+            (mode, ViewId(1)),
+            pages.clone(),
+            head,
+        ));
+        events.push(E::Shown(8, Some(head), shown, vec![]));
+        events.push(E::Settled(8, tag, Fate::Forgotten));
+        is(&events, expected);
+    }
+}
+
+#[test]
 fn where_nobody_was_told_from_where_an_epoch_goes_on_states_tell() {
     let (old, new) = (Epoch(0xa << 48), Epoch(0xb << 48));
     let at = |epoch, n| Position::new(epoch, seq(n));

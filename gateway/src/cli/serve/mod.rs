@@ -69,6 +69,7 @@ async fn run(args: &ServeArgs, settings: &Settings, found: &Found) -> Result<(),
     background.spawn(collect(opened.store.clone(), env, settings.collect_every));
     if let Opened::Redis(store) = &opened.store {
         background.spawn(resume_erasures(store.clone()));
+        background.spawn(count(store.clone()));
     }
     background.spawn(stop_when_told(told()?, stop.clone()));
     let server = Server::new(parts, config);
@@ -164,7 +165,6 @@ async fn on_redis(url: &str, settings: &Settings, env: &Arc<dyn Env>, metrics: &
             if let Some(wrong) = findings.iter().find(|finding| finding.forbids(any_policy)) {
                 return Err(format!("Redis: {}\n{}", wrong.what, wrong.advice).into());
             }
-            store.count().await.map_err(|e| e.to_string())?;
         }
         Err(error) => tracing::error!(%error, "Redis does not answer; the node is not ready until it does"),
     }
@@ -205,6 +205,14 @@ async fn collect(store: Opened, env: Arc<dyn Env>, every: Duration) {
 
 /// A space that has been closed for so long is being erased by a node that may have ended.
 const ABANDONED: Duration = Duration::from_secs(10);
+
+/// Counts what documents take, as soon as Redis answers: it may hold millions of keys, and nobody waits for that.
+async fn count(store: Arc<RedisStore>) {
+    while let Err(error) = store.count().await {
+        tracing::warn!(%error, "what documents take could not be counted; it is tried again");
+        tokio::time::sleep(ABANDONED / 2).await;
+    }
+}
 
 /// Goes on with erasures that other nodes have left.
 async fn resume_erasures(store: Arc<RedisStore>) {
