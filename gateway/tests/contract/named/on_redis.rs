@@ -235,12 +235,28 @@ fn a_replica_is_neither_read_nor_written() {
             .plan(vec![(head(1, 2), None, vec![set("a/1", &[("x", 2)])])])
             .await;
         server.command(&["REPLICAOF", "127.0.0.1", "1"]);
-        assert!(store.commit(group).await.is_err());
-        assert!(store.read(&space(), &[]).await.is_err());
-        assert!(store.positions(&[space()]).await.is_err());
-        assert!(store.changes(&space(), request(None)).await.is_err());
-        assert!(store.log(&space(), Position::START, 1, 1, None).await.is_err());
-        assert!(store.conflicts(&space(), 1).await.is_err());
+        // At once, on the connections that are there: they are given up when the first of them is refused.
+        let (space, spaces) = (space(), [space()]);
+        let (commit, read, positions, changes, log, conflicts) = tokio::join!(
+            store.commit(group),
+            store.read(&space, &[]),
+            store.positions(&spaces),
+            store.changes(&space, request(None)),
+            store.log(&space, Position::START, 1, 1, None),
+            store.conflicts(&space, 1),
+        );
+        let errors = [
+            commit.err(),
+            read.err(),
+            positions.err(),
+            changes.err(),
+            log.err(),
+            conflicts.err(),
+        ];
+        for error in errors {
+            let error = error.expect("it is refused").to_string();
+            assert!(error.contains("this server is not a primary"), "{error}");
+        }
     });
 }
 
