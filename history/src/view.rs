@@ -96,12 +96,19 @@ impl Space {
                     _ => applied.is_in(truth, at),
                 });
             let acked = own.fate == Some(Fate::Acked);
+            // A history that was lost may be shown still, and hold it under an id that was given up since.
+            let former = is_in
+                && !copied
+                && name.is_some_and(|(bearer, mid)| {
+                    let named = truth.find_mid(at, bearer.writer, mid);
+                    named.is_none_or(|named| !applied.is_some_and(|applied| applied.at.contains(&named)))
+                });
             let place = match own.heard {
                 Some(Ok(position)) => truth.resolve(position),
                 _ => applied.and_then(|applied| applied.at.last().copied()),
             };
             let reached = place.is_some_and(|place| truth.leads_to(place, at));
-            let reaches = acked && (if seen { is_in } else { reached });
+            let reaches = acked && (if seen { is_in && !former } else { reached });
             // When such a catch-up breaks off, it may be confirmed or wait for the next; and which epochs led to the present
             // one is forgotten at a restart.
             let elsewhere = matches!(own.heard, Some(Ok(ack)) if position.is_some_and(|at| at.epoch != ack.epoch));
@@ -125,7 +132,7 @@ impl Space {
                 Some((bearer, mid)) => !acked && bearer.shared && truth.find_mid(at, bearer.writer, mid).is_some(),
                 None => copied || foreign,
             };
-            if gone || own.unsure || reaches || shared {
+            if gone || own.unsure || reaches || shared || former {
                 view.perhaps += 1;
             } else if seen && !copied {
                 view.open.push(own.tag);

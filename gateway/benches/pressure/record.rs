@@ -102,11 +102,15 @@ pub(crate) fn replay(connection: &mut redis::Connection, commands: &[Vec<u8>], i
             connection.send_packed_command(&commands[sent]).map_err(failed)?;
             sent += 1;
         }
-        let Value::Array(answer) = connection.recv_response().map_err(failed)? else {
+        let Value::Array(mut answer) = connection.recv_response().map_err(failed)? else {
             return Err(Void("a commit was answered by something else".into()));
         };
+        // The outcomes come last.
+        let Some(Value::Array(outcomes)) = answer.pop() else {
+            return Err(Void("a commit was answered without outcomes".into()));
+        };
         let is_applied = |part: &&Value| matches!(part, Value::BulkString(bytes) if bytes.first() == Some(&b'A'));
-        let (applied, items) = (answer.iter().skip(3).filter(is_applied).count(), answer.len() - 3);
+        let (applied, items) = (outcomes.iter().filter(is_applied).count(), outcomes.len());
         if applied != items {
             return Err(Void(format!("{applied} of {items} mutations of a group were applied")));
         }
