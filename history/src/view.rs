@@ -115,8 +115,9 @@ impl Space {
             own.unsure |= reaches && (crosses || elsewhere && !seen);
             if own.covered.is_some() || reaches && (seen || !own.unsure) {
                 // It is hidden; for good once the ack's position is reached, too, unless it is lost and reported. Before
-                // that a reset may bring a state that does not hold it, and so it may for who cannot tell that the
-                // ack's epoch led there.
+                // that a reset may bring a state that does not hold it. Who cannot tell that the ack's epoch led there
+                // may keep it for that.
+                own.unsure |= acked && reached && elsewhere;
                 return !(acked && reached && !elsewhere);
             }
             // Acked, and from where the replica stands no history leads there any more: whether that is reported is
