@@ -70,18 +70,14 @@ impl Space {
         if self.truth.leads_to(from, to) {
             return true;
         }
-        let state = |at| self.truth.sum_at(at, &Covers::All);
-        if out.account || self.truth.rooted(to) || self.truth.root(from) == self.truth.root(to) {
-            let text = format!("{who} is led on from {}", short(Some(self.truth.position(from))));
-            self.breach(out, Breach::NotReset, Some(self.truth.position(to)), text);
-        } else if from.seq == to.seq && self.truth.knows(from) && state(from) != state(to) {
-            let text = format!(
-                "{who} is led on from {}, which held something else",
-                short(Some(self.truth.position(from)))
-            );
-            self.breach(out, Breach::NotReset, Some(self.truth.position(to)), text);
+        let truth = &self.truth;
+        let state = |at| truth.sum_at(at, &Covers::All);
+        let is_told = out.account || truth.rooted(to) || truth.root(from) == truth.root(to);
+        // Where nobody was told from where the epoch goes on, states of one length tell.
+        if is_told || from.seq == to.seq && truth.knows(from) && state(from) != state(to) {
+            let text = format!("{who} is led on from {}", short(Some(truth.position(from))));
+            self.breach(out, Breach::NotReset, Some(truth.position(to)), text);
         } else {
-            // Nobody was told from where the epoch goes on.
             out.counts().unverified += 1;
         }
         false

@@ -117,8 +117,9 @@ impl Space {
                 // It is hidden; for good once the ack's position is reached, too, unless it is lost and reported. Before
                 // that a reset may bring a state that does not hold it. Who cannot tell that the ack's epoch led there
                 // may keep it for that.
-                own.unsure |= acked && reached && elsewhere;
-                return !(acked && reached && !elsewhere);
+                let settled = acked && reached;
+                own.unsure |= settled && elsewhere;
+                return !settled || elsewhere;
             }
             // Acked, and from where the replica stands no history leads there any more: whether that is reported is
             // judged elsewhere.

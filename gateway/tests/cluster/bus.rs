@@ -17,16 +17,7 @@ async fn a_database_hears_nothing_of_another_even_where_one_was_copied_from_the_
     let judge = Judge::new();
     let (mut pen, mut reader) = (Pen::new(&judge, 2_000, 0), Reader::new(&judge, 1, 0));
     pen.write(first.addr, 1).await;
-    let redis::Value::Array(keys) = redis.command(&["KEYS", "*"]) else {
-        panic!("keys")
-    };
-    for key in keys {
-        let redis::Value::BulkString(key) = key else {
-            panic!("a key")
-        };
-        let key = String::from_utf8(key).unwrap();
-        redis.command(&["COPY", &key, &key, "DB", "3"]);
-    }
+    redis.copy_to(3);
     let second = Node::start(&at(3), &[]);
     second.ready().await;
     reader.follow(first.addr).await;

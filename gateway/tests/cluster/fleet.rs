@@ -65,11 +65,7 @@ impl Node {
     }
 
     fn signal(&self, signal: &str) {
-        let pid = self.process.as_ref().expect("it runs").0.id();
-        let sent = std::process::Command::new("bash")
-            .args(["-c", &format!("kill -{signal} {pid}")])
-            .status();
-        assert!(sent.unwrap().success());
+        crate::redis_server::signal(self.process.as_ref().expect("it runs").0.id(), signal);
     }
 
     pub(crate) fn kill(&mut self) {

@@ -80,20 +80,7 @@ async fn data_that_is_put_in_place_without_a_restart_is_another_history_once_tha
     let judge = Judge::new();
     let mut pen = Pen::new(&judge, 2_000, 0);
     pen.write(node.addr, 3).await;
-    for key in ["meta", "log", "idx", "clients", "results", "users", "dead", "marks"] {
-        let key = format!("tg:{{space:0}}:{key}");
-        redis.command(&["COPY", &key, &key, "DB", "1", "REPLACE"]);
-    }
-    let redis::Value::Array(docs) = redis.command(&["KEYS", "tg:{space:0}:d:*"]) else {
-        panic!("documents")
-    };
-    for doc in docs {
-        let redis::Value::BulkString(doc) = doc else {
-            panic!("a key")
-        };
-        let doc = String::from_utf8(doc).unwrap();
-        redis.command(&["COPY", &doc, &doc, "DB", "1", "REPLACE"]);
-    }
+    redis.copy_to(1);
     pen.write(node.addr, 2).await;
     let mut reader = Reader::new(&judge, 1, 0);
     reader.visit(node.addr).await;

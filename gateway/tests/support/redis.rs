@@ -6,6 +6,14 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// Sends a signal to a process.
+pub(crate) fn signal(pid: u32, signal: &str) {
+    let sent = Command::new("bash")
+        .args(["-c", &format!("kill -{signal} {pid}")])
+        .status();
+    assert!(sent.expect("bash").success());
+}
+
 /// A server, and what it was started with.
 pub(crate) struct Server {
     dir: tempfile::TempDir,
@@ -76,6 +84,15 @@ impl Server {
         cmd.arg(&parts[1..]);
         let mut connection = self.connection();
         connection.req_command(&cmd).expect("it answers")
+    }
+
+    /// Copies all keys to another of its databases.
+    pub(crate) fn copy_to(&self, db: u64) {
+        let mut connection = self.connection();
+        let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut connection).expect("it answers");
+        for key in keys {
+            self.command(&["COPY", &key, &key, "DB", &db.to_string(), "REPLACE"]);
+        }
     }
 
     /// A line of what it says of itself.
@@ -155,19 +172,12 @@ impl Server {
 
     /// Stops it in its tracks.
     pub(crate) fn freeze(&self) {
-        self.signal("STOP");
+        signal(self.pid(), "STOP");
     }
 
     /// Lets it go on.
     pub(crate) fn thaw(&self) {
-        self.signal("CONT");
-    }
-
-    fn signal(&self, signal: &str) {
-        let sent = Command::new("bash")
-            .args(["-c", &format!("kill -{signal} {}", self.pid())])
-            .status();
-        assert!(sent.expect("bash").success());
+        signal(self.pid(), "CONT");
     }
 
     /// Kills it, as `kill -9` does.

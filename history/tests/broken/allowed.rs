@@ -3,7 +3,7 @@
 use crate::spoil::*;
 use crate::world::{E, Kind, doc, judge, judge_outside, mid, path, reject, seq};
 use tidegate_history::Breach::*;
-use tidegate_history::{Docs, Fate, plain};
+use tidegate_history::{Docs, Fate, Tag, plain, workload};
 use tidegate_protocol::*;
 
 #[test]
@@ -119,6 +119,24 @@ fn subscribes_as(
     events
 }
 
+/// A client's first mutation, which counts.
+fn first_write(client: ClientId, tag: u64) -> ClientMessage {
+    let head = WriteHead {
+        space: crate::world::space(),
+        client,
+        mid: mid(1),
+        key: MutationKey(1),
+        prev: None,
+        first: Some(1),
+    };
+    ClientMessage::Write(Write {
+        head,
+        base: None,
+        policy: None,
+        ops: workload::counting(Tag(tag)).unwrap(),
+    })
+}
+
 #[test]
 fn an_erased_space_begins_anew_and_every_position_resets() {
     let world = rich();
@@ -173,24 +191,10 @@ fn an_end_of_what_a_last_mid_covers_that_was_not_stored_is_none() {
     let (before, confirmed) = (world.head(), 2);
     let pages: Vec<_> = world.docs().iter().map(whole).collect();
     let mut events = world.events;
-    let head = WriteHead {
-        space: crate::world::space(),
-        client,
-        mid: mid(1),
-        key: MutationKey(1),
-        prev: None,
-        first: Some(1),
-    };
-    let write = Write {
-        head,
-        base: None,
-        policy: None,
-        ops: tidegate_history::workload::counting(tidegate_history::Tag(tag)).unwrap(),
-    };
     // It is sent and refused, and no answer comes but by the next `current`.
     events.push(E::Issued(8, tag, true));
     events.push(E::Connected(79, 8));
-    events.push(E::Sent(79, ClientMessage::Write(write)));
+    events.push(E::Sent(79, first_write(client, tag)));
     events.push(E::Disconnected(79));
     let reset = (Mode::Reset, ViewId(1));
     let told = Some((client, Some(mid(1))));
@@ -230,24 +234,11 @@ fn a_client_id_that_was_given_up_and_that_was_not_stored_is_borne_still() {
     let (confirmed, standing) = (2, Some((world.head(), ViewId(1))));
     let pages: Vec<_> = world.docs().iter().map(whole).collect();
     let mut events = world.events;
-    let write = Write {
-        head: WriteHead {
-            space: crate::world::space(),
-            client,
-            mid: mid(1),
-            key: MutationKey(1),
-            prev: None,
-            first: Some(1),
-        },
-        base: None,
-        policy: None,
-        ops: tidegate_history::workload::counting(tidegate_history::Tag(tag)).unwrap(),
-    };
     // What another copy of the storage has written under its id hides it, until it is told.
     events.push(E::Issued(8, tag, true));
     let told = Some((client, Some(mid(1))));
     let mut caught_up = subscribes_as((80, 8), told, None, (Mode::Reset, ViewId(1)), pages, head);
-    caught_up.insert(1, E::Sent(80, ClientMessage::Write(write)));
+    caught_up.insert(1, E::Sent(80, first_write(client, tag)));
     events.extend(caught_up);
     events.push(E::Shown(8, Some(head), confirmed, vec![]));
     events.push(E::Received(
@@ -279,23 +270,10 @@ fn what_was_covered_under_an_id_that_was_given_up_may_be_shown_over_a_state_that
     let confirmed = 2;
     let pages: Vec<_> = world.docs().iter().map(whole).collect();
     let mut events = world.events;
-    let write = Write {
-        head: WriteHead {
-            space: crate::world::space(),
-            client,
-            mid: mid(1),
-            key: MutationKey(1),
-            prev: None,
-            first: Some(1),
-        },
-        base: None,
-        policy: None,
-        ops: tidegate_history::workload::counting(tidegate_history::Tag(tag)).unwrap(),
-    };
     events.push(E::Issued(8, tag, true));
     let (reset, told) = ((Mode::Reset, ViewId(1)), Some((client, Some(mid(1)))));
     let mut caught_up = subscribes_as((80, 8), told, None, reset, pages.clone(), head);
-    caught_up.insert(1, E::Sent(80, ClientMessage::Write(write)));
+    caught_up.insert(1, E::Sent(80, first_write(client, tag)));
     events.extend(caught_up);
     events.push(E::Shown(8, Some(head), confirmed, vec![]));
     // A gap: it goes on under another id, and asks from nowhere.

@@ -17,7 +17,7 @@ const STEP: usize = 256;
 /// Clients whose records and results go in a step.
 const CLIENTS: usize = 16;
 /// Keys that the server looks at in a step of a walk.
-const WALK: usize = 512;
+pub(super) const WALK: usize = 512;
 
 /// A clock that is further from the server's is wrong, or the server's is.
 const SKEW_MS: u64 = 60_000;

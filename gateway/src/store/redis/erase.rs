@@ -4,6 +4,7 @@
 //! done. Between them any node may do the steps, also several at once: each deletes what is left. Nothing is written
 //! to a closed space, so what a step has read holds until it is done.
 
+use super::collect::WALK;
 use super::import::UNDER_WAY;
 use super::link::{Call, LinkError};
 use super::reply::{Parts, unexpected};
@@ -19,8 +20,6 @@ use tidegate_protocol::{Epoch, FieldPath, SpaceId, Writer};
 
 /// Documents, or entries of the conflict log, looked at in a step.
 const STEP: usize = 128;
-/// Keys that the server looks at in a step of a walk over all.
-const WALK: usize = 512;
 /// Clients whose records become markers in a step.
 const CLIENTS: usize = 16;
 
